@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: MIT
+// Autocast: images and columns are cast to the autocast type, as a convolution's would be; the dilation map is cast up
+// to float32, for positions are not to be rounded. float64 stays what it is.
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+namespace ddu {
+
+namespace {
+
+template <at::DeviceType device>
+void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const auto& arguments = op.schema().arguments();
+  auto value = stack->end() - static_cast<std::ptrdiff_t>(arguments.size());
+  for (const auto& argument : arguments) {
+    if (value->isTensor()) {
+      const auto type = argument.name() == "dilation_map" ? at::kFloat : at::autocast::get_autocast_dtype(device);
+      *value = at::autocast::cached_cast(type, value->toTensor(), device);
+    }
+    ++value;
+  }
+  op.callBoxed(stack);
+}
+
+template <at::DeviceType device>
+void register_autocast(torch::Library& m) {
+  for (const auto* name : {"unfold", "fold", "unfold_backward", "sample", "splat", "dot"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, AutocastCPU, m) { register_autocast<at::kCPU>(m); }
+
+TORCH_LIBRARY_IMPL(ddu, AutocastCUDA, m) { register_autocast<at::kCUDA>(m); }
+
+}  // namespace ddu

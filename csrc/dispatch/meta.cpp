@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+// Sizes and types without values: the Meta device, which traces run on.
+
+#include "backend.h"
+
+namespace ddu {
+
+namespace {
+
+struct Meta {
+  static void sample(const SymParams&, const at::Tensor&, const at::Tensor&, at::Tensor&) {}
+  static void splat(const SymParams&, const at::Tensor&, const at::Tensor&, at::Tensor&) {}
+  static void dot(const SymParams&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&) {}
+  static void unfold_backward(
+      const SymParams&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::Tensor&, at::Tensor&) {}
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_operators<Meta>(m); }
+
+// No operator takes a tensor of these kinds. The checks say so, with the argument's name.
+TORCH_LIBRARY_IMPL(ddu, SparseCPU, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, SparseCUDA, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, SparseCsrCPU, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, SparseCsrCUDA, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, SparseMeta, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, SparseCsrMeta, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, MkldnnCPU, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, QuantizedCPU, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, QuantizedCUDA, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, QuantizedMeta, m) { register_operators<Meta>(m); }
+
+}  // namespace ddu

@@ -1,0 +1,1 @@
+"""The compiled part: importing it registers the operators."""

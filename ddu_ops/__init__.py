@@ -1,0 +1,20 @@
+"""Dynamic dilation unfold: ``F.unfold`` in which every output position reads its own dilation rate.
+
+Importing the package loads the extension, which registers the operators as ``torch.ops.ddu.*``.
+"""
+
+import ddu_ops._C  # isort: skip  # first: what follows calls what it registers
+import ddu_ops._vmap
+from ddu_ops import reference
+from ddu_ops._version import __version__
+from ddu_ops.functional import dynamic_dilation_fold, dynamic_dilation_unfold
+from ddu_ops.modules import DynamicDilationFold, DynamicDilationUnfold
+
+__all__ = [
+    "DynamicDilationFold",
+    "DynamicDilationUnfold",
+    "__version__",
+    "dynamic_dilation_fold",
+    "dynamic_dilation_unfold",
+    "reference",
+]
