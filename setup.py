@@ -26,7 +26,7 @@ class Build(BuildExtension):
 extension = CppExtension(
     "ddu_ops._C",
     SOURCES,
-    extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 
 setup(ext_modules=[extension], cmdclass={"build_ext": Build})

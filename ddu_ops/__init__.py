@@ -4,7 +4,7 @@ Importing the package loads the extension, which registers the operators as ``to
 """
 
 import ddu_ops._C  # isort: skip  # first: what follows calls what it registers
-import ddu_ops._vmap
+import ddu_ops._vmap  # noqa: F401
 from ddu_ops import reference
 from ddu_ops._version import __version__
 from ddu_ops.functional import dynamic_dilation_fold, dynamic_dilation_unfold

@@ -20,7 +20,7 @@ def _register(name: str) -> None:
             if not isinstance(value, Tensor):
                 return value
             mapped = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-            return mapped.flatten(0, 1) if value.dim() > (0 if dim is None else 1) else mapped
+            return mapped.flatten(0, 1) if mapped.dim() > 1 else mapped
 
         def take_out(value: Tensor) -> Tensor:
             return value.unflatten(0, (size, -1) if size else (0, 0))

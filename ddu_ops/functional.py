@@ -97,8 +97,8 @@ def dynamic_dilation_fold(
     The adjoint of :func:`dynamic_dilation_unfold` by its input,
     :math:`\langle \mathrm{unfold}(x, D), g \rangle = \langle x, \mathrm{fold}(g, D) \rangle`: every entry of
     ``columns`` is shared out over the four pixels around its tap, by the bilinear weights; what falls outside the image
-    is dropped. A map of ones makes it :func:`torch.nn.functional.fold`. Gradients of every order flow to ``columns`` and
-    to ``dilation_map``.
+    is dropped. A map of ones makes it :func:`torch.nn.functional.fold`. Gradients of every order flow to ``columns``
+    and to ``dilation_map``.
 
     Args:
         columns: the windows.
