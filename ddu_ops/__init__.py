@@ -3,7 +3,11 @@
 Importing the package loads the extension, which registers the operators as ``torch.ops.ddu.*``.
 """
 
-import ddu_ops._C  # isort: skip  # first: what follows calls what it registers
+# isort: off
+import torch  # noqa: F401  # loads the libraries that the extension needs
+import ddu_ops._C  # registers the operators, which what follows calls
+
+# isort: on
 import ddu_ops._vmap  # noqa: F401
 from ddu_ops import reference
 from ddu_ops._version import __version__

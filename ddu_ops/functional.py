@@ -45,7 +45,7 @@ def dynamic_dilation_unfold(
         groups: number of channel groups that have a map of their own; channel ``c`` reads the map of group
             ``c // (C / groups)``. Default: 1.
         aligned: ``True`` centres a window where ``F.unfold`` centres its own; ``False`` centres it on ``F.unfold``'s
-            first tap (the second term of the formula is dropped). Default: ``True``.
+            first tap (the term :math:`d (k - 1) / 2` is dropped). Default: ``True``.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
@@ -120,6 +120,8 @@ def dynamic_dilation_fold(
         >>> dynamic_dilation_fold(columns, 4, 3, dilation_map, padding=1).shape
         torch.Size([1, 1, 4, 4])
     """
+    # Unlike int[2], SymInt[2] takes no single int.
+    size = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
     return torch.ops.ddu.dynamic_dilation_fold(
-        columns, output_size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned
+        columns, size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned
     )
