@@ -1,0 +1,72 @@
+# Two commands matter, `make demo` and `make test`; each sets up what it needs. `make` alone lists the others.
+#
+#   make test ARGS="-k forward -x"   extra arguments for pytest, or for the demo
+#   make test VENV=                  in the environment you are in: nothing is installed, no network is needed
+
+# The virtual environment, made once; empty for the current environment.
+VENV ?= .venv
+# The Python it is made with, 3.10 or newer; with an empty VENV, the one that runs everything.
+PYTHON ?= python3
+# The tested torch. Its CPU build is enough: TORCH may also be the path of a wheel, and pip's own settings apply.
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+python := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
+pip_install := $(python) -m pip install --disable-pip-version-check
+clang_format := $(if $(VENV),$(VENV)/bin/)clang-format
+cpp_files = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+# $(call installed,build test): the stamps of what a target needs in the virtual environment.
+installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test build lint format clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
+	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
+
+test: build $(call installed,test)  ## run the tests
+	$(python) -m pytest $(ARGS)
+
+build: $(call installed,torch build package)  ## compile what changed since the last time
+	$(python) setup.py --quiet build_ext --inplace
+
+lint: $(call installed,torch lint)  ## check formatting, style and types of both languages
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	$(clang_format) --dry-run --Werror $(cpp_files)
+	$(python) -m codespell_lib
+
+format: $(call installed,lint)  ## format both languages, mend what ruff can
+	$(python) -m ruff check --fix --exit-zero .
+	$(python) -m ruff format .
+	$(clang_format) -i $(cpp_files)
+
+clean:  ## remove what was built, but not the virtual environment
+	rm -rf build dist *.egg-info ddu_ops/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+ifneq ($(VENV),)
+$(VENV)/.made:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed" if sys.version_info < (3, 10) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.installed-torch: Makefile | $(VENV)/.made
+	$(pip_install) $(TORCH)
+	touch $@
+
+# The editable install, so that the environment has the package wherever it is used from.
+$(VENV)/.installed-package: pyproject.toml | $(call installed,torch build)
+	$(pip_install) --no-build-isolation --no-deps --editable .
+	touch $@
+
+$(VENV)/.installed-%: requirements/%.txt | $(VENV)/.made
+	$(pip_install) --quiet --requirement $<
+	touch $@
+endif
