@@ -9,7 +9,7 @@
 
 namespace ddu {
 
-// Weights of a tap's two neighbours along one axis: value[0], or differentiated by the rate: value[1].
+// Weights of a tap's two neighbours along one axis: [0] their values, [1] differentiated by the rate.
 template <class T>
 struct AxisWeights {
   T low[2];
@@ -37,11 +37,13 @@ DDU_HOST_DEVICE CornerWeights<T> corner_weights(
   CornerWeights<T> corner = {0, 0, 0, 0};
   for (int a = 0; a < 2; ++a) {
     for (int b = 0; b < 2; ++b) {
-      const T count = static_cast<T>(term[a][b]);
-      corner.nw += count * y.low[a] * x.low[b];
-      corner.ne += count * y.low[a] * x.high[b];
-      corner.sw += count * y.high[a] * x.low[b];
-      corner.se += count * y.high[a] * x.high[b];
+      if (term[a][b] != 0) {
+        const T count = static_cast<T>(term[a][b]);
+        corner.nw += count * y.low[a] * x.low[b];
+        corner.ne += count * y.low[a] * x.high[b];
+        corner.sw += count * y.high[a] * x.low[b];
+        corner.se += count * y.high[a] * x.high[b];
+      }
     }
   }
   return corner;

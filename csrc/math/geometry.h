@@ -19,13 +19,13 @@ Int output_size(const Int& padded, const Int& reach, int64_t stride) {
 }
 
 // Marks a tap that has no neighbour in the image: neither pixel kNoPixel nor the one after it lies inside.
-constexpr int64_t kNoPixel = -2;
+constexpr int kNoPixel = -2;
 
 // The neighbours of a tap along one axis are `pixel` and `pixel + 1`, each inside the image or not.
-template <class T>
+template <class T, class Index = int64_t>
 struct Neighbours {
-  int64_t pixel;  // floor of the position: in [-1, size - 1], or kNoPixel
-  T fraction;     // position - pixel, in [0, 1]
+  Index pixel;  // floor of the position: in [-1, size - 1], or kNoPixel
+  T fraction;   // position - pixel, in [0, 1]
 };
 
 // d position / d rate of a tap: its distance from the window's centre at rate 1, (tap - (k - 1) / 2) * d.
@@ -46,6 +46,12 @@ DDU_HOST_DEVICE T centre_fraction(const Axis<int64_t>& axis, bool aligned) {
   return aligned && axis.kernel % 2 == 0 && axis.dilation % 2 != 0 ? T(0.5) : T(0);
 }
 
+// Whether 32-bit pixels do for an axis: what `neighbours` asks of its Index.
+DDU_HOST_DEVICE bool fits_int32(const Axis<int64_t>& axis) {
+  const int64_t limit = int64_t(1) << 30;
+  return axis.size < limit && axis.padding < limit && axis.dilation * (axis.kernel - 1) < limit;
+}
+
 // NOTE [ Positions ]
 // A tap samples at centre_pixel + centre_fraction + slope * rate (SPEC's formula, regrouped). The sum of the last two,
 // the offset, is what is split into whole pixels and a fraction; the centre's pixels are added as integers. So the
@@ -55,23 +61,19 @@ DDU_HOST_DEVICE T centre_fraction(const Axis<int64_t>& axis, bool aligned) {
 // (up to offsets of 2^22 pixels in float).
 //
 // An offset is accepted if it leads to a neighbour in the image, never rejected if it does not, so one that is huge or
-// NaN never becomes an address: it is compared as a floating point number first, and converted only below 2^62.
-template <class T>
-DDU_HOST_DEVICE Neighbours<T> neighbours(int64_t size, int64_t centre, T centre_fraction, T slope, T rate) {
-  const T limit = static_cast<T>(int64_t(1) << 62);
-  const T whole = std::floor(slope * rate + centre_fraction);
-  if (!(std::fabs(whole) < limit)) {
-    return {kNoPixel, T(0)};
-  }
+// NaN never becomes an address: it is compared as a floating point number first, and converted only below the limit.
+template <class T, class Index>
+DDU_HOST_DEVICE Neighbours<T, Index> neighbours(Index size, Index centre, T centre_fraction, T slope, T rate) {
+  const T limit = static_cast<T>(Index(1) << (8 * sizeof(Index) - 2));
+  const T offset = std::floor(slope * rate + centre_fraction);
+  const bool near = std::fabs(offset) < limit;  // false for NaN
+  const T whole = near ? offset : T(0);
   const T rest = std::fma(slope, rate, centre_fraction - whole);
   const T carry = std::floor(rest);  // -1 where the product was rounded up to a whole pixel, else 0
-  const T fraction = rest - carry;
-  const int64_t pixels = static_cast<int64_t>(whole) + static_cast<int64_t>(carry);
+  const Index pixels = static_cast<Index>(whole) + static_cast<Index>(carry);
   // The same as -1 <= centre + pixels < size, without a sum that could wrap around.
-  if (pixels < -1 - centre || pixels >= size - centre) {
-    return {kNoPixel, T(0)};
-  }
-  return {centre + pixels, fraction};
+  const bool inside = near & (pixels >= -1 - centre) & (pixels < size - centre);
+  return {inside ? static_cast<Index>(centre + pixels) : Index(kNoPixel), inside ? rest - carry : T(0)};
 }
 
 }  // namespace ddu

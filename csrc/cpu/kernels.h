@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: MIT
+// What the CPU device computes, on raw memory: the interface between unfold_cpu.cpp, which cuts the work into tasks,
+// and kernels_impl.h, which is compiled once for each instruction set.
+
+// NOTE [ CPU kernels ]
+// Images are read from, and added into, padded planes. A plane holds kLanes channels of one group in the type that sums
+// are computed in, channels innermost: [H + 3, W + 3, kLanes], the image at (2, 2), zeros around it. (The last plane of
+// a group is filled up with channels of zeros.)
+//
+// - Every tap has four corners with an address. Those of a tap without a neighbour in the image (kNoPixel) are all
+// zeros
+//   when read, and dropped with the border when added to. So there are no masks and no cases in the loops, and a pixel
+//   that is infinite cannot leak through a weight of zero into a window that lies beside it.
+// - A tap's corner is kLanes consecutive numbers: loads, sums and stores are vectors, and address and weights, which do
+//   not depend on the channel, are used kLanes times.
+// - Strides and types of the tensors are dealt with when rows of them are copied to and from a tile.
+//
+// Positions are worked on in tiles of kTile. In a tile, locations and weights are computed with a lane per position,
+// and entries of columns are turned from rows of positions into rows of channels or back.
+#pragma once
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace ddu::cpu {
+
+constexpr int64_t kTile = 128;
+constexpr int64_t kBorderLow = 2;  // -kNoPixel
+constexpr int64_t kBorderHigh = 1;
+
+constexpr int64_t padded(int64_t size) { return kBorderLow + size + kBorderHigh; }
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the channels of a call are laid out in planes.
+struct Layout {
+  int64_t lanes;      // channels of a plane: 1, 4 or 8
+  int64_t per_group;  // channels of a group
+  int64_t planes;     // planes of a group
+  int64_t plane;      // elements of a plane
+};
+
+inline Layout layout(const UnfoldParams& p) {
+  const int64_t per_group = p.channels / p.groups;
+  const int64_t lanes = per_group <= 1 ? 1 : per_group <= 4 ? 4 : 8;
+  return {lanes, per_group, ceil_div(per_group, lanes), padded(p.h.size) * padded(p.w.size) * lanes};
+}
+
+// A tensor of any strides, in elements. Images are [B, C, H, W], columns are [B, C * kH * kW, 1, L].
+template <class Pointer>
+struct Strided {
+  Pointer data;
+  int64_t stride[4];
+};
+
+// Rates, [B * G, rates, L]: contiguous and in the type that positions are computed in.
+//
+// Each function does the tasks [begin, end) of its call, and nothing that another task does.
+template <class scalar_t, class T>
+struct Kernels {
+  // image -> planes. A task is one padded row of a plane.
+  void (*pack)(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end);
+
+  // The sum of `copies` sets of planes -> image, contiguous. A task is one row of the image, for all lanes of a plane.
+  void (*unpack)(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end);
+
+  // columns, contiguous. A task is one tile of positions for one chunk of the planes of a group: sample_tasks of them.
+  void (*sample)(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end);
+
+  // One pass over columns. Adds term `splat` of them into `image`, planes; or `image` is null. Leaves the sums over the
+  // channels of a plane of their products with the `count` terms `dot` of `input`, planes, in `sums`. A task is one
+  // plane and one band of positions; each band has planes and sums of its own: image [bands, B * G, planes, ...],
+  // sums [planes, B * G, count, L].
+  void (*reduce)(
+      const UnfoldParams& p,
+      Strided<const scalar_t*> columns,
+      const T* rates,
+      int64_t bands,
+      const int8_t (*splat)[2][2],
+      T* image,
+      const T* input,
+      const int8_t (*dot)[2][2],
+      int64_t count,
+      T* sums,
+      int64_t begin,
+      int64_t end);
+};
+
+// Planes of a task of `sample`: enough to pay for the locations, few enough for what they touch to stay in the cache.
+constexpr int64_t kSamplePlanes = 4;
+
+inline int64_t sample_tasks(const UnfoldParams& p) {
+  return p.batch * p.groups * ceil_div(layout(p).planes, kSamplePlanes) * ceil_div(p.h.out_size * p.w.out_size, kTile);
+}
+
+// The kernels for the instruction set of this machine, or the one that ATEN_CPU_CAPABILITY asks for.
+template <class scalar_t, class T>
+const Kernels<scalar_t, T>& kernels();
+
+}  // namespace ddu::cpu

@@ -1,0 +1,527 @@
+// SPDX-License-Identifier: MIT
+// The CPU kernels (NOTE [ CPU kernels ]). Included by kernels_<instruction set>.cpp, each of which defines
+// DDU_CAPABILITY, a namespace, and has included everything below before it turned its instruction set on.
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <memory>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../math/bilinear.h"
+#include "../math/geometry.h"
+#include "kernels.h"
+
+#if defined(DDU_CAPABILITY)
+
+namespace ddu::cpu::DDU_CAPABILITY {
+
+namespace {
+
+// Instead of <algorithm>, whose templates have one name for all instruction sets.
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class T>
+inline void fill_zero(T* target, int64_t n) {
+  for (int64_t k = 0; k < n; ++k) {
+    target[k] = 0;
+  }
+}
+
+template <class T>
+inline void copy(const T* __restrict source, int64_t n, T* __restrict target) {
+  for (int64_t k = 0; k < n; ++k) {
+    target[k] = source[k];
+  }
+}
+
+// ---- rows of a tensor <-> tiles
+
+#if defined(DDU_F16C)
+inline void load_row(const c10::Half* source, int64_t stride, int64_t n, float* row) {
+  int64_t k = 0;
+  if (stride == 1) {
+    for (; k + 8 <= n; k += 8) {
+      _mm256_storeu_ps(row + k, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source + k))));
+    }
+  }
+  for (; k < n; ++k) {
+    row[k] = _cvtsh_ss(source[k * stride].x);
+  }
+}
+
+inline void store_row(const float* row, int64_t n, c10::Half* target) {
+  int64_t k = 0;
+  for (; k + 8 <= n; k += 8) {
+    const auto half = _mm256_cvtps_ph(_mm256_loadu_ps(row + k), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(target + k), half);
+  }
+  for (; k < n; ++k) {
+    target[k].x = _cvtss_sh(row[k], _MM_FROUND_TO_NEAREST_INT);
+  }
+}
+#endif
+
+// n <= kTile elements of a row, converted.
+template <class scalar_t, class T>
+inline void load_row(const scalar_t* __restrict source, int64_t stride, int64_t n, T* __restrict row) {
+  if (stride == 1) {
+    for (int64_t k = 0; k < n; ++k) {
+      row[k] = static_cast<T>(source[k]);
+    }
+  } else {
+    for (int64_t k = 0; k < n; ++k) {
+      row[k] = static_cast<T>(source[k * stride]);
+    }
+  }
+}
+
+template <class scalar_t, class T>
+inline void store_row(const T* __restrict row, int64_t n, scalar_t* __restrict target) {
+  for (int64_t k = 0; k < n; ++k) {
+    target[k] = static_cast<scalar_t>(row[k]);
+  }
+}
+
+// rows [kLanes, kTile] -> tile [kTile, kLanes]
+template <int kLanes, class T>
+inline void interleave(const T* __restrict rows, T* __restrict tile) {
+  for (int64_t k = 0; k < kTile; ++k) {
+    for (int c = 0; c < kLanes; ++c) {
+      tile[k * kLanes + c] = rows[c * kTile + k];
+    }
+  }
+}
+
+template <int kLanes, class T>
+inline void deinterleave(const T* __restrict tile, T* __restrict rows) {
+  for (int64_t k = 0; k < kTile; ++k) {
+    for (int c = 0; c < kLanes; ++c) {
+      rows[c * kTile + k] = tile[k * kLanes + c];
+    }
+  }
+}
+
+// ---- the taps of a tile
+
+template <class T>
+struct Weights {
+  T nw[kTile], ne[kTile], sw[kTile], se[kTile];
+};
+
+template <class T>
+class Taps {
+ public:
+  explicit Taps(const UnfoldParams& p)
+      : p_(p), narrow_(fits_int32(p.h) && fits_int32(p.w)), y_(new Located[p.h.kernel]), x_(new Located[p.w.kernel]) {}
+
+  // The n <= kTile positions from `first` on. rates: [rates, L].
+  void locate(const T* rates, int64_t first, int64_t n) {
+    const int64_t positions = p_.h.out_size * p_.w.out_size;
+    const T* const rate_h = rates + first;
+    const T* const rate_w = rate_h + (p_.rates - 1) * positions;
+    for (int64_t k = 0; k < kTile; ++k) {
+      rate_h_[k] = k < n ? rate_h[k] : T(0);
+      rate_w_[k] = k < n ? rate_w[k] : T(0);
+      // Where a rate is not finite, its difference to itself is NaN. With NaN weights and no neighbours, NaN is what is
+      // read, and what is added to the image falls into the border.
+      unit_[k] = T(1) + (rate_h_[k] - rate_h_[k]) + (rate_w_[k] - rate_w_[k]);
+    }
+    if (narrow_) {
+      locate_as<int32_t>(first);
+    } else {
+      locate_as<int64_t>(first);
+    }
+  }
+
+  // The pixel of a padded plane that is the nw corner of tap (m, n), for every position.
+  void corners(int64_t m, int64_t n, int64_t* __restrict nw) const {
+    const int64_t* const y = y_[m].offset;
+    const int64_t* const x = x_[n].offset;
+    for (int64_t k = 0; k < kTile; ++k) {
+      nw[k] = y[k] + x[k];
+    }
+  }
+
+  void weigh(int64_t m, int64_t n, const int8_t (&term)[2][2], Weights<T>& weights) const {
+    constexpr int8_t kValue[2][2] = {{1, 0}, {0, 0}};
+    if (term[0][0] == 1) {
+      weigh_as(m, n, kValue, weights);
+    } else {
+      weigh_as(m, n, term, weights);
+    }
+  }
+
+ private:
+  struct Located {
+    int64_t offset[kTile];
+    T fraction[kTile];
+  };
+
+  template <class Index>
+  void locate_as(int64_t first) {
+    Index centre_h[kTile];
+    Index centre_w[kTile];
+    int64_t i = first / p_.w.out_size;
+    int64_t j = first % p_.w.out_size;
+    for (int64_t k = 0; k < kTile; ++k) {
+      centre_h[k] = static_cast<Index>(centre_pixel(p_.h, i, p_.aligned));
+      centre_w[k] = static_cast<Index>(centre_pixel(p_.w, j, p_.aligned));
+      if (++j == p_.w.out_size) {
+        j = 0;
+        i = i + 1 < p_.h.out_size ? i + 1 : 0;
+      }
+    }
+    for (int64_t m = 0; m < p_.h.kernel; ++m) {
+      locate_tap(p_.h, m, centre_h, rate_h_, padded(p_.w.size), y_[m]);
+    }
+    for (int64_t n = 0; n < p_.w.kernel; ++n) {
+      locate_tap(p_.w, n, centre_w, rate_w_, 1, x_[n]);
+    }
+  }
+
+  template <class Index>
+  void locate_tap(
+      const Axis<int64_t>& axis,
+      int64_t tap,
+      const Index* __restrict centre,
+      const T* __restrict rate,
+      int64_t pitch,
+      Located& located) {
+    const T slope = tap_slope<T>(axis, tap);
+    const T fraction = centre_fraction<T>(axis, p_.aligned);
+    const Index size = static_cast<Index>(axis.size);
+    for (int64_t k = 0; k < kTile; ++k) {
+      const auto at = neighbours<T, Index>(size, centre[k], fraction, slope, rate[k]);
+      located.offset[k] = (at.pixel + kBorderLow) * pitch;
+      located.fraction[k] = at.fraction;
+    }
+  }
+
+  template <class Term>
+  void weigh_as(int64_t m, int64_t n, const Term& term, Weights<T>& weights) const {
+    const T slope_h = tap_slope<T>(p_.h, m);
+    const T slope_w = tap_slope<T>(p_.w, n);
+    const T* const y = y_[m].fraction;
+    const T* const x = x_[n].fraction;
+    for (int64_t k = 0; k < kTile; ++k) {
+      const auto corner = corner_weights(axis_weights(y[k], slope_h), axis_weights(x[k], slope_w), term);
+      weights.nw[k] = unit_[k] * corner.nw;
+      weights.ne[k] = unit_[k] * corner.ne;
+      weights.sw[k] = unit_[k] * corner.sw;
+      weights.se[k] = unit_[k] * corner.se;
+    }
+  }
+
+  const UnfoldParams& p_;
+  const bool narrow_;
+  T rate_h_[kTile];
+  T rate_w_[kTile];
+  T unit_[kTile];                 // 1, or NaN where a rate is not finite
+  std::unique_ptr<Located[]> y_;  // offsets in pixels of a plane, for each tap of the height
+  std::unique_ptr<Located[]> x_;  // and of the width
+};
+
+// ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
+
+// kLanes numbers as one value, in registers of whatever width the instruction set has.
+template <class T, int kLanes>
+struct Lanes {
+  typedef T Type __attribute__((vector_size(kLanes * sizeof(T))));
+};
+
+template <int kLanes, class T>
+inline typename Lanes<T, kLanes>::Type load(const T* source) {
+  typename Lanes<T, kLanes>::Type value;
+  __builtin_memcpy(&value, source, sizeof(value));
+  return value;
+}
+
+template <class T, class Value>
+inline void store(const Value& value, T* target) {
+  __builtin_memcpy(target, &value, sizeof(value));
+}
+
+// The weighted sum of the corners of position k.
+template <int kLanes, class T>
+inline typename Lanes<T, kLanes>::Type interpolate(
+    const T* plane, int64_t pitch, int64_t nw, const Weights<T>& w, int64_t k) {
+  const T* const north = plane + nw * kLanes;
+  const T* const south = north + pitch;
+  return w.nw[k] * load<kLanes>(north) + w.ne[k] * load<kLanes>(north + kLanes) + w.sw[k] * load<kLanes>(south) +
+      w.se[k] * load<kLanes>(south + kLanes);
+}
+
+template <int kLanes, class T>
+inline void gather(int64_t n, const T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, T* tile) {
+  for (int64_t k = 0; k < n; ++k) {
+    store(interpolate<kLanes>(plane, pitch, nw[k], w, k), tile + k * kLanes);
+  }
+}
+
+template <int kLanes, class T>
+inline void scatter(int64_t n, T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, const T* tile) {
+  for (int64_t k = 0; k < n; ++k) {
+    T* const north = plane + nw[k] * kLanes;
+    T* const south = north + pitch;
+    const auto value = load<kLanes>(tile + k * kLanes);
+    store(load<kLanes>(north) + w.nw[k] * value, north);
+    store(load<kLanes>(north + kLanes) + w.ne[k] * value, north + kLanes);
+    store(load<kLanes>(south) + w.sw[k] * value, south);
+    store(load<kLanes>(south + kLanes) + w.se[k] * value, south + kLanes);
+  }
+}
+
+// sums: [kTile, kLanes]
+template <int kLanes, class T>
+inline void multiply(
+    int64_t n, const T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, const T* tile, T* sums) {
+  for (int64_t k = 0; k < n; ++k) {
+    T* const sum = sums + k * kLanes;
+    store(load<kLanes>(sum) + load<kLanes>(tile + k * kLanes) * interpolate<kLanes>(plane, pitch, nw[k], w, k), sum);
+  }
+}
+
+// ---- the tasks
+
+template <class scalar_t, class T, int kLanes>
+void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end) {
+  const auto l = layout(p);
+  const int64_t height = padded(p.h.size);
+  const int64_t width = padded(p.w.size);
+  T rows[kLanes * kTile] = {};
+  T tile[kTile * kLanes] = {};
+  for (int64_t task = begin; task < end; ++task) {
+    T* const target = planes + task * width * kLanes;
+    const int64_t y = task % height - kBorderLow;
+    const int64_t plane = task / height % l.planes;
+    const int64_t group = task / height / l.planes % p.groups;
+    const int64_t b = task / height / l.planes / p.groups;
+    if (y < 0 || y >= p.h.size) {
+      fill_zero(target, width * kLanes);
+      continue;
+    }
+    fill_zero(target, kBorderLow * kLanes);
+    fill_zero(target + (kBorderLow + p.w.size) * kLanes, kBorderHigh * kLanes);
+    const int64_t first = plane * kLanes;
+    const int64_t lanes = least(kLanes, l.per_group - first);
+    const auto* const source =
+        image.data + b * image.stride[0] + (group * l.per_group + first) * image.stride[1] + y * image.stride[2];
+    fill_zero(rows, kLanes * kTile);
+    for (int64_t x = 0; x < p.w.size; x += kTile) {
+      const int64_t n = least(kTile, p.w.size - x);
+      for (int64_t c = 0; c < lanes; ++c) {
+        load_row(source + c * image.stride[1] + x * image.stride[3], image.stride[3], n, rows + c * kTile);
+      }
+      interleave<kLanes>(rows, tile);
+      copy(tile, n * kLanes, target + (kBorderLow + x) * kLanes);
+    }
+  }
+}
+
+template <class scalar_t, class T, int kLanes>
+void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
+  const auto l = layout(p);
+  const int64_t set = p.batch * p.groups * l.planes * l.plane;
+  T rows[kLanes * kTile] = {};
+  T tile[kTile * kLanes] = {};
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t y = task % p.h.size;
+    const int64_t plane = task / p.h.size;  // of all
+    const int64_t group = plane / l.planes;
+    const int64_t first = plane % l.planes * kLanes;
+    const int64_t lanes = least(kLanes, l.per_group - first);
+    const T* const source = planes + plane * l.plane + ((y + kBorderLow) * padded(p.w.size) + kBorderLow) * kLanes;
+    auto* const target = image + ((group * l.per_group + first) * p.h.size + y) * p.w.size;
+    for (int64_t x = 0; x < p.w.size; x += kTile) {
+      const int64_t n = least(kTile, p.w.size - x);
+      copy(source + x * kLanes, n * kLanes, tile);
+      for (int64_t copy = 1; copy < copies; ++copy) {
+        const T* const more = source + copy * set + x * kLanes;
+        for (int64_t k = 0; k < n * kLanes; ++k) {
+          tile[k] += more[k];
+        }
+      }
+      deinterleave<kLanes>(tile, rows);
+      for (int64_t c = 0; c < lanes; ++c) {
+        store_row(rows + c * kTile, n, target + c * p.h.size * p.w.size + x);
+      }
+    }
+  }
+}
+
+template <class scalar_t, class T, int kLanes>
+void sample_lanes(
+    const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end) {
+  const auto l = layout(p);
+  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t tiles = ceil_div(positions, kTile);
+  const int64_t chunks = ceil_div(l.planes, kSamplePlanes);
+  const int64_t taps = p.h.kernel * p.w.kernel;
+  const int64_t pitch = padded(p.w.size) * kLanes;
+  Taps<T> located(p);
+  Weights<T> weights;
+  int64_t nw[kTile];
+  T tile[kTile * kLanes] = {};
+  T rows[kLanes * kTile] = {};
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t first = task % tiles * kTile;
+    const int64_t n = least(kTile, positions - first);
+    const int64_t chunk = task / tiles % chunks;
+    const int64_t group = task / tiles / chunks;
+    located.locate(rates + group * p.rates * positions, first, n);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      located.corners(tap / p.w.kernel, tap % p.w.kernel, nw);
+      located.weigh(tap / p.w.kernel, tap % p.w.kernel, p.term, weights);
+      const int64_t last = least((chunk + 1) * kSamplePlanes, l.planes);
+      for (int64_t plane = chunk * kSamplePlanes; plane < last; ++plane) {
+        gather<kLanes>(n, planes + (group * l.planes + plane) * l.plane, pitch, nw, weights, tile);
+        deinterleave<kLanes>(tile, rows);
+        const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
+        for (int64_t c = 0; c < lanes; ++c) {
+          const int64_t channel = group * l.per_group + plane * kLanes + c;  // of all
+          store_row(rows + c * kTile, n, columns + (channel * taps + tap) * positions + first);
+        }
+      }
+    }
+  }
+}
+
+template <class scalar_t, class T, int kLanes>
+void reduce_lanes(
+    const UnfoldParams& p,
+    Strided<const scalar_t*> columns,
+    const T* rates,
+    int64_t bands,
+    const int8_t (*splat)[2][2],
+    T* image,
+    const T* input,
+    const int8_t (*dot)[2][2],
+    int64_t count,
+    T* sums,
+    int64_t begin,
+    int64_t end) {
+  const auto l = layout(p);
+  const int64_t groups = p.batch * p.groups;
+  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t tiles = ceil_div(positions, kTile);
+  const int64_t taps = p.h.kernel * p.w.kernel;
+  const int64_t pitch = padded(p.w.size) * kLanes;
+  Taps<T> located(p);
+  Weights<T> weights;
+  int64_t nw[kTile];
+  T rows[kLanes * kTile] = {};
+  T tile[kTile * kLanes] = {};
+  const std::unique_ptr<T[]> products(new T[count * kTile * kLanes]);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t band = task % bands;
+    const int64_t plane = task / bands;  // of all
+    const int64_t group = plane / l.planes;
+    const int64_t first_lane = plane % l.planes * kLanes;
+    const int64_t lanes = least(kLanes, l.per_group - first_lane);
+    const int64_t channel = group % p.groups * l.per_group + first_lane;  // of the batch item
+    const auto* const source = columns.data + group / p.groups * columns.stride[0] + channel * taps * columns.stride[1];
+    T* const target = image == nullptr ? nullptr : image + (band * groups * l.planes + plane) * l.plane;
+    const T* const factor = input == nullptr ? nullptr : input + plane * l.plane;
+    fill_zero(rows + lanes * kTile, (kLanes - lanes) * kTile);
+    for (int64_t t = tiles * band / bands; t < tiles * (band + 1) / bands; ++t) {
+      const int64_t first = t * kTile;
+      const int64_t n = least(kTile, positions - first);
+      located.locate(rates + group * p.rates * positions, first, n);
+      fill_zero(products.get(), count * kTile * kLanes);
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        for (int64_t c = 0; c < lanes; ++c) {
+          load_row(
+              source + (c * taps + tap) * columns.stride[1] + first * columns.stride[3], columns.stride[3], n,
+              rows + c * kTile);
+        }
+        interleave<kLanes>(rows, tile);
+        located.corners(tap / p.w.kernel, tap % p.w.kernel, nw);
+        if (target != nullptr) {
+          located.weigh(tap / p.w.kernel, tap % p.w.kernel, *splat, weights);
+          scatter<kLanes>(n, target, pitch, nw, weights, tile);
+        }
+        for (int64_t d = 0; d < count; ++d) {
+          located.weigh(tap / p.w.kernel, tap % p.w.kernel, dot[d], weights);
+          multiply<kLanes>(n, factor, pitch, nw, weights, tile, products.get() + d * kTile * kLanes);
+        }
+      }
+      for (int64_t d = 0; d < count; ++d) {
+        T* const sum = sums + ((plane % l.planes * groups + group) * count + d) * positions + first;
+        const T* const product = products.get() + d * kTile * kLanes;
+        for (int64_t k = 0; k < n; ++k) {
+          T total = 0;
+          for (int c = 0; c < kLanes; ++c) {
+            total += product[k * kLanes + c];
+          }
+          sum[k] = total;
+        }
+      }
+    }
+  }
+}
+
+// ---- with the lanes of the call's layout
+
+#define DDU_LANES(function, ...) \
+  switch (layout(p).lanes) { \
+    case 1: \
+      return function<scalar_t, T, 1>(__VA_ARGS__); \
+    case 4: \
+      return function<scalar_t, T, 4>(__VA_ARGS__); \
+    default: \
+      return function<scalar_t, T, 8>(__VA_ARGS__); \
+  }
+
+template <class scalar_t, class T>
+void pack(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end) {
+  DDU_LANES(pack_lanes, p, image, planes, begin, end)
+}
+
+template <class scalar_t, class T>
+void unpack(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
+  DDU_LANES(unpack_lanes, p, planes, copies, image, begin, end)
+}
+
+template <class scalar_t, class T>
+void sample(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end) {
+  DDU_LANES(sample_lanes, p, planes, rates, columns, begin, end)
+}
+
+template <class scalar_t, class T>
+void reduce(
+    const UnfoldParams& p,
+    Strided<const scalar_t*> columns,
+    const T* rates,
+    int64_t bands,
+    const int8_t (*splat)[2][2],
+    T* image,
+    const T* input,
+    const int8_t (*dot)[2][2],
+    int64_t count,
+    T* sums,
+    int64_t begin,
+    int64_t end) {
+  DDU_LANES(reduce_lanes, p, columns, rates, bands, splat, image, input, dot, count, sums, begin, end)
+}
+
+#undef DDU_LANES
+
+}  // namespace
+
+template <class scalar_t, class T>
+constexpr Kernels<scalar_t, T> kTable = {
+    &pack<scalar_t, T>, &unpack<scalar_t, T>, &sample<scalar_t, T>, &reduce<scalar_t, T>};
+
+extern const Kernels<double, double> kDouble = kTable<double, double>;
+extern const Kernels<float, float> kFloat = kTable<float, float>;
+extern const Kernels<c10::Half, float> kHalf = kTable<c10::Half, float>;
+extern const Kernels<c10::BFloat16, float> kBFloat16 = kTable<c10::BFloat16, float>;
+
+}  // namespace ddu::cpu::DDU_CAPABILITY
+
+#endif
