@@ -124,14 +124,17 @@ struct Check {
       const char* lead_name,
       const at::Tensor& lead,
       bool or_float) const {
+    const auto device = lead.device();
     TORCH_CHECK(
-        tensor.device() == lead.device(), op, "(): expected ", argument, " on the device of ", lead_name, ", ",
-        lead.device(), ", but got one on ", tensor.device());
-    if (caller == Caller::kModel && at::autocast::is_autocast_enabled(lead.device().type())) {
-      return;
+        tensor.device() == device, op, "(): expected ", argument, " on the device of ", lead_name, ", ", device,
+        ", but got one on ", tensor.device());
+    auto type = tensor.scalar_type();
+    auto lead_type = lead.scalar_type();
+    if (caller == Caller::kModel && (device.is_cpu() || device.is_cuda()) &&
+        at::autocast::is_autocast_enabled(device.type())) {  // as they will be then: see autocast.cpp
+      lead_type = lead_type == at::kDouble ? at::kDouble : at::autocast::get_autocast_dtype(device.type());
+      type = type == at::kDouble ? at::kDouble : at::kFloat;
     }
-    const auto type = tensor.scalar_type();
-    const auto lead_type = lead.scalar_type();
     or_float = or_float && (lead_type == at::kHalf || lead_type == at::kBFloat16);
     TORCH_CHECK(
         type == lead_type || (or_float && type == at::kFloat), op, "(): expected ", argument, " of type ",
@@ -215,15 +218,15 @@ struct Check {
     const auto per_axis = product("2 * groups", 2, params.groups);
     const auto shape = batched(dilation_map);
     const bool one_rate = shape.size() == 4 && shape[1] == params.groups;
+    const bool broadcast = caller == Caller::kModel && !unbatched;
     const bool fits = shape.size() == 4 && (one_rate || shape[1] == per_axis) && shape[2] == expected[2] &&
-        shape[3] == expected[3] &&
-        (shape[0] == params.batch || (caller == Caller::kModel && !unbatched && shape[0] == 1));
+        shape[3] == expected[3] && (shape[0] == params.batch || (broadcast && shape[0] == 1));
     if (!fits) {
       const auto one = written(expected);
       expected[1] = per_axis;
       TORCH_CHECK(
-          false, op, "(): expected dilation_map of shape ", one, " or ", written(expected), ", but got ",
-          tuple(dilation_map.sym_sizes()));
+          false, op, "(): expected dilation_map of shape ", one, " or ", written(expected),
+          broadcast ? " (or with a batch of 1)" : "", ", but got ", tuple(dilation_map.sym_sizes()));
     }
     params.rates = one_rate ? 1 : 2;
   }

@@ -46,7 +46,7 @@ def dynamic_dilation_unfold(
         corner = torch.where(inside.unsqueeze(2), pixels, 0) * weight.unsqueeze(2)
         columns = corner if columns is None else columns + corner
     assert columns is not None
-    return columns.reshape(batch, -1, columns.shape[-1])
+    return columns.flatten(1, 3)
 
 
 def dynamic_dilation_fold(
@@ -86,7 +86,7 @@ def dynamic_dilation_fold(
         shared = torch.where(inside.unsqueeze(2), values * weight.unsqueeze(2), 0)
         where = index.unsqueeze(2).expand(shared.shape)
         image = image.scatter_add(-1, where.flatten(3), shared.flatten(3))
-    return image.reshape(batch, -1, height, width)
+    return image.flatten(1, 2).unflatten(-1, (height, width))
 
 
 def _pair(value: IntOrPair) -> tuple[int, int]:

@@ -26,7 +26,6 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
-#include <array>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -46,7 +45,7 @@ using torch::autograd::Node;
 using torch::autograd::SavedVariable;
 using torch::autograd::variable_list;
 using Order = Window::Ints;
-using ImageSize = std::array<SymInt, 2>;
+using ImageSize = c10::SmallVector<SymInt, 2>;  // as its caller gave it, like Window
 
 Tensor sum_of(const Tensor& a, const Tensor& b) { return !a.defined() ? b : !b.defined() ? a : at::add(a, b); }
 
@@ -155,7 +154,7 @@ struct Sample {
   static constexpr const char* kName = "DynamicDilationUnfoldBackward";
 
   static Tensors value(const Tensors& x, const Window& window, const ImageSize&) {
-    return {window.order.empty() ? unfold(x[0], x[1], window) : sample(x[0], x[1], window)};
+    return {sample(x[0], x[1], window)};
   }
 
   static Needs saved(const Needs& needs) { return {needs[1], true}; }
@@ -184,7 +183,7 @@ struct Splat {
   static constexpr const char* kName = "DynamicDilationFoldBackward";
 
   static Tensors value(const Tensors& x, const Window& window, const ImageSize& size) {
-    return {window.order.empty() ? fold(x[0], size, x[1], window) : splat(x[0], size, x[1], window)};
+    return {splat(x[0], size, x[1], window)};
   }
 
   static Needs saved(const Needs& needs) { return {needs[1], true}; }
@@ -232,6 +231,20 @@ struct Dot {
       result = sum_of(result, product_of(f.rate(tangents[2], r), f.dot(x[0], x[1], f.raised(order, r))));
     }
     return {result};
+  }
+};
+
+// The same at order zero, by their public names.
+
+struct Unfold : Sample {
+  static Tensors value(const Tensors& x, const Window& window, const ImageSize&) {
+    return {unfold(x[0], x[1], window)};
+  }
+};
+
+struct Fold : Splat {
+  static Tensors value(const Tensors& x, const Window& window, const ImageSize& size) {
+    return {fold(x[0], size, x[1], window)};
   }
 };
 
@@ -383,20 +396,18 @@ Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& 
 
 // A tensor of another rank is refused below; until then any size will do.
 ImageSize image_size(const Tensor& image) {
-  return image.dim() == 4 ? ImageSize{image.sym_size(2), image.sym_size(3)} : ImageSize{0, 0};
+  return image.dim() == 4 ? ImageSize{image.sym_size(2), image.sym_size(3)} : ImageSize{};
 }
 
-ImageSize image_size(SymIntArrayRef output_size) {
-  return output_size.empty() ? ImageSize{0, 0} : ImageSize{output_size.front(), output_size.back()};
-}
-
+template <class Op>
 Tensor sample_autograd(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return differentiable<Sample>({input, dilation_map}, window, image_size(input))[0];
+  return differentiable<Op>({input, dilation_map}, window, image_size(input))[0];
 }
 
+template <class Op>
 Tensor splat_autograd(
     const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  return differentiable<Splat>({columns, dilation_map}, window, image_size(output_size))[0];
+  return differentiable<Op>({columns, dilation_map}, window, ImageSize(output_size.begin(), output_size.end()))[0];
 }
 
 Tensor dot_autograd(const Tensor& columns, const Tensor& input, const Tensor& dilation_map, const Window& window) {
@@ -412,11 +423,11 @@ std::tuple<Tensor, Tensor> unfold_backward_autograd(
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ddu, Autograd, m) {
-  m.impl("unfold", TORCH_FN(Schema<&sample_autograd>::value));
-  m.impl("fold", TORCH_FN(Schema<&splat_autograd>::value));
+  m.impl("unfold", TORCH_FN(Schema<&sample_autograd<Unfold>>::value));
+  m.impl("fold", TORCH_FN(Schema<&splat_autograd<Fold>>::value));
   m.impl("unfold_backward", TORCH_FN(Schema<&unfold_backward_autograd>::value));
-  m.impl("sample", TORCH_FN(Schema<&sample_autograd>::derivative));
-  m.impl("splat", TORCH_FN(Schema<&splat_autograd>::derivative));
+  m.impl("sample", TORCH_FN(Schema<&sample_autograd<Sample>>::derivative));
+  m.impl("splat", TORCH_FN(Schema<&splat_autograd<Splat>>::derivative));
   m.impl("dot", TORCH_FN(Schema<&dot_autograd>::derivative));
 }
 
