@@ -225,8 +225,8 @@ struct Check {
       const auto one = written(expected);
       expected[1] = per_axis;
       TORCH_CHECK(
-          false, op, "(): expected dilation_map of shape ", one, " or ", written(expected),
-          broadcast ? " (or with a batch of 1)" : "", ", but got ", tuple(dilation_map.sym_sizes()));
+          false, op, "(): expected dilation_map of shape ", one, " or ", written(expected), ", but got ",
+          tuple(dilation_map.sym_sizes()));
     }
     params.rates = one_rate ? 1 : 2;
   }
@@ -234,7 +234,7 @@ struct Check {
   void order(SymParams& params, c10::IntArrayRef order) const {
     TORCH_CHECK(
         order.empty() || static_cast<int64_t>(order.size()) == params.rates, op,
-        "(): expected order to have an entry for each of the ", params.rates, " rates, but got ", tuple(order));
+        "(): expected order to have as many entries as a window has rates, ", params.rates, ", but got ", tuple(order));
     for (const auto entry : order) {
       TORCH_CHECK(entry >= 0, op, "(): expected order to be at least 0, but got ", tuple(order));
     }
