@@ -1,0 +1,81 @@
+"""Every example of the docstrings and of the README runs as printed."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import ddu_ops
+
+README = Path(__file__).parent.parent / "README.md"
+FLAGS = doctest.NORMALIZE_WHITESPACE
+
+MODULES = ["ddu_ops", *(f"ddu_ops.{m.name}" for m in pkgutil.iter_modules(ddu_ops.__path__) if m.name != "_C")]
+
+
+def in_scope() -> dict[str, Any]:
+    return {"torch": torch, "F": F, **{name: getattr(ddu_ops, name) for name in ddu_ops.__all__}}
+
+
+def docstring_examples() -> dict[str, doctest.DocTest]:
+    found = {}
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for test in doctest.DocTestFinder(recurse=True).find(module, name):
+            if test.examples:
+                found[test.name] = test
+    return found
+
+
+EXAMPLES = docstring_examples()
+
+
+def run(test: doctest.DocTest) -> None:
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=FLAGS)
+    runner.run(test, out=report.append)
+    results = runner.summarize(verbose=False)
+    assert results.attempted == len(test.examples)
+    assert results.failed == 0, "".join(report)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_docstring(name: str) -> None:
+    test = EXAMPLES[name]
+    test.globs = in_scope()
+    run(test)
+
+
+def test_everything_public_has_an_example() -> None:
+    public = [n for n in ddu_ops.__all__ if callable(getattr(ddu_ops, n))]
+    assert len(public) == 4
+    shown = {name.rpartition(".")[2] for name in EXAMPLES if not name.startswith("ddu_ops.reference")}
+    assert shown >= set(public)
+    shown = {name.rpartition(".")[2] for name in EXAMPLES if name.startswith("ddu_ops.reference")}
+    assert shown >= {"dynamic_dilation_unfold", "dynamic_dilation_fold"}
+
+
+def test_readme() -> None:
+    """The blocks marked as Python, in order, in one namespace: as a reader would paste them."""
+    text = README.read_text(encoding="utf-8")
+    scope: dict[str, Any] = {}
+    blocks = list(re.finditer(r"^```(?:python|pycon|py)\b[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+    assert blocks
+    for block in blocks:
+        line = text[: block.start(1)].count("\n")
+        source = block[1]
+        if source.lstrip().startswith(">>>"):
+            test = doctest.DocTestParser().get_doctest(source, scope, f"README.md:{line + 1}", str(README), line)
+            test.globs = scope  # and not a copy, so that the next block sees the names
+            report: list[str] = []
+            runner = doctest.DocTestRunner(optionflags=FLAGS)
+            runner.run(test, out=report.append, clear_globs=False)
+            assert runner.summarize(verbose=False).failed == 0, "".join(report)
+        else:
+            exec(compile("\n" * line + source, str(README), "exec"), scope)

@@ -1,0 +1,265 @@
+"""What holds for every problem, on problems that hypothesis draws."""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cases import (
+    Case,
+    Tensors,
+    assert_near,
+    assert_same,
+    drawn_cases,
+    flat_map,
+    fold,
+    fold_reference,
+    make_tensors,
+    sample,
+    seeds,
+    unfold,
+    unfold_backward,
+    unfold_reference,
+)
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11)
+
+
+@given(drawn_cases(), seeds)
+def test_agrees_with_the_reference(case: Case, seed: int) -> None:
+    tensors = make_tensors(case, torch.float32, kinks=False, seed=seed)
+    wide, leaves = tensors.to(torch.float64).requires_grad(), tensors.requires_grad()
+    output, expected = unfold(case, *leaves[:2]), unfold_reference(case, *wide[:2])
+    assert_near(output, expected)
+    grads = torch.autograd.grad(output, leaves[:2], tensors.columns)
+    for actual, reference in zip(grads, torch.autograd.grad(expected, wide[:2], wide.columns.detach())):
+        assert_near(actual, reference)
+    output, expected = fold(case, leaves.columns, leaves.dilation_map), fold_reference(case, wide.columns, wide[1])
+    assert_near(output, expected)
+    grads = torch.autograd.grad(output, leaves[1:], tensors.input)
+    for actual, reference in zip(grads, torch.autograd.grad(expected, wide[1:], wide.input.detach())):
+        assert_near(actual, reference)
+
+
+@given(drawn_cases(), seeds, st.floats(-4, 4), st.floats(-4, 4))
+def test_linear_in_the_input(case: Case, seed: int, alpha: float, beta: float) -> None:
+    x, dilation_map, u = make_tensors(case, seed=seed)
+    y, _, v = make_tensors(case, seed=seed + 1)
+    close(
+        unfold(case, alpha * x + beta * y, dilation_map),
+        alpha * unfold(case, x, dilation_map) + beta * unfold(case, y, dilation_map),
+    )
+    close(
+        fold(case, alpha * u + beta * v, dilation_map),
+        alpha * fold(case, u, dilation_map) + beta * fold(case, v, dilation_map),
+    )
+
+
+@given(drawn_cases(), seeds)
+def test_fold_is_the_adjoint_of_unfold(case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, seed=seed)
+    image = fold(case, columns, dilation_map)
+    close((unfold(case, input, dilation_map) * columns).sum(), (input * image).sum())
+    close(unfold_backward(case, columns, input, dilation_map)[0], image)
+
+
+@given(drawn_cases(), seeds)
+def test_items_of_a_batch_do_not_meet(case: Case, seed: int) -> None:
+    tensors = make_tensors(case, torch.float32, seed=seed)
+    one = replace(case, batch=1)
+    for b in range(case.batch):
+        alone = Tensors(*(t[b : b + 1] for t in tensors))
+        assert_same(unfold(one, *alone[:2]), unfold(case, *tensors[:2])[b : b + 1])
+        assert_same(fold(one, alone[2], alone[1]), fold(case, tensors[2], tensors[1])[b : b + 1])
+        both = unfold_backward(case, tensors[2], *tensors[:2])
+        assert_same(unfold_backward(one, alone[2], *alone[:2]), [g[b : b + 1] for g in both])
+
+
+@given(drawn_cases(max_batch=1), seeds, st.randoms(use_true_random=False))
+def test_groups_in_another_order(case: Case, seed: int, random: object) -> None:
+    """Groups of channels, each with its map, may change places."""
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    order = list(range(case.groups))
+    random.shuffle(order)  # type: ignore[attr-defined]
+
+    def reordered(t: Tensor) -> Tensor:
+        return t.unflatten(1, (case.groups, -1))[:, order].flatten(1, 2)
+
+    tensors = (reordered(input), reordered(dilation_map))
+    assert_same(unfold(case, *tensors), reordered(unfold(case, input, dilation_map)))
+    assert_same(fold(case, reordered(columns), tensors[1]), reordered(fold(case, columns, dilation_map)))
+    grads = unfold_backward(case, columns, input, dilation_map)
+    assert_same(unfold_backward(case, reordered(columns), *tensors), [reordered(g) for g in grads])
+
+
+@given(drawn_cases(), seeds)
+def test_groups_are_calls_of_their_own(case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    per_group = case.channels // case.groups
+    one = replace(case, channels=per_group, groups=1)
+    output, image = unfold(case, input, dilation_map), fold(case, columns, dilation_map)
+    grads = unfold_backward(case, columns, input, dilation_map)
+    for g in range(case.groups):
+        x, m, c = (t.unflatten(1, (case.groups, -1))[:, g] for t in (input, dilation_map, columns))
+        assert_same(unfold(one, x, m), output.unflatten(1, (case.groups, -1))[:, g])
+        assert_same(fold(one, c, m), image.unflatten(1, (case.groups, -1))[:, g])
+        assert_same(unfold_backward(one, c, x, m), [t.unflatten(1, (case.groups, -1))[:, g] for t in grads])
+
+
+@given(drawn_cases(), seeds)
+def test_channels_in_another_order(case: Case, seed: int) -> None:
+    """Channels of a group read one map, so they may change places."""
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+
+    def flipped(t: Tensor) -> Tensor:
+        return t.unflatten(1, (case.groups, case.channels // case.groups, -1)).flip(2).flatten(1, 3)
+
+    assert_same(unfold(case, flipped(input), dilation_map), flipped(unfold(case, input, dilation_map)))
+    assert_same(fold(case, flipped(columns), dilation_map), flipped(fold(case, columns, dilation_map)))
+
+
+@given(drawn_cases(), seeds)
+def test_a_rate_of_zero_collapses_the_window(case: Case, seed: int) -> None:
+    input = make_tensors(case, torch.float32, seed=seed).input
+    taps = unfold(case, input, flat_map(case, 0.0, torch.float32)).unflatten(1, (case.channels, case.taps))
+    assert_same(taps, taps[:, :, :1].expand_as(taps).contiguous())
+
+
+@given(drawn_cases(), seeds)
+def test_a_negative_rate_mirrors_the_window(case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+
+    def mirrored(t: Tensor) -> Tensor:
+        return t.unflatten(1, (-1, *case.kernel_size)).flip(2, 3).flatten(1, 3)
+
+    assert_same(unfold(case, input, -dilation_map), mirrored(unfold(case, input, dilation_map)))
+    close(fold(case, columns.double(), -dilation_map.double()),
+          fold(case, mirrored(columns).double(), dilation_map.double()))  # fmt: skip
+
+
+@given(drawn_cases(rates=1), seeds)
+def test_one_rate_is_the_same_rate_for_both_axes(case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    two = replace(case, rates=2)
+    doubled = dilation_map.repeat_interleave(2, 1)
+    assert_same(unfold(case, input, dilation_map), unfold(two, input, doubled))
+    assert_same(fold(case, columns, dilation_map), fold(two, columns, doubled))
+    input, dilation_map, columns, doubled = (t.double() for t in (input, dilation_map, columns, doubled))
+    grad_input, grad_map = unfold_backward(case, columns, input, dilation_map)
+    grad_input_two, grad_maps = unfold_backward(two, columns, input, doubled)
+    close(grad_input, grad_input_two)
+    close(grad_map, grad_maps.unflatten(1, (-1, 2)).sum(2))
+    by_rate = sample(two, input, doubled, [1, 0]) + sample(two, input, doubled, [0, 1])
+    close(sample(case, input, dilation_map, [1]), by_rate)
+    close(sample(case, input, dilation_map, [2]), 2 * sample(two, input, doubled, [1, 1]))
+
+
+@given(drawn_cases(), seeds)
+def test_height_and_width_may_change_places(case: Case, seed: int) -> None:
+    input, dilation_map, _ = make_tensors(case, torch.float64, seed=seed)
+    swapped = replace(
+        case,
+        **{field: getattr(case, field)[::-1] for field in ("size", "kernel_size", "stride", "padding", "dilation")},
+    )
+    map_swapped = dilation_map.unflatten(1, (case.groups, case.rates)).flip(2).flatten(1, 2).transpose(2, 3)
+    actual = unfold(swapped, input.transpose(2, 3), map_swapped)
+    actual = actual.unflatten(1, (-1, *swapped.kernel_size)).unflatten(-1, swapped.output_size)
+    actual = actual.transpose(2, 3).transpose(4, 5).flatten(4).flatten(1, 3)
+    close(actual, unfold(case, input, dilation_map))
+
+
+@given(drawn_cases(aligned=True), seeds)
+def test_dilation_multiplies_the_map(case: Case, seed: int) -> None:
+    """Scaling the window by the rate or by ``dilation`` is the same, where both keep its centre."""
+    kernel = tuple(k | 1 for k in case.kernel_size)  # odd, so that the centre is a pixel
+    once = replace(case, kernel_size=kernel, dilation=(1, 1), size=tuple(n + 8 for n in case.size))
+    twice = replace(once, dilation=(2, 2), padding=tuple(p + (k - 1) // 2 for p, k in zip(once.padding, kernel)))
+    assert once.output_size == twice.output_size
+    input, dilation_map, _ = make_tensors(once, torch.float32, seed=seed)
+    assert_same(unfold(once, input, 2 * dilation_map), unfold(twice, input, dilation_map))
+
+
+@given(drawn_cases(aligned=False), seeds)
+def test_padding_moves_the_windows(case: Case, seed: int) -> None:
+    """Padding is zeros around the image, whatever the rates."""
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    (above, beside) = case.padding
+    padded = replace(case, size=(case.size[0] + 2 * above, case.size[1] + 2 * beside), padding=(0, 0))
+    assert padded.output_size == case.output_size
+    border = (beside, beside, above, above)
+    assert_same(unfold(padded, F.pad(input, border), dilation_map), unfold(case, input, dilation_map))
+    inner = fold(padded, columns, dilation_map)[:, :, above : above + case.size[0], beside : beside + case.size[1]]
+    assert_same(inner, fold(case, columns, dilation_map))
+
+
+@given(drawn_cases(), seeds)
+def test_samples_lie_between_the_pixels_and_zero(case: Case, seed: int) -> None:
+    input, dilation_map, _ = make_tensors(case, torch.float32, seed=seed)
+    columns = unfold(case, input, dilation_map)
+    slack = 1 + 1e-6
+    assert columns.max() <= max(input.max().item(), 0.0) * slack
+    assert columns.min() >= min(input.min().item(), 0.0) * slack
+
+
+@given(drawn_cases(), seeds, st.permutations(range(4)), st.booleans())
+def test_strides_do_not_matter(case: Case, seed: int, order: list[int], spread: bool) -> None:
+    tensors = make_tensors(case, torch.float32, seed=seed)
+
+    def laid_out(t: Tensor) -> Tensor:
+        dims = [d for d in order if d < t.dim()]
+        inverse = sorted(range(t.dim()), key=dims.__getitem__)
+        t = t.permute(dims).contiguous().permute(inverse)
+        return t.repeat_interleave(2, -1)[..., ::2] if spread else t
+
+    changed = Tensors(*map(laid_out, tensors))
+    assert_same(changed, tensors)
+    assert_same(unfold(case, *changed[:2]), unfold(case, *tensors[:2]))
+    assert_same(fold(case, changed[2], changed[1]), fold(case, tensors[2], tensors[1]))
+    assert_same(unfold_backward(case, changed[2], *changed[:2]), unfold_backward(case, tensors[2], *tensors[:2]))
+
+
+@given(drawn_cases(), seeds, st.integers(2, 4))
+def test_threads_do_not_matter(case: Case, seed: int, number: int) -> None:
+    tensors = make_tensors(case, torch.float32, seed=seed)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for n in (1, number):
+            torch.set_num_threads(n)
+            results.append(
+                [
+                    unfold(case, *tensors[:2]),
+                    fold(case, tensors[2], tensors[1]),
+                    *unfold_backward(case, tensors[2], *tensors[:2]),
+                ]
+            )
+    finally:
+        torch.set_num_threads(threads)
+    assert_same(results[1], results[0])
+
+
+@given(
+    drawn_cases(),
+    seeds,
+    st.lists(
+        st.floats(width=32) | st.sampled_from([0.0, -0.0, 1e30, -1e30, 3.4e38, 2.0**31, 2.0**63]),
+        min_size=8,
+        max_size=8,
+    ),
+)
+def test_any_rates(case: Case, seed: int, values: list[float]) -> None:
+    """Every float there is, NaN and infinity included, gives what the reference gives."""
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    index = torch.randint(len(values), case.map_shape, generator=torch.Generator().manual_seed(seed))
+    dilation_map = torch.where(index % 2 == 0, torch.tensor(values)[index], dilation_map)
+    assert_near(unfold(case, input, dilation_map), unfold_reference(case, input.double(), dilation_map.double()))
+    assert_near(fold(case, columns, dilation_map), fold_reference(case, columns.double(), dilation_map.double()))
+    grad_input, grad_map = unfold_backward(case, columns, input, dilation_map)
+    assert not grad_input.isnan().any()
+    windows = dilation_map.isfinite().unflatten(1, (case.groups, case.rates)).all(2)
+    assert torch.equal(~grad_map.isnan(), windows.repeat_interleave(case.rates, 1))
