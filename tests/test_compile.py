@@ -117,8 +117,7 @@ def forward(self, L_self_parameters_weight_ : torch.nn.parameter.Parameter, L_se
 def forward(self, arg0_1, arg1_1, arg2_1, arg3_1):
     convolution = torch.ops.aten.convolution.default(arg3_1, arg1_1, arg2_1, [1, 1], [1, 1], [1, 1], False, [0, 0], 1);  arg1_1 = arg2_1 = None
     softplus = torch.ops.aten.softplus.default(convolution);  convolution = None
-    expand = torch.ops.aten.expand.default(softplus, [2, 1, 6, 7]);  softplus = None
-    unfold = torch.ops.ddu.unfold.default(arg3_1, [3, 3], expand, [1, 1], [1, 1]);  arg3_1 = expand = None
+    unfold = torch.ops.ddu.unfold.default(arg3_1, [3, 3], softplus, [1, 1], [1, 1]);  arg3_1 = softplus = None
     transpose = torch.ops.aten.transpose.int(unfold, -2, -1);  unfold = None
     t = torch.ops.aten.t.default(arg0_1);  arg0_1 = None
     clone = torch.ops.aten.clone.default(transpose, memory_format = torch.contiguous_format);  transpose = None
@@ -141,8 +140,7 @@ def forward(self, primals, tangents):
     primals_1, primals_2, primals_3, primals_4, tangents_1, = fx_pytree.tree_flatten_spec([primals, tangents], self._in_spec)
     convolution = torch.ops.aten.convolution.default(primals_4, primals_2, primals_3, [1, 1], [1, 1], [1, 1], False, [0, 0], 1);  primals_3 = None
     softplus = torch.ops.aten.softplus.default(convolution)
-    expand = torch.ops.aten.expand.default(softplus, [2, 1, 6, 7]);  softplus = None
-    unfold = torch.ops.ddu.unfold.default(primals_4, [3, 3], expand, [1, 1], [1, 1])
+    unfold = torch.ops.ddu.unfold.default(primals_4, [3, 3], softplus, [1, 1], [1, 1])
     transpose = torch.ops.aten.transpose.int(unfold, -2, -1);  unfold = None
     t = torch.ops.aten.t.default(primals_1);  primals_1 = None
     clone = torch.ops.aten.clone.default(transpose, memory_format = torch.contiguous_format);  transpose = None
@@ -162,7 +160,7 @@ def forward(self, primals, tangents):
     view = torch.ops.aten.view.default(mm_2, [2, 42, 36]);  mm_2 = None
     t_4 = torch.ops.aten.t.default(t_2);  t_2 = None
     transpose_3 = torch.ops.aten.transpose.int(view, -2, -1);  view = None
-    unfold_backward = torch.ops.ddu.unfold_backward.default(transpose_3, primals_4, [3, 3], expand, [1, 1], [1, 1], [1, 1], 1, True);  transpose_3 = expand = None
+    unfold_backward = torch.ops.ddu.unfold_backward.default(transpose_3, primals_4, [3, 3], softplus, [1, 1], [1, 1], [1, 1], 1, True);  transpose_3 = softplus = None
     getitem = unfold_backward[0]
     getitem_1 = unfold_backward[1];  unfold_backward = None
     softplus_backward = torch.ops.aten.softplus_backward.default(getitem_1, convolution, 1, 20);  getitem_1 = convolution = None
@@ -188,19 +186,17 @@ def test_graph_with_dynamic_shapes() -> None:
         graphs.forward[0],
         """\
 def forward(self, primals_1, primals_2, primals_3, primals_4, primals_5, primals_6):
-    expand = torch.ops.aten.expand.default(primals_6, [primals_1, 1, primals_3, primals_4])
-    unfold = torch.ops.ddu.unfold.default(primals_5, [3, 3], expand, [1, 1], [1, 1]);  primals_5 = None
-    expand_1 = torch.ops.aten.expand.default(primals_6, [primals_1, 1, primals_3, primals_4]);  primals_6 = None
-    fold = torch.ops.ddu.fold.default(unfold, [primals_3, primals_4], [3, 3], expand_1, [1, 1], [1, 1]);  unfold = None
-    return (fold, expand, expand_1, primals_3, primals_4, primals_1, primals_2)
+    unfold = torch.ops.ddu.unfold.default(primals_5, [3, 3], primals_6, [1, 1], [1, 1]);  primals_5 = None
+    fold = torch.ops.ddu.fold.default(unfold, [primals_3, primals_4], [3, 3], primals_6, [1, 1], [1, 1]);  unfold = None
+    return (fold, primals_6, primals_3, primals_4, primals_1, primals_2)
 """,
     )
     assert_expected_inline(
         graphs.backward[0],
         """\
-def forward(self, primals_3, primals_4, primals_1, primals_2, expand, expand_1, tangents_1):
-    sample = torch.ops.ddu.sample.default(tangents_1, [3, 3], expand_1, [1, 1], [1, 1], [1, 1], 1, True, [0]);  tangents_1 = expand_1 = None
-    splat = torch.ops.ddu.splat.default(sample, [primals_3, primals_4], [3, 3], expand, [1, 1], [1, 1], [1, 1], 1, True, [0]);  sample = primals_3 = primals_4 = expand = None
+def forward(self, primals_3, primals_4, primals_1, primals_2, primals_6, tangents_1):
+    sample = torch.ops.ddu.sample.default(tangents_1, [3, 3], primals_6, [1, 1], [1, 1], [1, 1], 1, True, [0]);  tangents_1 = None
+    splat = torch.ops.ddu.splat.default(sample, [primals_3, primals_4], [3, 3], primals_6, [1, 1], [1, 1], [1, 1], 1, True, [0]);  sample = primals_3 = primals_4 = primals_6 = None
     return (None, None, None, None, splat, None)
 """,
     )

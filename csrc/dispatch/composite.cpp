@@ -16,6 +16,9 @@ using at::Tensor;
 using c10::SymIntArrayRef;
 
 Tensor expand_map(const Tensor& dilation_map, const SymParams& params) {
+  if (dilation_map.sym_size(0) == params.batch) {
+    return dilation_map;
+  }
   return dilation_map.expand_symint({params.batch, params.groups * params.rates, params.h.out_size, params.w.out_size});
 }
 
