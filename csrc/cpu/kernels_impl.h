@@ -6,6 +6,7 @@
 #include <c10/util/Half.h>
 
 #include <memory>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -87,22 +88,55 @@ inline void store_row(const T* __restrict row, int64_t n, scalar_t* __restrict t
   }
 }
 
-// rows [kLanes, kTile] -> tile [kTile, kLanes]
+// n positions of kLanes rows, `pitch` elements apart -> tile [kTile, kLanes]
 template <int kLanes, class T>
-inline void interleave(const T* __restrict rows, T* __restrict tile) {
-  for (int64_t k = 0; k < kTile; ++k) {
+inline void interleave(int64_t n, const T* __restrict rows, int64_t pitch, T* __restrict tile) {
+  for (int64_t k = 0; k < n; ++k) {
     for (int c = 0; c < kLanes; ++c) {
-      tile[k * kLanes + c] = rows[c * kTile + k];
+      tile[k * kLanes + c] = rows[c * pitch + k];
     }
   }
 }
 
-template <int kLanes, class T>
-inline void deinterleave(const T* __restrict tile, T* __restrict rows) {
-  for (int64_t k = 0; k < kTile; ++k) {
-    for (int c = 0; c < kLanes; ++c) {
-      rows[c * kTile + k] = tile[k * kLanes + c];
+// The same for rows of any type and strides, of which the first `lanes` are there. rows: [kLanes, kTile], zeros where
+// no row is.
+template <int kLanes, class scalar_t, class T>
+inline void load_tile(
+    const scalar_t* source, int64_t pitch, int64_t stride, int64_t lanes, int64_t n, T* rows, T* tile) {
+  if constexpr (std::is_same_v<scalar_t, T>) {
+    if (stride == 1 && lanes == kLanes) {
+      interleave<kLanes>(n, source, pitch, tile);
+      return;
     }
+  }
+  for (int64_t c = 0; c < lanes; ++c) {
+    load_row(source + c * pitch, stride, n, rows + c * kTile);
+  }
+  interleave<kLanes>(n, rows, kTile, tile);
+}
+
+// tile [kTile, kLanes] -> n positions of kLanes rows, `pitch` elements apart
+template <int kLanes, class T>
+inline void deinterleave(int64_t n, const T* __restrict tile, T* __restrict rows, int64_t pitch) {
+  for (int64_t k = 0; k < n; ++k) {
+    for (int c = 0; c < kLanes; ++c) {
+      rows[c * pitch + k] = tile[k * kLanes + c];
+    }
+  }
+}
+
+// The same for contiguous rows of any type, of which the first `lanes` are wanted. rows: [kLanes, kTile], to work in.
+template <int kLanes, class scalar_t, class T>
+inline void store_tile(const T* tile, int64_t lanes, int64_t n, T* rows, scalar_t* target, int64_t pitch) {
+  if constexpr (std::is_same_v<scalar_t, T>) {
+    if (lanes == kLanes) {
+      deinterleave<kLanes>(n, tile, target, pitch);
+      return;
+    }
+  }
+  deinterleave<kLanes>(n, tile, rows, kTile);
+  for (int64_t c = 0; c < lanes; ++c) {
+    store_row(rows + c * kTile, n, target + c * pitch);
   }
 }
 
@@ -124,9 +158,10 @@ class Taps {
     const int64_t positions = p_.h.out_size * p_.w.out_size;
     const T* const rate_h = rates + first;
     const T* const rate_w = rate_h + (p_.rates - 1) * positions;
-    for (int64_t k = 0; k < kTile; ++k) {
-      rate_h_[k] = k < n ? rate_h[k] : T(0);
-      rate_w_[k] = k < n ? rate_w[k] : T(0);
+    n_ = n;
+    for (int64_t k = 0; k < n; ++k) {
+      rate_h_[k] = rate_h[k];
+      rate_w_[k] = rate_w[k];
       // Where a rate is not finite, its difference to itself is NaN. With NaN weights and no neighbours, NaN is what is
       // read, and what is added to the image falls into the border.
       unit_[k] = T(1) + (rate_h_[k] - rate_h_[k]) + (rate_w_[k] - rate_w_[k]);
@@ -142,7 +177,7 @@ class Taps {
   void corners(int64_t m, int64_t n, int64_t* __restrict nw) const {
     const int64_t* const y = y_[m].offset;
     const int64_t* const x = x_[n].offset;
-    for (int64_t k = 0; k < kTile; ++k) {
+    for (int64_t k = 0; k < n_; ++k) {
       nw[k] = y[k] + x[k];
     }
   }
@@ -168,12 +203,12 @@ class Taps {
     Index centre_w[kTile];
     int64_t i = first / p_.w.out_size;
     int64_t j = first % p_.w.out_size;
-    for (int64_t k = 0; k < kTile; ++k) {
+    for (int64_t k = 0; k < n_; ++k) {
       centre_h[k] = static_cast<Index>(centre_pixel(p_.h, i, p_.aligned));
       centre_w[k] = static_cast<Index>(centre_pixel(p_.w, j, p_.aligned));
       if (++j == p_.w.out_size) {
         j = 0;
-        i = i + 1 < p_.h.out_size ? i + 1 : 0;
+        ++i;
       }
     }
     for (int64_t m = 0; m < p_.h.kernel; ++m) {
@@ -195,7 +230,7 @@ class Taps {
     const T slope = tap_slope<T>(axis, tap);
     const T fraction = centre_fraction<T>(axis, p_.aligned);
     const Index size = static_cast<Index>(axis.size);
-    for (int64_t k = 0; k < kTile; ++k) {
+    for (int64_t k = 0; k < n_; ++k) {
       const auto at = neighbours<T, Index>(size, centre[k], fraction, slope, rate[k]);
       located.offset[k] = (at.pixel + kBorderLow) * pitch;
       located.fraction[k] = at.fraction;
@@ -208,7 +243,7 @@ class Taps {
     const T slope_w = tap_slope<T>(p_.w, n);
     const T* const y = y_[m].fraction;
     const T* const x = x_[n].fraction;
-    for (int64_t k = 0; k < kTile; ++k) {
+    for (int64_t k = 0; k < n_; ++k) {
       const auto corner = corner_weights(axis_weights(y[k], slope_h), axis_weights(x[k], slope_w), term);
       weights.nw[k] = unit_[k] * corner.nw;
       weights.ne[k] = unit_[k] * corner.ne;
@@ -219,6 +254,7 @@ class Taps {
 
   const UnfoldParams& p_;
   const bool narrow_;
+  int64_t n_ = 0;  // positions
   T rate_h_[kTile];
   T rate_w_[kTile];
   T unit_[kTile];                 // 1, or NaN where a rate is not finite
@@ -228,10 +264,12 @@ class Taps {
 
 // ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
 
-// kLanes numbers as one value, in registers of whatever width the instruction set has.
+// Numbers of consecutive lanes as one value, in registers of whatever width the instruction set has; at most 32 bytes,
+// for what is wider the compiler may take through memory.
 template <class T, int kLanes>
 struct Lanes {
-  typedef T Type __attribute__((vector_size(kLanes * sizeof(T))));
+  static constexpr int kCount = kLanes * sizeof(T) <= 32 ? kLanes : 32 / sizeof(T);
+  typedef T Type __attribute__((vector_size(kCount * sizeof(T))));
 };
 
 template <int kLanes, class T>
@@ -246,11 +284,9 @@ inline void store(const Value& value, T* target) {
   __builtin_memcpy(target, &value, sizeof(value));
 }
 
-// The weighted sum of the corners of position k.
+// The weighted sum of the corners of position k, at some of the lanes.
 template <int kLanes, class T>
-inline typename Lanes<T, kLanes>::Type interpolate(
-    const T* plane, int64_t pitch, int64_t nw, const Weights<T>& w, int64_t k) {
-  const T* const north = plane + nw * kLanes;
+inline typename Lanes<T, kLanes>::Type interpolate(const T* north, int64_t pitch, const Weights<T>& w, int64_t k) {
   const T* const south = north + pitch;
   return w.nw[k] * load<kLanes>(north) + w.ne[k] * load<kLanes>(north + kLanes) + w.sw[k] * load<kLanes>(south) +
       w.se[k] * load<kLanes>(south + kLanes);
@@ -259,20 +295,24 @@ inline typename Lanes<T, kLanes>::Type interpolate(
 template <int kLanes, class T>
 inline void gather(int64_t n, const T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, T* tile) {
   for (int64_t k = 0; k < n; ++k) {
-    store(interpolate<kLanes>(plane, pitch, nw[k], w, k), tile + k * kLanes);
+    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+      store(interpolate<kLanes>(plane + nw[k] * kLanes + c, pitch, w, k), tile + k * kLanes + c);
+    }
   }
 }
 
 template <int kLanes, class T>
 inline void scatter(int64_t n, T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, const T* tile) {
   for (int64_t k = 0; k < n; ++k) {
-    T* const north = plane + nw[k] * kLanes;
-    T* const south = north + pitch;
-    const auto value = load<kLanes>(tile + k * kLanes);
-    store(load<kLanes>(north) + w.nw[k] * value, north);
-    store(load<kLanes>(north + kLanes) + w.ne[k] * value, north + kLanes);
-    store(load<kLanes>(south) + w.sw[k] * value, south);
-    store(load<kLanes>(south + kLanes) + w.se[k] * value, south + kLanes);
+    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+      T* const north = plane + nw[k] * kLanes + c;
+      T* const south = north + pitch;
+      const auto value = load<kLanes>(tile + k * kLanes + c);
+      store(load<kLanes>(north) + w.nw[k] * value, north);
+      store(load<kLanes>(north + kLanes) + w.ne[k] * value, north + kLanes);
+      store(load<kLanes>(south) + w.sw[k] * value, south);
+      store(load<kLanes>(south + kLanes) + w.se[k] * value, south + kLanes);
+    }
   }
 }
 
@@ -281,8 +321,11 @@ template <int kLanes, class T>
 inline void multiply(
     int64_t n, const T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, const T* tile, T* sums) {
   for (int64_t k = 0; k < n; ++k) {
-    T* const sum = sums + k * kLanes;
-    store(load<kLanes>(sum) + load<kLanes>(tile + k * kLanes) * interpolate<kLanes>(plane, pitch, nw[k], w, k), sum);
+    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+      T* const sum = sums + k * kLanes + c;
+      const auto sampled = interpolate<kLanes>(plane + nw[k] * kLanes + c, pitch, w, k);
+      store(load<kLanes>(sum) + load<kLanes>(tile + k * kLanes + c) * sampled, sum);
+    }
   }
 }
 
@@ -314,10 +357,7 @@ void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes
     fill_zero(rows, kLanes * kTile);
     for (int64_t x = 0; x < p.w.size; x += kTile) {
       const int64_t n = least(kTile, p.w.size - x);
-      for (int64_t c = 0; c < lanes; ++c) {
-        load_row(source + c * image.stride[1] + x * image.stride[3], image.stride[3], n, rows + c * kTile);
-      }
-      interleave<kLanes>(rows, tile);
+      load_tile<kLanes>(source + x * image.stride[3], image.stride[1], image.stride[3], lanes, n, rows, tile);
       copy(tile, n * kLanes, target + (kBorderLow + x) * kLanes);
     }
   }
@@ -346,10 +386,7 @@ void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar
           tile[k] += more[k];
         }
       }
-      deinterleave<kLanes>(tile, rows);
-      for (int64_t c = 0; c < lanes; ++c) {
-        store_row(rows + c * kTile, n, target + c * p.h.size * p.w.size + x);
-      }
+      store_tile<kLanes>(tile, lanes, n, rows, target + x, p.h.size * p.w.size);
     }
   }
 }
@@ -380,12 +417,10 @@ void sample_lanes(
       const int64_t last = least((chunk + 1) * kSamplePlanes, l.planes);
       for (int64_t plane = chunk * kSamplePlanes; plane < last; ++plane) {
         gather<kLanes>(n, planes + (group * l.planes + plane) * l.plane, pitch, nw, weights, tile);
-        deinterleave<kLanes>(tile, rows);
         const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
-        for (int64_t c = 0; c < lanes; ++c) {
-          const int64_t channel = group * l.per_group + plane * kLanes + c;  // of all
-          store_row(rows + c * kTile, n, columns + (channel * taps + tap) * positions + first);
-        }
+        const int64_t channel = group * l.per_group + plane * kLanes;  // of all
+        store_tile<kLanes>(
+            tile, lanes, n, rows, columns + (channel * taps + tap) * positions + first, taps * positions);
       }
     }
   }
@@ -434,12 +469,9 @@ void reduce_lanes(
       located.locate(rates + group * p.rates * positions, first, n);
       fill_zero(products.get(), count * kTile * kLanes);
       for (int64_t tap = 0; tap < taps; ++tap) {
-        for (int64_t c = 0; c < lanes; ++c) {
-          load_row(
-              source + (c * taps + tap) * columns.stride[1] + first * columns.stride[3], columns.stride[3], n,
-              rows + c * kTile);
-        }
-        interleave<kLanes>(rows, tile);
+        load_tile<kLanes>(
+            source + tap * columns.stride[1] + first * columns.stride[3], taps * columns.stride[1], columns.stride[3],
+            lanes, n, rows, tile);
         located.corners(tap / p.w.kernel, tap % p.w.kernel, nw);
         if (target != nullptr) {
           located.weigh(tap / p.w.kernel, tap % p.w.kernel, *splat, weights);

@@ -5,9 +5,12 @@
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 
 #include <algorithm>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "../dispatch/backend.h"
 #include "kernels.h"
@@ -31,6 +34,20 @@ constexpr int64_t kMaxBands = 4;
 
 // Fewer entries of columns than this are not worth another thread.
 constexpr int64_t kGrain = 16384;
+
+// Asks for large pages for memory that is about to be written for the first time, as NumPy does for its arrays: where
+// the kernel leaves the choice to the program, page faults of 4 KiB would take longer than the work itself.
+void advise_large_pages([[maybe_unused]] const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr size_t kWorthwhile = size_t(4) << 20;
+  constexpr size_t kPage = 4096;
+  if (tensor.nbytes() >= kWorthwhile) {
+    const auto begin = (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
+    const auto end = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes();
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may be declined
+  }
+#endif
+}
 
 // work: entries of columns, or what takes as long, in each of the tasks.
 template <class F>
@@ -60,10 +77,11 @@ struct Call {
         kernels(cpu::kernels<scalar_t, T>()),
         planes(p.batch * p.groups * layout.planes),
         positions(p.h.out_size * p.w.out_size),
-        rates(dilation_map.to(kType).contiguous()) {}
+        rates((dilation_map.scalar_type() == kType ? dilation_map : dilation_map.to(kType)).contiguous()) {}
 
   Tensor pack(const Tensor& image) const {
     auto result = at::empty({planes, layout.plane}, kType);
+    advise_large_pages(result);
     const auto source = strided<scalar_t>(image);
     auto* const target = result.template mutable_data_ptr<T>();
     const int64_t row = cpu::padded(p.w.size) * layout.lanes;
@@ -75,6 +93,7 @@ struct Call {
 
   void sample(const Tensor& input, Tensor& columns) const {
     const Tensor packed = pack(input);
+    advise_large_pages(columns);
     const auto* const source = packed.template const_data_ptr<T>();
     auto* const target = columns.mutable_data_ptr<scalar_t>();
     const int64_t tasks = cpu::sample_tasks(p);
@@ -94,9 +113,16 @@ struct Call {
       int64_t count,
       Tensor* result) const {
     const int64_t bands = bands_of(p, planes);
-    const Tensor image_planes = image == nullptr ? Tensor() : at::zeros({bands * planes, layout.plane}, kType);
+    const Tensor image_planes = image == nullptr ? Tensor() : at::empty({bands * planes, layout.plane}, kType);
+    if (image != nullptr) {
+      advise_large_pages(image_planes);
+      image_planes.zero_();
+    }
     const Tensor input_planes = input == nullptr ? Tensor() : pack(*input);
-    const Tensor sums = at::empty({layout.planes, p.batch * p.groups * count * positions}, kType);
+    // The only sum is the result, if it has the type.
+    const bool direct = result != nullptr && layout.planes == 1 && result->scalar_type() == kType;
+    const Tensor sums =
+        direct ? result->view({1, -1}) : at::empty({layout.planes, p.batch * p.groups * count * positions}, kType);
     auto* const image_data = image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>();
     const auto* const input_data = input == nullptr ? nullptr : input_planes.template const_data_ptr<T>();
     auto* const sum_data = sums.template mutable_data_ptr<T>();
@@ -112,7 +138,7 @@ struct Call {
         kernels.unpack(p, image_data, bands, target, begin, end);
       });
     }
-    if (result != nullptr) {
+    if (result != nullptr && !direct) {
       at::parallel_for(0, sums.size(1), kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t plane = 1; plane < layout.planes; ++plane) {
           const auto* const more = sum_data + plane * sums.size(1);
