@@ -1,6 +1,6 @@
 # Two commands matter, `make demo` and `make test`; each sets up what it needs. `make` alone lists the others.
 #
-#   make test ARGS="-k forward -x"   extra arguments for pytest, or for the demo
+#   make test ARGS="-k forward -x"   extra arguments for pytest, the demo or the benchmark
 #   make test VENV=                  in the environment you are in: nothing is installed, no network is needed
 
 # The virtual environment, made once; empty for the current environment.
@@ -21,7 +21,7 @@ installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test build lint format clean
+.PHONY: help demo test bench build lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,8 +29,11 @@ help:  ## list the targets
 demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
 
-test: build $(call installed,test)  ## run the tests
+test: build $(call installed,test demo)  ## run the tests
 	$(python) -m pytest $(ARGS)
+
+bench: build $(call installed,demo)  ## time it beside F.unfold and others, on the GPU or else the CPU
+	PYTHONPATH=.:$$PYTHONPATH $(python) -m benchmarks $(ARGS)
 
 build: $(call installed,torch build package)  ## compile what changed since the last time
 	$(python) setup.py --quiet build_ext --inplace

@@ -1,0 +1,1 @@
+"""Times the operator beside what does similar work: ``python -m benchmarks --help``."""

@@ -1,0 +1,200 @@
+"""The operator beside ``F.unfold``, the ``grid_sample`` composite and ``deform_conv2d``: time, memory, ratios.
+
+Outputs are compared before anything is timed. The floor is the time that the bytes which have to be moved take at the
+bandwidth of a copy, measured in the same run.
+"""
+
+import argparse
+import platform
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import ddu_ops
+from benchmarks import report
+from benchmarks.contenders import FIXED_RATE, contenders, convolutions
+from benchmarks.measure import Clock, copy_bandwidth, peak_memory, time_all
+from benchmarks.workloads import MAPS, WORKLOADS, Workload
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Of the contenders to each other, ‖a - b‖ / ‖b‖: they compute positions in different ways.
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.2, torch.bfloat16: 1.5}
+
+
+def main() -> None:
+    args = parse_args()
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    if device.type == "cpu":
+        torch.set_num_threads(args.threads)
+    bandwidth = copy_bandwidth(device)
+    environment = describe(device, bandwidth)
+    for key, value in environment.items():
+        print(f"{key}: {value}")
+
+    workloads = [w for w in WORKLOADS[device.type] if not args.workloads or w.name in args.workloads]
+    problems = [(w, m, d) for w in workloads for d in args.dtypes for m in args.maps]
+    rows: list[report.Row] = []
+    with tqdm(total=len(problems) * (4 if args.convolution else 2), disable=not sys.stderr.isatty()) as bar:
+        for workload, map_name, dtype in problems:
+            bar.set_description(f"{workload.name} {dtype} {map_name}")
+            rows.append(unfold_row(workload, map_name, dtype, device, bandwidth, args.seconds, bar.update))
+            if args.convolution:
+                rows.append(convolution_row(workload, map_name, dtype, device, args.seconds, bar.update))
+
+    print()
+    print(report.table(rows))
+    if args.output is not None:
+        report.save(rows, environment, args.output)
+        report.plot(rows, environment, args.output)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU [%(default)s]")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "float16", "bfloat16"])
+    parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
+    parser.add_argument("--workloads", nargs="+", help="names of benchmarks/workloads.py [all]")
+    parser.add_argument("--convolution", action="store_true", help="also as a convolution, beside deform_conv2d")
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, about [%(default)s]")
+    parser.add_argument("--output", type=Path, help="write this .json, .md and .png")
+    return parser.parse_args()
+
+
+def describe(device: torch.device, bandwidth: float) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    facts = {
+        "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
+        "device": name,
+        "torch": torch.__version__,
+        "ddu_ops": ddu_ops.__version__,
+        "copy bandwidth": f"{bandwidth / 1e9:.0f} GB/s, read and written",
+    }
+    if device.type == "cpu":
+        facts["threads"] = str(torch.get_num_threads())
+        facts["instruction set"] = torch.backends.cpu.get_cpu_capability()
+    return facts
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+
+
+def tensors(workload: Workload, map_name: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    image = torch.randn(workload.batch, workload.channels, workload.size, workload.size, device=device, dtype=dtype)
+    rates = MAPS[map_name](workload.batch, workload.size, device).to(dtype)
+    return image.requires_grad_(), rates.requires_grad_()
+
+
+def unfold_row(
+    workload: Workload,
+    map_name: str,
+    dtype_name: str,
+    device: torch.device,
+    bandwidth: float,
+    seconds: float,
+    tick: Callable[[], None],
+) -> report.Row:
+    dtype = DTYPES[dtype_name]
+    image, rates = tensors(workload, map_name, dtype, device)
+    calls = {name: partial(call, kernel_size=workload.kernel_size) for name, call in contenders(device).items()}
+    row = compare(calls, (image, rates), workload, dtype, device, seconds, tick)
+    floor = [1e3 * size / bandwidth for size in workload.floor_bytes(dtype, dtype)]
+    return {
+        "section": "unfold",
+        "workload": workload.name,
+        "size": str(workload),
+        "dtype": dtype_name,
+        "map": map_name,
+        "floor_ms": None if workload.name == "tiny" else floor,
+        **row,
+    }
+
+
+def convolution_row(
+    workload: Workload,
+    map_name: str,
+    dtype_name: str,
+    device: torch.device,
+    seconds: float,
+    tick: Callable[[], None],
+) -> report.Row:
+    dtype = DTYPES[dtype_name]
+    image, rates = tensors(workload, map_name, dtype, device)
+    fan_in = workload.channels * workload.kernel_size**2
+    shape = (workload.channels, workload.channels, workload.kernel_size, workload.kernel_size)
+    weight = (torch.randn(shape, device=device) / fan_in**0.5).to(dtype).requires_grad_()
+    row = compare(convolutions(), (image, rates, weight), workload, dtype, device, seconds, tick)
+    return {
+        "section": "convolution",
+        "workload": workload.name,
+        "size": str(workload),
+        "dtype": dtype_name,
+        "map": map_name,
+        **row,
+    }
+
+
+def compare(
+    calls: dict[str, Callable[..., Tensor]],
+    inputs: tuple[Tensor, ...],
+    workload: Workload,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: float,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    """Milliseconds (forward, backward) and peak memory of each call, after they were seen to agree."""
+    check(calls, inputs, dtype)
+    clock = Clock(device)
+    tiny = workload.name == "tiny"
+    plain = tuple(t.detach() for t in inputs)
+    forward = {name: partial(call, *plain) for name, call in calls.items()}
+
+    def backward_of(name: str, call: Callable[..., Tensor]) -> Callable[[], object]:
+        result = call(*inputs)
+        grad = torch.randn_like(result)
+        wanted = tuple(t for t in inputs if t is not inputs[1]) if name in FIXED_RATE else inputs
+        if tiny:  # both directions: what a step of training pays
+            return lambda: torch.autograd.grad(call(*inputs), wanted, grad)
+        return lambda: torch.autograd.grad(result, wanted, grad, retain_graph=True)
+
+    def step(name: str, call: Callable[..., Tensor]) -> None:
+        backward_of(name, call)()
+
+    memory = {name: peak_memory(partial(step, name, call), device) for name, call in calls.items()}
+    forward_ms = time_all(forward, clock, seconds, tiny)
+    tick()
+    backward_ms = time_all({name: backward_of(name, call) for name, call in calls.items()}, clock, seconds, tiny)
+    tick()
+    return {"ms": {name: (forward_ms[name], backward_ms[name]) for name in calls}, "memory": memory}
+
+
+def check(calls: dict[str, Callable[..., Tensor]], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+    with torch.no_grad():
+        names = list(calls)
+        ones = (inputs[0], torch.ones_like(inputs[1]), *inputs[2:])
+        expected = calls[names[0]](*inputs)
+        expected_at_one = calls[names[0]](*ones)
+        for name in names[1:]:
+            result, reference = (
+                (calls[name](*ones), expected_at_one) if name in FIXED_RATE else (calls[name](*inputs), expected)
+            )
+            error = ((result - reference).float().norm() / reference.float().norm()).item()
+            if not error < CLOSE[dtype]:
+                raise SystemExit(f"{name} and {names[0]} do not agree: {error:.1e}")
+
+
+if __name__ == "__main__":
+    main()

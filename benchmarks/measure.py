@@ -1,0 +1,96 @@
+"""How it is timed: all contenders in turn, round by round, so that what disturbs one disturbs all."""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Clock:
+    """Milliseconds of one call. On CUDA by events, after the caches were cleared; on the CPU by the wall clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            cache = torch.cuda.get_device_properties(device).L2_cache_size
+            self.flush = torch.empty(4 * cache, dtype=torch.int8, device=device)
+
+    def time(self, call: Callable[[], object]) -> float:
+        if self.device.type == "cuda":
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.flush.zero_()
+            start.record()
+            call()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end)
+        start_time = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start_time)
+
+    def back_to_back(self, call: Callable[[], object], count: int) -> float:
+        """Milliseconds a call, of `count` in a row: what it costs to make one, where the work is next to nothing."""
+        synchronize(self.device)
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        synchronize(self.device)
+        return 1e3 * (time.perf_counter() - start) / count
+
+
+def time_all(calls: dict[str, Callable[[], object]], clock: Clock, seconds: float, tiny: bool) -> dict[str, float]:
+    """Milliseconds of each call: the median of its times on CUDA, the shortest on the CPU (others share that)."""
+    count = 200
+
+    def once(call: Callable[[], object]) -> float:
+        return clock.back_to_back(call, count) if tiny else clock.time(call)
+
+    longest = 0.0
+    for call in calls.values():  # warm up
+        for _ in range(3):
+            longest = max(longest, once(call))
+    rounds = max(5, min(100, int(1e3 * seconds / max(longest * (count if tiny else 1), 1e-3))))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(once(call))
+    pick = statistics.median if clock.device.type == "cuda" else min
+    return {name: pick(measured) for name, measured in times.items()}
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes above what was there before, at the worst moment of a call."""
+    call()
+    if device.type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    events = profile.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes), default=0)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second, read and written, that a large copy moves."""
+    source = torch.ones(2**30 if device.type == "cuda" else 2**26, dtype=torch.int8, device=device)
+    target = torch.empty_like(source).copy_(source)
+    clock = Clock(device)
+
+    def copy() -> Tensor:
+        return target.copy_(source)
+
+    times = [clock.time(copy) for _ in range(20)]
+    return 2 * source.numel() / (min(times) * 1e-3)

@@ -1,0 +1,83 @@
+"""What comes out: a table, JSON, a plot."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown. Times in milliseconds, forward / backward; the ratios are of their sums, unless they say otherwise."""
+    lines: list[str] = []
+    for section in dict.fromkeys(row["section"] for row in rows):
+        here = [row for row in rows if row["section"] == section]
+        names = list(dict.fromkeys(name for row in here for name in row["ms"]))
+        head = ["workload", "type", "map"]
+        if "floor_ms" in here[0]:
+            head += ["floor", "forward ÷ floor", "backward ÷ floor"]
+        first, *others = names
+        head += names + [f"÷ {name}" for name in others] + [f"memory {name}" for name in names]
+        lines += [f"### {section}", "", row_of(head), row_of(["---"] * len(head))]
+        for row in here:
+            cells = [f"{row['workload']} {row['size']}", row["dtype"], row["map"]]
+            ms = row["ms"]
+            if "floor_ms" in here[0]:
+                floor = row.get("floor_ms")
+                cells += ["", "", ""] if floor is None else [
+                    f"{floor[0]:.3f} / {floor[1]:.3f}",
+                    *(f"{ms[first][i] / floor[i]:.2f}" for i in range(2)),
+                ]  # fmt: skip
+            cells += [f"{ms[name][0]:.4g} / {ms[name][1]:.4g}" if name in ms else "" for name in names]
+            cells += [f"{sum(ms[first]) / sum(ms[name]):.2f}" if name in ms else "" for name in others]
+            memory = row["memory"]
+            cells += [f"{memory[name] / 2**20:.1f} MiB" if name in memory else "" for name in names]
+            lines.append(row_of(cells))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def row_of(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def save(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
+    facts = "\n".join(f"- {key}: {value}" for key, value in environment.items())
+    path.with_suffix(".md").write_text(f"{facts}\n\n{table(rows)}")
+
+
+def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
+    """Forward and backward of each workload, as multiples of the floor."""
+    from matplotlib.figure import Figure
+
+    here = [row for row in rows if row.get("floor_ms") and row["map"] == "smooth"]
+    if not here:
+        return
+    names = list(dict.fromkeys(name for row in here for name in row["ms"]))
+    colours = dict(zip(names, ["#d1495b", "#6c757d", "#3a7ca5", "#81b1d5"], strict=False))
+    dtypes = list(dict.fromkeys(row["dtype"] for row in here))
+    figure = Figure(figsize=(11, 1.2 + 2.6 * len(dtypes)), layout="constrained")
+    grid = figure.subplots(len(dtypes), 2, sharex="col", squeeze=False)
+    for line, dtype in zip(grid, dtypes, strict=True):
+        for i, (axes, direction) in enumerate(zip(line, ("forward", "backward"), strict=True)):
+            chosen = [row for row in here if row["dtype"] == dtype]
+            height = 0.8 / len(names)
+            for k, name in enumerate(names):
+                where = [y + (k - (len(names) - 1) / 2) * height for y, row in enumerate(chosen) if name in row["ms"]]
+                ratios = [row["ms"][name][i] / row["floor_ms"][i] for row in chosen if name in row["ms"]]
+                bars = axes.barh(where, ratios, 0.9 * height, color=colours[name], label=name)
+                axes.bar_label(bars, fmt=" %.1f", fontsize=7, color="#333333")
+            axes.set_yticks(range(len(chosen)), [row["workload"] for row in chosen])
+            axes.invert_yaxis()
+            axes.set_xscale("log")
+            axes.axvline(1, color="black", linewidth=0.8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.set_title(f"{direction}, {dtype}", loc="left", fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("time ÷ floor (every byte once, at the copy bandwidth)")
+    figure.suptitle(f"{environment['device']}, smooth map; F.unfold has one rate for everything", fontsize=10)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
+    figure.savefig(path.with_suffix(".png"), dpi=150)

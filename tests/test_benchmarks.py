@@ -1,0 +1,33 @@
+"""The benchmark runs and writes what it says; the times are nobody's business here."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tqdm")
+pytest.importorskip("matplotlib")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import __main__ as benchmark  # noqa: E402
+
+
+def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "result"
+    options = "--device cpu --seconds 0.01 --workloads C2 --dtypes float32 bfloat16 --maps smooth --convolution"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *options.split(), "--output", str(output)])
+    benchmark.main()
+
+    result = json.loads(output.with_suffix(".json").read_text())
+    assert result["environment"]["command"] == f"python -m benchmarks {options} --output {output}"
+    assert [(row["section"], row["dtype"]) for row in result["rows"]] == [
+        (section, dtype) for dtype in ("float32", "bfloat16") for section in ("unfold", "convolution")
+    ]
+    for row in result["rows"]:
+        assert all(time > 0 for times in row["ms"].values() for time in times)
+        assert all(size > 0 for size in row["memory"].values())
+    printed = capsys.readouterr().out
+    assert "### unfold" in printed
+    assert output.with_suffix(".md").read_text().endswith(printed[printed.index("### unfold") :].rstrip("\n") + "\n")
+    assert output.with_suffix(".png").stat().st_size > 10_000
