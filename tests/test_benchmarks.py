@@ -10,7 +10,7 @@ pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import __main__ as benchmark  # noqa: E402
+from benchmarks import __main__ as benchmark
 
 
 def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
