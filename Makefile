@@ -21,7 +21,7 @@ installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench build lint format clean
+.PHONY: help demo test bench build cuda lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ bench: build $(call installed,demo)  ## time it beside F.unfold and others, on t
 
 build: $(call installed,torch build package)  ## compile what changed since the last time
 	$(python) setup.py --quiet build_ext --inplace
+
+cuda: $(call installed,torch build)  ## compile the CUDA sources for several architectures, where there is an nvcc
+	$(python) tools/compile_cuda.py $(ARGS)
 
 lint: $(call installed,torch lint)  ## check formatting, style and types of both languages
 	$(python) -m ruff check .

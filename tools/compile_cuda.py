@@ -1,0 +1,105 @@
+"""Compiles the CUDA sources for several architectures, where there need be neither a GPU nor a torch built for CUDA.
+
+Fails if one does not compile, or if a kernel keeps registers in memory that is not listed in MAY_SPILL. Prints the
+registers and the spilled bytes of every kernel with ``--verbose``.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch.utils.cpp_extension import include_paths
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from setup import CUDA_FLAGS  # noqa: E402
+
+ARCHITECTURES = ["75", "80", "90", "100", "120"]  # of those that the compiler knows
+MAY_SPILL: dict[str, str] = {}  # part of a kernel's name: why
+LEAN = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]  # a torch for the CPU has CUDA headers, but for this one
+
+
+@dataclass(frozen=True)
+class Kernel:
+    source: str
+    architecture: str
+    name: str
+    registers: int
+    spilled: int  # bytes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--verbose", action="store_true")
+    args = parser.parse_args()
+    nvcc = find_nvcc()
+    if nvcc is None:
+        print("no nvcc: CUDA sources not compiled")
+        return
+    known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    architectures = [a for a in args.architectures if f"sm_{a}" in known]
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    jobs = [(source, architecture) for source in sources for architecture in architectures]
+    with ThreadPoolExecutor(args.jobs) as pool:
+        reports = pool.map(lambda job: compile_one(nvcc, *job), jobs)
+        kernels = [kernel for report in reports for kernel in report]
+
+    spilling = [k for k in kernels if k.spilled and not any(part in k.name for part in MAY_SPILL)]
+    for kernel in kernels if args.verbose else spilling:
+        print(
+            f"{kernel.source} sm_{kernel.architecture}: {kernel.registers} registers, {kernel.spilled} bytes spilled: "
+            f"{kernel.name}"
+        )
+    print(f"{len(sources)} sources, {', '.join(f'sm_{a}' for a in architectures)}: {len(kernels)} kernels")
+    if spilling:
+        raise SystemExit(f"{len(spilling)} kernels spill registers")
+
+
+def find_nvcc() -> str | None:
+    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
+    return shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def compile_one(nvcc: str, source: Path, architecture: str) -> list[Kernel]:
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [
+            nvcc,
+            *CUDA_FLAGS,
+            *LEAN,
+            "-std=c++20",
+            f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+            "-Xptxas=-v",
+            *(f"-I{path}" for path in include_paths()),
+            "-c",
+            str(source),
+            "-o",
+            f"{scratch}/object.o",
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise SystemExit(f"{source.name} sm_{architecture}:\n{result.stderr}")
+    found = re.findall(
+        r"Compiling entry function '(\S+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        result.stderr,
+        re.DOTALL,
+    )
+    if result.stderr.count("Compiling entry function") != len(found):
+        raise SystemExit(f"the report of {nvcc} has another form than expected:\n{result.stderr}")
+    return [
+        Kernel(source.name, architecture, name, int(registers), int(stores) + int(loads))
+        for name, stores, loads, registers in found
+    ]
+
+
+if __name__ == "__main__":
+    main()
