@@ -108,6 +108,7 @@ struct Check {
     TORCH_CHECK(tensor.defined(), op, "(): expected ", argument, " to be a tensor, but got None");
     TORCH_CHECK(
         !tensor.is_quantized(), op, "(): expected ", argument, " to be a dense tensor, but got a quantised one");
+    TORCH_CHECK(!tensor.is_nested(), op, "(): expected ", argument, " to be a dense tensor, but got a nested one");
     TORCH_CHECK(
         tensor.layout() == c10::kStrided, op, "(): expected ", argument,
         " to be a dense tensor, but got one of layout ", tensor.layout());

@@ -54,6 +54,21 @@ struct Strided {
   int64_t stride[4];
 };
 
+// One pass over columns. It adds term `splat` of them into `image`, and leaves the sums over the channels of a plane of
+// their products with the `count` terms `dot` of `input` in `sums`. Either may be left out.
+template <class scalar_t, class T>
+struct Reduction {
+  Strided<const scalar_t*> columns;
+  const T* rates;
+  int64_t bands;
+  const int8_t (*splat)[2][2];
+  T* image;  // planes, [bands, B * G, planes, ...], or null
+  const int8_t (*dot)[2][2];
+  int64_t count;
+  const T* input;  // planes, or null
+  T* sums;         // [planes, B * G, count, L]
+};
+
 // Rates, [B * G, rates, L]: contiguous and in the type that positions are computed in.
 //
 // Each function does the tasks [begin, end) of its call, and nothing that another task does.
@@ -68,23 +83,8 @@ struct Kernels {
   // columns, contiguous. A task is one tile of positions for one chunk of the planes of a group: sample_tasks of them.
   void (*sample)(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end);
 
-  // One pass over columns. Adds term `splat` of them into `image`, planes; or `image` is null. Leaves the sums over the
-  // channels of a plane of their products with the `count` terms `dot` of `input`, planes, in `sums`. A task is one
-  // plane and one band of positions; each band has planes and sums of its own: image [bands, B * G, planes, ...],
-  // sums [planes, B * G, count, L].
-  void (*reduce)(
-      const UnfoldParams& p,
-      Strided<const scalar_t*> columns,
-      const T* rates,
-      int64_t bands,
-      const int8_t (*splat)[2][2],
-      T* image,
-      const T* input,
-      const int8_t (*dot)[2][2],
-      int64_t count,
-      T* sums,
-      int64_t begin,
-      int64_t end);
+  // A task is one plane and one band of positions; each band has planes and sums of its own.
+  void (*reduce)(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end);
 };
 
 // Planes of a task of `sample`: enough to pay for the locations, few enough for what they touch to stay in the cache.

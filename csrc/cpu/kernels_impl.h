@@ -427,19 +427,7 @@ void sample_lanes(
 }
 
 template <class scalar_t, class T, int kLanes>
-void reduce_lanes(
-    const UnfoldParams& p,
-    Strided<const scalar_t*> columns,
-    const T* rates,
-    int64_t bands,
-    const int8_t (*splat)[2][2],
-    T* image,
-    const T* input,
-    const int8_t (*dot)[2][2],
-    int64_t count,
-    T* sums,
-    int64_t begin,
-    int64_t end) {
+void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_t begin, int64_t end) {
   const auto l = layout(p);
   const int64_t groups = p.batch * p.groups;
   const int64_t positions = p.h.out_size * p.w.out_size;
@@ -451,39 +439,40 @@ void reduce_lanes(
   int64_t nw[kTile];
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
-  const std::unique_ptr<T[]> products(new T[count * kTile * kLanes]);
+  const std::unique_ptr<T[]> products(new T[r.count * kTile * kLanes]);
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t band = task % bands;
-    const int64_t plane = task / bands;  // of all
+    const int64_t band = task % r.bands;
+    const int64_t plane = task / r.bands;  // of all
     const int64_t group = plane / l.planes;
     const int64_t first_lane = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first_lane);
     const int64_t channel = group % p.groups * l.per_group + first_lane;  // of the batch item
-    const auto* const source = columns.data + group / p.groups * columns.stride[0] + channel * taps * columns.stride[1];
-    T* const target = image == nullptr ? nullptr : image + (band * groups * l.planes + plane) * l.plane;
-    const T* const factor = input == nullptr ? nullptr : input + plane * l.plane;
+    const auto* const source =
+        r.columns.data + group / p.groups * r.columns.stride[0] + channel * taps * r.columns.stride[1];
+    T* const target = r.image == nullptr ? nullptr : r.image + (band * groups * l.planes + plane) * l.plane;
+    const T* const factor = r.input == nullptr ? nullptr : r.input + plane * l.plane;
     fill_zero(rows + lanes * kTile, (kLanes - lanes) * kTile);
-    for (int64_t t = tiles * band / bands; t < tiles * (band + 1) / bands; ++t) {
+    for (int64_t t = tiles * band / r.bands; t < tiles * (band + 1) / r.bands; ++t) {
       const int64_t first = t * kTile;
       const int64_t n = least(kTile, positions - first);
-      located.locate(rates + group * p.rates * positions, first, n);
-      fill_zero(products.get(), count * kTile * kLanes);
+      located.locate(r.rates + group * p.rates * positions, first, n);
+      fill_zero(products.get(), r.count * kTile * kLanes);
       for (int64_t tap = 0; tap < taps; ++tap) {
         load_tile<kLanes>(
-            source + tap * columns.stride[1] + first * columns.stride[3], taps * columns.stride[1], columns.stride[3],
-            lanes, n, rows, tile);
+            source + tap * r.columns.stride[1] + first * r.columns.stride[3], taps * r.columns.stride[1],
+            r.columns.stride[3], lanes, n, rows, tile);
         located.corners(tap / p.w.kernel, tap % p.w.kernel, nw);
         if (target != nullptr) {
-          located.weigh(tap / p.w.kernel, tap % p.w.kernel, *splat, weights);
+          located.weigh(tap / p.w.kernel, tap % p.w.kernel, *r.splat, weights);
           scatter<kLanes>(n, target, pitch, nw, weights, tile);
         }
-        for (int64_t d = 0; d < count; ++d) {
-          located.weigh(tap / p.w.kernel, tap % p.w.kernel, dot[d], weights);
+        for (int64_t d = 0; d < r.count; ++d) {
+          located.weigh(tap / p.w.kernel, tap % p.w.kernel, r.dot[d], weights);
           multiply<kLanes>(n, factor, pitch, nw, weights, tile, products.get() + d * kTile * kLanes);
         }
       }
-      for (int64_t d = 0; d < count; ++d) {
-        T* const sum = sums + ((plane % l.planes * groups + group) * count + d) * positions + first;
+      for (int64_t d = 0; d < r.count; ++d) {
+        T* const sum = r.sums + ((plane % l.planes * groups + group) * r.count + d) * positions + first;
         const T* const product = products.get() + d * kTile * kLanes;
         for (int64_t k = 0; k < n; ++k) {
           T total = 0;
@@ -525,20 +514,8 @@ void sample(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* co
 }
 
 template <class scalar_t, class T>
-void reduce(
-    const UnfoldParams& p,
-    Strided<const scalar_t*> columns,
-    const T* rates,
-    int64_t bands,
-    const int8_t (*splat)[2][2],
-    T* image,
-    const T* input,
-    const int8_t (*dot)[2][2],
-    int64_t count,
-    T* sums,
-    int64_t begin,
-    int64_t end) {
-  DDU_LANES(reduce_lanes, p, columns, rates, bands, splat, image, input, dot, count, sums, begin, end)
+void reduce(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end) {
+  DDU_LANES(reduce_lanes, p, reduction, begin, end)
 }
 
 #undef DDU_LANES

@@ -123,19 +123,24 @@ struct Call {
     const bool direct = result != nullptr && layout.planes == 1 && result->scalar_type() == kType;
     const Tensor sums =
         direct ? result->view({1, -1}) : at::empty({layout.planes, p.batch * p.groups * count * positions}, kType);
-    auto* const image_data = image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>();
-    const auto* const input_data = input == nullptr ? nullptr : input_planes.template const_data_ptr<T>();
     auto* const sum_data = sums.template mutable_data_ptr<T>();
-    const auto source = strided<scalar_t>(columns.unsqueeze(2));
+    const cpu::Reduction<scalar_t, T> reduction = {
+        strided<scalar_t>(columns.unsqueeze(2)),
+        rates.template const_data_ptr<T>(),
+        bands,
+        splat,
+        image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>(),
+        dot,
+        count,
+        input == nullptr ? nullptr : input_planes.template const_data_ptr<T>(),
+        sum_data};
     parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
-      kernels.reduce(
-          p, source, rates.template const_data_ptr<T>(), bands, splat, image_data, input_data, dot, count, sum_data,
-          begin, end);
+      kernels.reduce(p, reduction, begin, end);
     });
     if (image != nullptr) {
       auto* const target = image->mutable_data_ptr<scalar_t>();
       parallel_tasks(planes * p.h.size, p.w.size * layout.lanes, [&](int64_t begin, int64_t end) {
-        kernels.unpack(p, image_data, bands, target, begin, end);
+        kernels.unpack(p, reduction.image, bands, target, begin, end);
       });
     }
     if (result != nullptr && !direct) {
