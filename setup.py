@@ -3,12 +3,41 @@
 An incremental build in the checkout: ``python setup.py build_ext --inplace``.
 """
 
+import os
 from pathlib import Path
 
+import torch
 from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
-SOURCES = sorted(str(path) for path in Path("csrc").rglob("*.cpp"))
+
+def with_cuda() -> bool:
+    """Whether to build for CUDA: if torch and a toolkit are there for it; DDU_WITH_CUDA=1 or 0 forces or forbids it.
+
+    A GPU need not be visible. TORCH_CUDA_ARCH_LIST says which ones to build for; its default is those that are there.
+    """
+    wish = os.environ.get("DDU_WITH_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"expected DDU_WITH_CUDA to be 0, 1 or empty, but got {wish!r}")
+    missing = [
+        name
+        for name, found in (("torch built for CUDA", torch.version.cuda), ("nvcc (CUDA_HOME)", CUDA_HOME))
+        if not found
+    ]
+    if wish == "1" and missing:
+        raise SystemExit(f"DDU_WITH_CUDA=1 needs {' and '.join(missing)}")
+    use = wish != "0" and not missing
+    why = "DDU_WITH_CUDA=0" if wish == "0" else f"no {' and no '.join(missing)}" if missing else CUDA_HOME
+    print(f"ddu_ops: torch {torch.__version__}, CUDA {'on' if use else 'off'} ({why})", flush=True)
+    return use
+
+
+USE_CUDA = with_cuda()
+SOURCES = sorted(
+    str(path)
+    for path in Path("csrc").rglob("*")
+    if (path.suffix == ".cpp" and "cuda" not in path.parts) or (USE_CUDA and path.suffix in (".cpp", ".cu"))
+)
 
 
 class Build(BuildExtension):
@@ -36,6 +65,12 @@ FLAGS = [
     "-Wno-unused-parameter",
 ]
 
-extension = CppExtension("ddu_ops._C", SOURCES, extra_compile_args=FLAGS)
+CUDA_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "--threads=2"]
 
-setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+if USE_CUDA:
+    extension = CUDAExtension("ddu_ops._C", SOURCES, extra_compile_args={"cxx": FLAGS, "nvcc": CUDA_FLAGS})
+else:
+    extension = CppExtension("ddu_ops._C", SOURCES, extra_compile_args=FLAGS)
+
+if __name__ == "__main__":
+    setup(ext_modules=[extension], cmdclass={"build_ext": Build})

@@ -23,8 +23,9 @@ from benchmarks.measure import Clock, copy_bandwidth, peak_memory, time_all
 from benchmarks.workloads import MAPS, WORKLOADS, Workload
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Of the contenders to each other, ‖a - b‖ / ‖b‖: they compute positions in different ways.
-CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 0.2, torch.bfloat16: 1.5}
+# Of the contenders to each other, ‖a - b‖ / ‖b‖: they compute positions in different ways, and cuDNN multiplies float32
+# in tf32.
+CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.2, torch.bfloat16: 1.5}
 
 
 def main() -> None:
@@ -156,6 +157,7 @@ def compare(
     tick: Callable[[], None],
 ) -> dict[str, Any]:
     """Milliseconds (forward, backward) and peak memory of each call, after they were seen to agree."""
+    calls = {name: call for name, call in calls.items() if takes(call, inputs)}
     check(calls, inputs, dtype)
     clock = Clock(device)
     tiny = workload.name == "tiny"
@@ -179,6 +181,16 @@ def compare(
     backward_ms = time_all({name: backward_of(name, call) for name, call in calls.items()}, clock, seconds, tiny)
     tick()
     return {"ms": {name: (forward_ms[name], backward_ms[name]) for name in calls}, "memory": memory}
+
+
+def takes(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> bool:
+    """Whether there is such a thing for the type: torchvision has nothing for bfloat16."""
+    try:
+        with torch.no_grad():
+            call(*inputs)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def check(calls: dict[str, Callable[..., Tensor]], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:

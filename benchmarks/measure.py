@@ -15,26 +15,32 @@ def synchronize(device: torch.device) -> None:
 
 
 class Clock:
-    """Milliseconds of one call. On CUDA by events, after the caches were cleared; on the CPU by the wall clock."""
+    """Milliseconds of calls. On CUDA by events, after the caches were cleared; on the CPU by the wall clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         if device.type == "cuda":
             cache = torch.cuda.get_device_properties(device).L2_cache_size
-            self.flush = torch.empty(4 * cache, dtype=torch.int8, device=device)
+            self.flush = torch.empty(8 * cache, dtype=torch.int8, device=device)
 
-    def time(self, call: Callable[[], object]) -> float:
+    def time(self, calls: list[Callable[[], object]]) -> list[float]:
+        """Of each call, one after the other. On CUDA all are queued first, so that the host's part does not count."""
         if self.device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self.flush.zero_()
-            start.record()
+            synchronize(self.device)
+            events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in calls]
+            for call, (start, end) in zip(calls, events, strict=True):
+                self.flush.zero_()
+                start.record()
+                call()
+                end.record()
+            synchronize(self.device)
+            return [start.elapsed_time(end) for start, end in events]
+        times = []
+        for call in calls:
+            begin = time.perf_counter()
             call()
-            end.record()
-            end.synchronize()
-            return start.elapsed_time(end)
-        start_time = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start_time)
+            times.append(1e3 * (time.perf_counter() - begin))
+        return times
 
     def back_to_back(self, call: Callable[[], object], count: int) -> float:
         """Milliseconds a call, of `count` in a row: what it costs to make one, where the work is next to nothing."""
@@ -50,20 +56,17 @@ def time_all(calls: dict[str, Callable[[], object]], clock: Clock, seconds: floa
     """Milliseconds of each call: the median of its times on CUDA, the shortest on the CPU (others share that)."""
     count = 200
 
-    def once(call: Callable[[], object]) -> float:
-        return clock.back_to_back(call, count) if tiny else clock.time(call)
+    def times_of(rounds: int) -> list[list[float]]:
+        if tiny:
+            return [[clock.back_to_back(call, count) for call in calls.values()] for _ in range(rounds)]
+        line = clock.time(list(calls.values()) * rounds)
+        return [line[i : i + len(calls)] for i in range(0, len(line), len(calls))]
 
-    longest = 0.0
-    for call in calls.values():  # warm up
-        for _ in range(3):
-            longest = max(longest, once(call))
+    longest = max(max(line) for line in times_of(3))  # and warm up
     rounds = max(5, min(100, int(1e3 * seconds / max(longest * (count if tiny else 1), 1e-3))))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            times[name].append(once(call))
+    times = dict(zip(calls, zip(*times_of(rounds), strict=True), strict=True))
     pick = statistics.median if clock.device.type == "cuda" else min
-    return {name: pick(measured) for name, measured in times.items()}
+    return {name: pick(line) for name, line in times.items()}
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
@@ -92,5 +95,5 @@ def copy_bandwidth(device: torch.device) -> float:
     def copy() -> Tensor:
         return target.copy_(source)
 
-    times = [clock.time(copy) for _ in range(20)]
+    times = clock.time([copy] * 20)
     return 2 * source.numel() / (min(times) * 1e-3)

@@ -1,5 +1,7 @@
 """Devices, seeds and the hypothesis profile of the suite."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import pytest
 import torch
@@ -18,6 +20,8 @@ hypothesis.settings.load_profile("ddu")
 # What torch itself warns of: with warnings as errors, nobody else's may stop a test.
 TORCH_WARNINGS = [
     "ignore:`torch.jit.*` is deprecated:DeprecationWarning",  # by parts of torch that still use it
+    "ignore:.*does not have a deterministic implementation:UserWarning",  # operators of torch that tests use
+    "ignore:.*[Pp]rofil.*:UserWarning",  # its profiler, where there is a GPU
 ]
 
 
@@ -26,9 +30,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
-@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    return torch.device(request.param)
+# By default, gradients of the input may come out in other bits from run to run on CUDA: see cases.assert_same.
+DEVICES = ["cpu", "cuda", "cuda_deterministic"] if torch.cuda.is_available() else ["cpu"]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
+    name, _, deterministic = request.param.partition("_")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(bool(deterministic), warn_only=True)
+    yield torch.device(name)
+    torch.use_deterministic_algorithms(before)
 
 
 @pytest.fixture(autouse=True)

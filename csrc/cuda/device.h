@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: MIT
+// What the kernels share: types, windows, corners. For nvcc only.
+#pragma once
+
+#include <c10/cuda/CUDAException.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "../math/bilinear.h"
+#include "../math/geometry.h"
+#include "launch.h"
+
+namespace ddu::cuda {
+
+// The type that positions, weights and sums are computed in.
+template <class scalar_t>
+using Compute = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+// ---- host
+
+template <class F>
+void dispatch_half_or_float(c10::ScalarType type, const F& f) {
+  switch (type) {
+    case c10::ScalarType::Float:
+      return f(float());
+    case c10::ScalarType::Half:
+      return f(c10::Half());
+    case c10::ScalarType::BFloat16:
+      return f(c10::BFloat16());
+    default:
+      TORCH_INTERNAL_ASSERT(false, "no CUDA kernel for ", type);
+  }
+}
+
+template <class F>
+void dispatch_floating(c10::ScalarType type, const F& f) {
+  return type == c10::ScalarType::Double ? f(double()) : dispatch_half_or_float(type, f);
+}
+
+template <class F>
+void dispatch_index(bool wide, const F& f) {
+  return wide ? f(int64_t()) : f(int32_t());
+}
+
+// Blocks of a one-dimensional grid.
+inline unsigned grid_of(int64_t blocks) {
+  TORCH_CHECK(
+      blocks < (int64_t(1) << 31), "ddu: expected a problem of at most 2^31 - 1 blocks of threads, but got ", blocks);
+  return static_cast<unsigned>(blocks);
+}
+
+template <class Int>
+DDU_HOST_DEVICE Int ceil_div(Int a, Int b) {
+  return (a + b - 1) / b;
+}
+
+#if defined(__CUDACC__)
+
+// ---- device
+
+template <class T>
+__device__ __forceinline__ bool is_finite(T x) {
+  return x - x == 0;
+}
+
+template <class scalar_t>
+__device__ __forceinline__ Compute<scalar_t> load(const scalar_t* p) {
+  return static_cast<Compute<scalar_t>>(__ldg(reinterpret_cast<const scalar_t*>(p)));
+}
+template <>
+__device__ __forceinline__ float load(const c10::Half* p) {
+  return __half2float(__ldg(reinterpret_cast<const __half*>(p)));
+}
+template <>
+__device__ __forceinline__ float load(const c10::BFloat16* p) {
+  return __uint_as_float(static_cast<unsigned>(__ldg(reinterpret_cast<const unsigned short*>(p))) << 16);
+}
+
+// The rates of one window, and what follows from its position.
+template <class T>
+struct Window {
+  T rate_h, rate_w;
+  int64_t centre_h, centre_w;
+  bool finite;
+};
+
+// scalar_t: the type of the map, unless map.is_float.
+template <class scalar_t>
+__device__ __forceinline__ Window<Compute<scalar_t>> load_window(
+    const UnfoldParams& p, const MapView& map, int64_t b, int64_t g, int64_t i, int64_t j) {
+  using T = Compute<scalar_t>;
+  const int64_t offset = b * map.batch + g * p.rates * map.channel + i * map.row + j * map.column;
+  const auto rate = [&](int64_t at) {
+    return map.is_float ? static_cast<T>(load(static_cast<const float*>(map.data) + at))
+                        : load(static_cast<const scalar_t*>(map.data) + at);
+  };
+  Window<T> window;
+  window.rate_h = rate(offset);
+  window.rate_w = p.rates == 1 ? window.rate_h : rate(offset + map.channel);
+  window.finite = is_finite(window.rate_h) && is_finite(window.rate_w);
+  window.centre_h = centre_pixel(p.h, i, p.aligned);
+  window.centre_w = centre_pixel(p.w, j, p.aligned);
+  return window;
+}
+
+template <class T>
+__device__ __forceinline__ Neighbours<T> tap_neighbours(
+    const Axis<int64_t>& axis, bool aligned, int64_t centre, T rate, int64_t tap) {
+  return neighbours(axis.size, centre, centre_fraction<T>(axis, aligned), tap_slope<T>(axis, tap), rate);
+}
+
+// An axis in 32 bits, for the fast kernels.
+struct FastAxis {
+  int size, out_size, kernel, stride;
+  int first_centre;  // centre_pixel of output index 0
+  float fraction;    // centre_fraction
+  float half_dilation;
+
+  __device__ __forceinline__ int centre(int out_index) const { return out_index * stride + first_centre; }
+
+  // tap_slope
+  __device__ __forceinline__ float slope(int tap) const {
+    return static_cast<float>(2 * tap - (kernel - 1)) * half_dilation;
+  }
+
+  __device__ __forceinline__ Neighbours<float, int> neighbours_of(int tap, int centre, float rate) const {
+    return neighbours<float, int>(size, centre, fraction, slope(tap), rate);
+  }
+};
+
+inline FastAxis fast_axis(const Axis<int64_t>& axis, bool aligned) {
+  return {
+      static_cast<int>(axis.size),
+      static_cast<int>(axis.out_size),
+      static_cast<int>(axis.kernel),
+      static_cast<int>(axis.stride),
+      static_cast<int>(centre_pixel(axis, 0, aligned)),
+      centre_fraction<float>(axis, aligned),
+      static_cast<float>(axis.dilation) / 2};
+}
+
+#endif
+
+}  // namespace ddu::cuda

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+// What the CUDA sources offer to unfold_cuda.cpp, without a torch tensor in sight, so that nvcc reads little.
+//
+// Every function queues its work on `stream` and returns. Strides are in elements. Which of the paths a call takes is
+// decided in unfold_cuda.cpp alone: NOTE [ CUDA paths ].
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../params.h"
+
+namespace ddu::cuda {
+
+// [B, C, H, W]
+struct ImageView {
+  const void* data;
+  int64_t batch, channel, row, column;
+};
+
+// [B, C * kH * kW, L]
+struct ColumnsView {
+  const void* data;
+  int64_t batch, row, position;
+};
+
+// [B, G * rates, H_out, W_out], in the type of the other tensors, or in float beside a half type.
+struct MapView {
+  const void* data;
+  bool is_float;
+  int64_t batch, channel, row, column;
+};
+
+// Where sums for an image are gathered: floating point numbers, added atomically in any order, or fixed point numbers
+// (NOTE [ Fixed point ]), for which the order makes no difference.
+struct Sums {
+  void* data;
+  const unsigned long long* largest;  // of the columns, as bits: see launch_largest; nullptr: floating point
+  int log2_terms;                     // fixed point: no sum passes 2^log2_terms * largest
+};
+
+// One derivative by the position: Params::term.
+struct Term {
+  int8_t count[2][2];
+};
+
+// ---- sample.cu
+
+// columns [B, C, kH, kW, H_out, W_out], any type, any term.
+void launch_sample(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,  // whether offsets need 64 bits
+    const ImageView& input,
+    const MapView& map,
+    void* columns,
+    cudaStream_t stream);
+
+// The value (order 0) of float, half and bfloat16, from packets (NOTE [ Packets ]).
+void launch_sample_packets(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    const void* packets,
+    const MapView& map,
+    void* columns,
+    cudaStream_t stream);
+
+// ---- reduce.cu
+
+// One pass over the columns, any type, any terms: adds term `splat` of them to `sums` [B, C, H, W], unless it is
+// nullptr, and writes their products with the `dots` terms of input to `result` [B, G, dots, H_out, W_out], which has
+// the type of the map.
+void launch_reduce(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    const ColumnsView& columns,
+    const MapView& map,
+    const Term* splat,
+    const Sums& sums,
+    const ImageView& input,
+    const Term* dot_terms,
+    int dots,
+    void* result,
+    cudaStream_t stream);
+
+// ---- tile.cu
+
+// Channels that a block of the tiled kernel has, of a group.
+constexpr int kChannelBlock = 32;
+
+inline int64_t channel_blocks(const UnfoldParams& p) {
+  return (p.channels / p.groups + kChannelBlock - 1) / kChannelBlock;
+}
+
+// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16.
+//   sums     [B * G, channel blocks, H, W, kChannelBlock], or data == nullptr: no splat
+//   packets  of the input, or nullptr: no dot
+//   partial  [channel blocks, B, G, rates, H_out, W_out], float: for two rates the derivatives by the height and the
+//            width, for one their sum, weighted with dot_term. Still to be added over the blocks.
+void launch_tiles(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    const ColumnsView& columns,
+    const MapView& map,
+    const Sums& sums,
+    const void* packets,
+    const Term& dot_term,
+    int rates,
+    float* partial,
+    cudaStream_t stream);
+
+// ---- layout.cu
+
+// Elements of `type` in the packets of an image.
+int64_t packets_size(const UnfoldParams& p, c10::ScalarType type);
+
+void launch_pack(
+    const UnfoldParams& p, c10::ScalarType type, bool wide, const ImageView& image, void* packets, cudaStream_t stream);
+
+// The largest finite magnitude of the columns, into *largest, which holds 0: the bits of a float or a double.
+void launch_largest(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    const ColumnsView& columns,
+    unsigned long long* largest,
+    cudaStream_t stream);
+
+// Bytes of one number in Sums.
+int64_t bytes_per_sum(c10::ScalarType type, bool fixed_point);
+
+// Sums to an image [B, C, H, W] of `type`: sums as launch_tiles has them if `blocked`, else [B, C, H, W].
+void launch_finish_image(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    bool blocked,
+    const Sums& sums,
+    void* image,
+    cudaStream_t stream);
+
+// The sum over the leading axis of partial [blocks, size], in order, to the type of the map.
+void launch_finish_map(
+    c10::ScalarType map_type, int64_t blocks, int64_t size, const float* partial, void* result, cudaStream_t stream);
+
+}  // namespace ddu::cuda

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: MIT
+// From one layout to another, before and after the kernels that do the work.
+
+// NOTE [ Layout kernels ]
+// Each result element has one thread that owns it, neighbouring threads own neighbouring pixels, and a thread has all
+// the channels of a packet, or of 32 bytes of sums: reads and writes are whole sectors of memory, without a
+// transposition through shared memory.
+
+#include "fixed_point.h"
+#include "packets.h"
+
+namespace ddu::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+
+// A thread owns kPacketsAtOnce packets of a pixel.
+constexpr int kPacketsAtOnce = 2;
+
+template <class scalar_t, class Index>
+__global__ void __launch_bounds__(kThreads) pack_kernel(
+    const UnfoldParams p,
+    const ImageView image,        // [B, C, H, W]
+    uint4* __restrict__ packets,  // [B, G, packets per group, H + 3, W + 3]
+    const int packets_in_group,
+    const int chunks,  // of packets_in_group
+    const unsigned pixel_blocks) {
+  constexpr int kElements = kPacket<scalar_t>;
+  const unsigned pitch = static_cast<unsigned>(padded(p.w.size));
+  const unsigned plane = pitch * static_cast<unsigned>(padded(p.h.size));
+  const unsigned pixel = blockIdx.x % pixel_blocks * kThreads + threadIdx.x;
+  const unsigned chunk = blockIdx.x / pixel_blocks % chunks;
+  const Index group = static_cast<Index>(blockIdx.x / pixel_blocks / chunks);  // of the batch's B * G
+  if (pixel >= plane) {
+    return;
+  }
+  const int y = static_cast<int>(pixel / pitch) - static_cast<int>(kBorderLow);
+  const int x = static_cast<int>(pixel % pitch) - static_cast<int>(kBorderLow);
+  const int first_packet = chunk * kPacketsAtOnce;
+  const int per_group = static_cast<int>(p.channels / p.groups);
+  const Index groups = static_cast<Index>(p.groups);
+  const bool in_image = y >= 0 && y < static_cast<int>(p.h.size) && x >= 0 && x < static_cast<int>(p.w.size);
+  const Index channel_stride = static_cast<Index>(image.channel);
+  const auto* const source = static_cast<const scalar_t*>(image.data) + group / groups * image.batch +
+      (group % groups * per_group + first_packet * kElements) * image.channel + y * image.row + x * image.column;
+  uint4* const to = packets + (group * packets_in_group + first_packet) * static_cast<Index>(plane) + pixel;
+  using Word = std::conditional_t<sizeof(scalar_t) == 4, unsigned, unsigned short>;
+#pragma unroll
+  for (int q = 0; q < kPacketsAtOnce; ++q) {
+    if (first_packet + q >= packets_in_group) {
+      return;
+    }
+    unsigned words[kElements];
+    const int here = in_image ? per_group - (first_packet + q) * kElements : 0;  // channels
+#pragma unroll
+    for (int k = 0; k < kElements; ++k) {
+      words[k] = k < here
+          ? static_cast<unsigned>(__ldg(reinterpret_cast<const Word*>(source + (q * kElements + k) * channel_stride)))
+          : 0u;
+    }
+    uint4 packet;
+    if constexpr (kElements == 4) {
+      packet = make_uint4(words[0], words[1], words[2], words[3]);
+    } else {
+      packet = make_uint4(
+          words[0] | words[1] << 16, words[2] | words[3] << 16, words[4] | words[5] << 16, words[6] | words[7] << 16);
+    }
+    to[q * static_cast<Index>(plane)] = packet;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ unsigned long long bits_of(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return static_cast<unsigned long long>(__double_as_longlong(x));
+  } else {
+    return __float_as_uint(x);
+  }
+}
+
+// NOTE [ Fixed point ]. Not negative, floating point numbers are in the order of their bits.
+template <class scalar_t>
+__global__ void __launch_bounds__(kThreads) largest_kernel(
+    const ColumnsView columns,  // [B, rows, L]
+    const int64_t rows,
+    const int64_t positions,
+    const int64_t size,
+    unsigned long long* largest) {
+  using T = Compute<scalar_t>;
+  const auto* const data = static_cast<const scalar_t*>(columns.data);
+  T mine = 0;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t start = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const auto take = [&](T x) {
+    x = std::fabs(x);
+    mine = is_finite(x) && x > mine ? x : mine;
+  };
+  const bool contiguous = columns.position == 1 && columns.row == positions && columns.batch == rows * positions;
+  if (contiguous) {
+    constexpr int kElements = kPacket<scalar_t>;
+    const int64_t head =
+        min(size, static_cast<int64_t>((16 - reinterpret_cast<uintptr_t>(data) % 16) % 16 / sizeof(scalar_t)));
+    const int64_t whole = (size - head) / kElements;
+    const auto* const vectors = reinterpret_cast<const uint4*>(data + head);
+#pragma unroll 4
+    for (int64_t k = start; k < whole; k += stride) {
+      const uint4 vector = __ldcs(vectors + k);
+      if constexpr (std::is_same_v<scalar_t, double>) {
+        take(__hiloint2double(vector.y, vector.x));
+        take(__hiloint2double(vector.w, vector.z));
+      } else {
+#pragma unroll
+        for (int e = 0; e < kElements; ++e) {
+          take(element<scalar_t>(vector, e));
+        }
+      }
+    }
+    const int64_t tail = size - head - whole * kElements;
+    if (start < head) {
+      take(load(data + start));
+    } else if (start - head < tail) {
+      take(load(data + head + whole * kElements + start - head));
+    }
+  } else {
+    for (int64_t k = start; k < size; k += stride) {
+      take(load(
+          data + k / positions / rows * columns.batch + k / positions % rows * columns.row +
+          k % positions * columns.position));
+    }
+  }
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    mine = max(mine, __shfl_xor_sync(0xffffffffu, mine, lanes));
+  }
+  if (threadIdx.x % 32 == 0 && mine > 0) {
+    atomicMax(largest, bits_of(mine));
+  }
+}
+
+// The number that a sum stands for.
+template <class T, bool kFixed>
+struct SumReader {
+  const void* data;
+  FixedPoint<T> fixed;
+
+  __device__ __forceinline__ explicit SumReader(const Sums& sums) : data(sums.data), fixed(sums) {}
+  __device__ __forceinline__ T operator()(int64_t at) const {
+    return fixed.value(static_cast<const unsigned long long*>(data) + at * kLimbs<T>);
+  }
+};
+
+template <class T>
+struct SumReader<T, false> {
+  const T* data;
+
+  __device__ __forceinline__ explicit SumReader(const Sums& sums) : data(static_cast<const T*>(sums.data)) {}
+  __device__ __forceinline__ T operator()(int64_t at) const { return data[at]; }
+};
+
+// Sums [B, C, H, W].
+template <class scalar_t, bool kFixed>
+__global__ void __launch_bounds__(kThreads)
+    convert_kernel(const Sums sums, const int64_t size, scalar_t* __restrict__ image) {
+  const SumReader<Compute<scalar_t>, kFixed> sum(sums);
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at < size) {
+    image[at] = static_cast<scalar_t>(sum(at));
+  }
+}
+
+// Sums [B * G, channel blocks, H * W, kChannelBlock]. A thread owns kRun channels of a pixel.
+constexpr int kRun = 8;
+
+template <class scalar_t, bool kFixed, class Index>
+__global__ void __launch_bounds__(kThreads) unblock_kernel(
+    const UnfoldParams p,
+    const Sums sums,
+    const Index runs,    // in the channels of a group
+    const Index blocks,  // of channels
+    const Index size,
+    scalar_t* __restrict__ image) {  // [B, C, H, W]
+  const Index at = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at >= size) {
+    return;
+  }
+  const SumReader<float, kFixed> sum(sums);
+  const Index pixels = static_cast<Index>(p.h.size * p.w.size);
+  const Index per_group = static_cast<Index>(p.channels / p.groups);
+  const Index pixel = at % pixels;
+  const Index first = at / pixels % runs * kRun;
+  const Index group = at / pixels / runs;
+  const int64_t source =
+      ((static_cast<int64_t>(group) * blocks + first / kChannelBlock) * pixels + pixel) * kChannelBlock +
+      first % kChannelBlock;
+  scalar_t* const to = image + (static_cast<int64_t>(group) * per_group + first) * pixels + pixel;
+  float values[kRun];
+  if constexpr (kFixed) {
+#pragma unroll
+    for (int k = 0; k < kRun; ++k) {
+      values[k] = sum(source + k);
+    }
+  } else {
+    const auto* const vectors = reinterpret_cast<const float4*>(sum.data + source);
+#pragma unroll
+    for (int k = 0; k < kRun / 4; ++k) {
+      const float4 vector = __ldcs(vectors + k);
+      values[4 * k] = vector.x;
+      values[4 * k + 1] = vector.y;
+      values[4 * k + 2] = vector.z;
+      values[4 * k + 3] = vector.w;
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < kRun; ++k) {
+    if (first + k < per_group) {
+      to[k * pixels] = static_cast<scalar_t>(values[k]);
+    }
+  }
+}
+
+template <class scalar_t>
+__global__ void __launch_bounds__(kThreads) finish_map_kernel(
+    const int64_t blocks, const int64_t size, const float* __restrict__ partial, scalar_t* __restrict__ result) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (at < size) {
+    float sum = 0;
+    for (int64_t block = 0; block < blocks; ++block) {
+      sum += partial[block * size + at];
+    }
+    result[at] = static_cast<scalar_t>(sum);
+  }
+}
+
+}  // namespace
+
+int64_t packets_size(const UnfoldParams& p, c10::ScalarType type) {
+  int64_t size = 0;
+  dispatch_half_or_float(type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    size =
+        p.batch * p.groups * packets_per_group<scalar_t>(p) * kPacket<scalar_t> * padded(p.h.size) * padded(p.w.size);
+  });
+  return size;
+}
+
+void launch_pack(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    const ImageView& image,
+    void* packets,
+    cudaStream_t stream) {
+  dispatch_half_or_float(type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const int64_t packets_in_group = packets_per_group<scalar_t>(p);
+    const int64_t chunks = ceil_div<int64_t>(packets_in_group, kPacketsAtOnce);
+    const int64_t pixel_blocks = ceil_div<int64_t>(padded(p.h.size) * padded(p.w.size), kThreads);
+    const auto grid = grid_of(p.batch * p.groups * chunks * pixel_blocks);
+    dispatch_index(wide, [&](auto index) {
+      pack_kernel<scalar_t, decltype(index)><<<grid, kThreads, 0, stream>>>(
+          p, image, static_cast<uint4*>(packets), static_cast<int>(packets_in_group), static_cast<int>(chunks),
+          static_cast<unsigned>(pixel_blocks));
+    });
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void launch_largest(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    const ColumnsView& columns,
+    unsigned long long* largest,
+    cudaStream_t stream) {
+  const int64_t rows = p.channels * p.h.kernel * p.w.kernel;
+  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t size = p.batch * rows * positions;
+  dispatch_floating(type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    constexpr int64_t kMostBlocks = 132 * 8;  // enough to fill a large GPU, few enough to spare atomics
+    const auto grid = std::min(ceil_div<int64_t>(size, kThreads * 16), kMostBlocks);
+    largest_kernel<scalar_t>
+        <<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(columns, rows, positions, size, largest);
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+int64_t bytes_per_sum(c10::ScalarType type, bool fixed_point) {
+  const bool is_double = type == c10::ScalarType::Double;
+  return fixed_point ? 8 * (is_double ? kLimbs<double> : kLimbs<float>) : is_double ? 8 : 4;
+}
+
+void launch_finish_image(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    bool blocked,
+    const Sums& sums,
+    void* image,
+    cudaStream_t stream) {
+  const bool fixed = sums.largest != nullptr;
+  if (!blocked) {
+    const int64_t size = p.batch * p.channels * p.h.size * p.w.size;
+    const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
+    dispatch_floating(type, [&](auto zero) {
+      using scalar_t = decltype(zero);
+      const auto kernel = fixed ? convert_kernel<scalar_t, true> : convert_kernel<scalar_t, false>;
+      kernel<<<grid, kThreads, 0, stream>>>(sums, size, static_cast<scalar_t*>(image));
+    });
+  } else {
+    const int64_t runs = ceil_div<int64_t>(p.channels / p.groups, kRun);
+    const int64_t size = p.batch * p.groups * runs * p.h.size * p.w.size;
+    const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
+    dispatch_half_or_float(type, [&](auto zero) {
+      using scalar_t = decltype(zero);
+      dispatch_index(wide, [&](auto index) {
+        using Index = decltype(index);
+        const auto kernel = fixed ? unblock_kernel<scalar_t, true, Index> : unblock_kernel<scalar_t, false, Index>;
+        kernel<<<grid, kThreads, 0, stream>>>(
+            p, sums, static_cast<Index>(runs), static_cast<Index>(channel_blocks(p)), static_cast<Index>(size),
+            static_cast<scalar_t*>(image));
+      });
+    });
+  }
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+void launch_finish_map(
+    c10::ScalarType map_type, int64_t blocks, int64_t size, const float* partial, void* result, cudaStream_t stream) {
+  const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
+  dispatch_half_or_float(map_type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    finish_map_kernel<scalar_t><<<grid, kThreads, 0, stream>>>(blocks, size, partial, static_cast<scalar_t*>(result));
+  });
+  C10_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace ddu::cuda

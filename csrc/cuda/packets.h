@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+// An image whose channels lie side by side, 16 bytes of them to a pixel.
+
+// NOTE [ Packets ]
+// A tap reads four pixels of every channel. In an image [C, H, W] each of these reads fetches 2 to 8 bytes for a
+// thread, and the L1 cache, which answers so many requests in a cycle and not so many bytes, is what a kernel waits
+// for. So the image is copied into packets first: the 16 bytes of a pixel of 4 (float) or 8 (half types) consecutive
+// channels of a group, one load for a thread. Neighbouring threads read neighbouring packets. It is read from memory
+// once, for the copy, and from the caches after that.
+//
+// The copy has a border, 2 pixels before and 1 after the image, of zeros, as the CPU's planes have (kNoPixel is the
+// first pixel of the border): every tap has four corners with an address, so that there are no masks, no cases and no
+// products with what lies beyond the border. Channels that fill up the last packet of a group are zeros.
+//
+//     packets [B, G, ceil(C / G / kPacket), H + 3, W + 3, kPacket]
+#pragma once
+
+#include "device.h"
+
+namespace ddu::cuda {
+
+constexpr int64_t kBorderLow = -kNoPixel;
+constexpr int64_t kBorderHigh = 1;
+
+DDU_HOST_DEVICE int64_t padded(int64_t size) { return kBorderLow + size + kBorderHigh; }
+
+// Elements in a packet.
+template <class scalar_t>
+constexpr int kPacket = 16 / sizeof(scalar_t);
+
+template <class scalar_t>
+DDU_HOST_DEVICE int64_t packets_per_group(const UnfoldParams& p) {
+  return ceil_div<int64_t>(p.channels / p.groups, kPacket<scalar_t>);
+}
+
+#if defined(__CUDACC__)
+
+// Element k of a packet; k is known when it is compiled.
+template <class scalar_t>
+__device__ __forceinline__ float element(const uint4& packet, int k) {
+  const auto word = [&](int i) { return i == 0 ? packet.x : i == 1 ? packet.y : i == 2 ? packet.z : packet.w; };
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    return __uint_as_float(word(k));
+  } else if constexpr (std::is_same_v<scalar_t, c10::BFloat16>) {
+    return __uint_as_float(k % 2 == 0 ? word(k / 2) << 16 : word(k / 2) & 0xffff0000u);
+  } else {
+    const unsigned pair = word(k / 2);
+    return __half2float(__ushort_as_half(static_cast<unsigned short>(k % 2 == 0 ? pair & 0xffffu : pair >> 16)));
+  }
+}
+
+#endif
+
+}  // namespace ddu::cuda

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT
+// The CUDA device: which kernels a call takes, and their workspaces.
+
+#include <ATen/Context.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "../dispatch/backend.h"
+#include "launch.h"
+
+// NOTE [ CUDA paths ]
+// Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
+// for what a training step is made of, which copies the image into packets first:
+//
+//              general                                      fast
+//     sample   sample_kernel                                pack_kernel, sample_packets_kernel
+//     splat    reduce_kernel                                                tile_kernel, unblock_kernel
+//     dot      reduce_kernel                                pack_kernel,    tile_kernel
+//     both     reduce_kernel                                pack_kernel,    tile_kernel, unblock_kernel
+//
+// plus a conversion after reduce_kernel where the sums have another type than the result, and a sum over the blocks of
+// channels after tile_kernel where there are several. `Paths` decides which one it is.
+//
+// Results that need no atomic additions are the same in every run. The others, the images of splat and
+// unfold_backward, are where torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
+
+namespace ddu {
+
+namespace {
+
+using at::Tensor;
+
+// ---- views
+
+cuda::ImageView view_image(const Tensor& image) {
+  return {image.const_data_ptr(), image.stride(0), image.stride(1), image.stride(2), image.stride(3)};
+}
+
+cuda::ColumnsView view_columns(const Tensor& columns) {
+  return {columns.const_data_ptr(), columns.stride(0), columns.stride(1), columns.stride(2)};
+}
+
+cuda::MapView view_map(const Tensor& map) {
+  return {map.const_data_ptr(), map.scalar_type() == at::kFloat, map.stride(0), map.stride(1), map.stride(2),
+          map.stride(3)};
+}
+
+// Whether 32 bits do not hold the offsets of all elements.
+bool is_wide(const Tensor& tensor) {
+  int64_t last = 0;
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    last += (tensor.size(d) - 1) * tensor.stride(d);
+  }
+  return std::max(last, tensor.numel()) >= (int64_t(1) << 31) - (int64_t(1) << 16);
+}
+
+template <class... Tensors>
+bool any_wide(const Tensors&... tensors) {
+  return (is_wide(tensors) || ...);
+}
+
+// ---- which path
+
+struct Paths {
+  const UnfoldParams& p;
+  c10::ScalarType type;
+
+  // Packets cost two launches more and a copy of the image: worth it where there are many samples in all, and several
+  // of every pixel. Below, latency counts, or memory.
+  static constexpr int64_t kManyEntries = int64_t(1) << 20;
+  static constexpr int64_t kSamplesPerPixel = 3;
+
+  bool pays() const {
+    const int64_t samples = taps() * p.h.out_size * p.w.out_size;
+    return type != at::kDouble && fits_int() && p.batch * p.channels * samples >= kManyEntries &&
+        samples >= kSamplesPerPixel * p.h.size * p.w.size;
+  }
+
+  // What the fast kernels count in an int.
+  bool fits_int() const {
+    constexpr int64_t kLimit = int64_t(1) << 28;
+    const auto fits = [](const Axis<int64_t>& axis) {
+      return axis.size < kLimit && axis.padding < kLimit && axis.dilation * (axis.kernel - 1) < kLimit;
+    };
+    return fits(p.h) && fits(p.w) && taps() < kLimit && p.h.size * p.w.size < kLimit &&
+        p.h.out_size * p.w.out_size < kLimit && p.channels < kLimit;
+  }
+
+  bool value_only() const { return p.term[0][0] == 1 && p.term[0][1] == 0 && p.term[1][0] == 0 && p.term[1][1] == 0; }
+
+  bool first_derivative() const { return p.term[0][0] == 0 && p.term[1][1] == 0; }
+
+  // A packet should not be filled up with zeros for the larger part.
+  bool fast_sample() const {
+    const int64_t packet = 16 / static_cast<int64_t>(c10::elementSize(type));
+    return pays() && value_only() && 2 * (p.channels / p.groups) > packet;
+  }
+
+  // Nor a block of channels.
+  bool fast_reduce(bool splat, bool dot) const {
+    return pays() && 2 * (p.channels / p.groups) >= cuda::kChannelBlock && (!splat || value_only()) &&
+        (!dot || splat || first_derivative());
+  }
+
+  int64_t taps() const { return p.h.kernel * p.w.kernel; }
+};
+
+// ---- workspaces
+
+// Memory for the work queued on a stream; the allocator gives it to nobody else before that is done.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes)
+      : memory_(bytes > 0 ? c10::cuda::CUDACachingAllocator::get()->allocate(bytes) : c10::DataPtr()) {}
+
+  void* data() const { return memory_.get(); }
+
+ private:
+  c10::DataPtr memory_;
+};
+
+void clear(void* data, int64_t bytes, cudaStream_t stream) { C10_CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, stream)); }
+
+int ceil_log2(double x) { return static_cast<int>(std::ceil(std::log2(std::max(x, 1.0)))); }
+
+// NOTE [ Fixed point ]: a pixel gets, from each of the windows and each of their taps, at most the largest weight there
+// is times the largest entry of columns; one bit to spare.
+int log2_terms(const UnfoldParams& p) {
+  const double taps = static_cast<double>(p.h.kernel) * static_cast<double>(p.w.kernel);
+  const double windows = static_cast<double>(p.h.out_size) * static_cast<double>(p.w.out_size);
+  const double slope[2][2] = {
+      {1, static_cast<double>(p.h.kernel - 1) * static_cast<double>(p.h.dilation) / 2},
+      {1, static_cast<double>(p.w.kernel - 1) * static_cast<double>(p.w.dilation) / 2}};
+  double weight = 0;
+  for (int a = 0; a < 2; ++a) {
+    for (int b = 0; b < 2; ++b) {
+      weight += p.term[a][b] * slope[0][a] * slope[1][b];
+    }
+  }
+  return ceil_log2(taps) + ceil_log2(windows) + ceil_log2(weight) + 1;
+}
+
+// The sums of an image, clear, in the image itself where that has their type and layout.
+class ImageSums {
+ public:
+  ImageSums(const UnfoldParams& p, const Tensor& columns, bool blocked, bool wide, Tensor& image, cudaStream_t stream)
+      : p_(p),
+        blocked_(blocked),
+        wide_(wide),
+        image_(image),
+        fixed_(at::globalContext().deterministicAlgorithms()),
+        in_place_(!blocked && !fixed_ && (image.scalar_type() == at::kFloat || image.scalar_type() == at::kDouble)),
+        bytes_(size() * cuda::bytes_per_sum(image.scalar_type(), fixed_)),
+        workspace_(in_place_ ? 0 : bytes_ + kAlignment) {
+    auto* const data = in_place_ ? image.mutable_data_ptr() : workspace_.data();
+    clear(data, in_place_ ? bytes_ : bytes_ + kAlignment, stream);
+    sums_ = {data, nullptr, log2_terms(p)};
+    if (fixed_) {
+      // Behind the sums, a multiple of 8 bytes.
+      auto* const largest = reinterpret_cast<unsigned long long*>(static_cast<char*>(data) + bytes_);
+      cuda::launch_largest(p, columns.scalar_type(), view_columns(columns), largest, stream);
+      sums_.largest = largest;
+    }
+  }
+
+  const cuda::Sums& sums() const { return sums_; }
+
+  void finish(cudaStream_t stream) {
+    if (!in_place_) {
+      cuda::launch_finish_image(p_, image_.scalar_type(), wide_, blocked_, sums_, image_.mutable_data_ptr(), stream);
+    }
+  }
+
+ private:
+  static constexpr int64_t kAlignment = 16;
+
+  int64_t size() const {
+    return blocked_ ? p_.batch * p_.groups * cuda::channel_blocks(p_) * p_.h.size * p_.w.size * cuda::kChannelBlock
+                    : image_.numel();
+  }
+
+  const UnfoldParams& p_;
+  const bool blocked_;
+  const bool wide_;
+  Tensor& image_;
+  const bool fixed_;
+  const bool in_place_;
+  const int64_t bytes_;
+  Workspace workspace_;
+  cuda::Sums sums_;
+};
+
+// The image in packets.
+Workspace pack(const UnfoldParams& p, const Tensor& image, bool wide, cudaStream_t stream) {
+  const auto type = image.scalar_type();
+  const int64_t size = cuda::packets_size(p, type);
+  Workspace packets(size * static_cast<int64_t>(c10::elementSize(type)));
+  cuda::launch_pack(p, type, wide || size >= (int64_t(1) << 31), view_image(image), packets.data(), stream);
+  return packets;
+}
+
+// ---- the device
+
+struct Cuda {
+  static void sample(const SymParams& params, const Tensor& input, const Tensor& dilation_map, Tensor& columns) {
+    if (columns.numel() == 0) {
+      return;
+    }
+    const c10::cuda::CUDAGuard guard(input.device());
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    const auto p = concrete(params);
+    const auto type = input.scalar_type();
+    const bool wide = any_wide(input, columns);
+    if (Paths{p, type}.fast_sample()) {
+      const bool wide_packets = wide || cuda::packets_size(p, type) >= (int64_t(1) << 31);
+      const auto packets = pack(p, input, wide, stream);
+      cuda::launch_sample_packets(
+          p, type, wide_packets, packets.data(), view_map(dilation_map), columns.mutable_data_ptr(), stream);
+    } else {
+      cuda::launch_sample(p, type, wide, view_image(input), view_map(dilation_map), columns.mutable_data_ptr(), stream);
+    }
+  }
+
+  static void splat(const SymParams& params, const Tensor& columns, const Tensor& dilation_map, Tensor& image) {
+    const auto p = concrete(params);
+    reduce(p, columns, dilation_map, &image, nullptr, nullptr, 0, nullptr);
+  }
+
+  static void dot(
+      const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& dilation_map, Tensor& result) {
+    const auto p = concrete(params);
+    const auto term = term_of(p);
+    reduce(p, columns, dilation_map, nullptr, &input, &term, 1, &result);
+  }
+
+  static void unfold_backward(
+      const SymParams& params,
+      const Tensor& grad_output,
+      const Tensor& input,
+      const Tensor& dilation_map,
+      Tensor& grad_input,
+      Tensor& grad_dilation_map) {
+    static constexpr cuda::Term kOneRate[] = {{{{0, 1}, {1, 0}}}};                          // d/dy + d/dx
+    static constexpr cuda::Term kRatePerAxis[] = {{{{0, 0}, {1, 0}}}, {{{0, 1}, {0, 0}}}};  // d/dy; d/dx
+    const auto p = concrete(params);
+    reduce(
+        p, grad_output, dilation_map, &grad_input, &input, p.rates == 1 ? kOneRate : kRatePerAxis,
+        static_cast<int>(p.rates), &grad_dilation_map);
+  }
+
+ private:
+  static cuda::Term term_of(const UnfoldParams& p) {
+    return {{{p.term[0][0], p.term[0][1]}, {p.term[1][0], p.term[1][1]}}};
+  }
+
+  // Splats columns into `image` with p.term, unless it is null, and writes their products with the `dots` terms of
+  // input to result [B, G, dots, H_out, W_out].
+  static void reduce(
+      const UnfoldParams& p,
+      const Tensor& columns,
+      const Tensor& dilation_map,
+      Tensor* image,
+      const Tensor* input,
+      const cuda::Term* terms,
+      int dots,
+      Tensor* result) {
+    const c10::cuda::CUDAGuard guard(columns.device());
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    if (columns.numel() == 0) {  // no batch, no channels: nothing to add
+      for (auto* const empty : {image, result}) {
+        if (empty != nullptr && empty->numel() > 0) {
+          clear(empty->mutable_data_ptr(), static_cast<int64_t>(empty->nbytes()), stream);
+        }
+      }
+      return;
+    }
+    if (image != nullptr && image->numel() == 0) {  // an image without pixels
+      image = nullptr;
+      if (result == nullptr) {
+        return;
+      }
+    }
+    const auto type = columns.scalar_type();
+    const bool wide =
+        any_wide(columns) || (image != nullptr && is_wide(*image)) || (input != nullptr && is_wide(*input));
+    const Paths paths{p, type};
+    const bool fast = paths.fast_reduce(image != nullptr, input != nullptr);
+
+    if (!fast) {
+      const auto splat = term_of(p);
+      const auto input_view = input != nullptr ? view_image(*input) : cuda::ImageView{};
+      const auto launch = [&](const cuda::Sums& sums) {
+        cuda::launch_reduce(
+            p, type, wide, view_columns(columns), view_map(dilation_map), image != nullptr ? &splat : nullptr, sums,
+            input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
+      };
+      if (image == nullptr) {
+        launch({});
+      } else {
+        ImageSums sums(p, columns, fast, wide, *image, stream);
+        launch(sums.sums());
+        sums.finish(stream);
+      }
+      return;
+    }
+
+    const auto packets = input != nullptr ? pack(p, *input, wide, stream) : Workspace(0);
+    const int64_t blocks = cuda::channel_blocks(p);
+    const int64_t windows = p.batch * p.groups * dots * p.h.out_size * p.w.out_size;
+    const bool in_place = result != nullptr && blocks == 1 && result->scalar_type() == at::kFloat;
+    const Workspace partial(in_place ? 0 : blocks * windows * static_cast<int64_t>(sizeof(float)));
+    auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
+    const auto dot_term = dots == 1 ? terms[0] : cuda::Term{};
+    const auto launch = [&](const cuda::Sums& sums) {
+      cuda::launch_tiles(
+          p, type, view_columns(columns), view_map(dilation_map), sums, packets.data(), dot_term, dots, partial_data,
+          stream);
+    };
+    if (image == nullptr) {
+      launch({});
+    } else {
+      ImageSums sums(p, columns, fast, wide, *image, stream);
+      launch(sums.sums());
+      sums.finish(stream);
+    }
+    if (result != nullptr && !in_place) {
+      cuda::launch_finish_map(result->scalar_type(), blocks, windows, partial_data, result->mutable_data_ptr(), stream);
+    }
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, CUDA, m) { register_operators<Cuda>(m); }
+
+}  // namespace ddu
