@@ -58,7 +58,7 @@ def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
     names = list(dict.fromkeys(name for row in here for name in row["ms"]))
     colours = dict(zip(names, ["#d1495b", "#6c757d", "#3a7ca5", "#81b1d5"], strict=False))
     dtypes = list(dict.fromkeys(row["dtype"] for row in here))
-    figure = Figure(figsize=(11, 1.2 + 2.6 * len(dtypes)), layout="constrained")
+    figure = Figure(figsize=(11, 1.2 + 3.4 * len(dtypes)), layout="constrained")
     grid = figure.subplots(len(dtypes), 2, sharex="col", squeeze=False)
     for line, dtype in zip(grid, dtypes, strict=True):
         for i, (axes, direction) in enumerate(zip(line, ("forward", "backward"), strict=True)):
@@ -68,7 +68,7 @@ def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
                 where = [y + (k - (len(names) - 1) / 2) * height for y, row in enumerate(chosen) if name in row["ms"]]
                 ratios = [row["ms"][name][i] / row["floor_ms"][i] for row in chosen if name in row["ms"]]
                 bars = axes.barh(where, ratios, 0.9 * height, color=colours[name], label=name)
-                axes.bar_label(bars, fmt=" %.1f", fontsize=7, color="#333333")
+                axes.bar_label(bars, fmt=" %.1f", fontsize=6.5, color="#333333")
             axes.set_yticks(range(len(chosen)), [row["workload"] for row in chosen])
             axes.invert_yaxis()
             axes.set_xscale("log")

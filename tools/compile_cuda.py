@@ -1,6 +1,6 @@
 """Compiles the CUDA sources for several architectures, where there need be neither a GPU nor a torch built for CUDA.
 
-Fails if one does not compile, or if a kernel keeps registers in memory that is not listed in MAY_SPILL. Prints the
+Fails if one does not compile, or if a kernel keeps registers in memory beyond what MAY_SPILL allows. Prints the
 registers and the spilled bytes of every kernel with ``--verbose``.
 """
 
@@ -23,10 +23,11 @@ sys.path.insert(0, str(ROOT))
 from setup import CUDA_FLAGS  # noqa: E402
 
 ARCHITECTURES = ["75", "80", "90", "100", "120"]  # of those that the compiler knows
-MAY_SPILL = {  # part of a kernel's name: why
-    "tile_kernel": "held to 96 registers, so that five blocks share a multiprocessor: faster than without a spill",
-    "reduce_kernel": "a handful of values, in the general path",
-    "sample_kernel": "likewise",
+# Part of a kernel's name: the bytes that it may spill, and why that is right.
+MAY_SPILL = {
+    "tile_kernel": (96, "held to 96 registers, so that five blocks share a multiprocessor: faster than without a spill"),
+    "reduce_kernel": (128, "the general path, float64 and 64-bit offsets most: a handful of values"),
+    "sample_kernel": (24, "likewise"),
 }
 LEAN = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]  # a torch for the CPU has CUDA headers, but for this one
 
@@ -58,7 +59,7 @@ def main() -> None:
         reports = pool.map(lambda job: compile_one(nvcc, *job), jobs)
         kernels = [kernel for report in reports for kernel in report]
 
-    spilling = [k for k in kernels if k.spilled and not any(part in k.name for part in MAY_SPILL)]
+    spilling = [k for k in kernels if k.spilled > allowance(k)]
     for kernel in kernels if args.verbose else spilling:
         print(
             f"{kernel.source} sm_{kernel.architecture}: {kernel.registers} registers, {kernel.spilled} bytes spilled: "
@@ -67,6 +68,10 @@ def main() -> None:
     print(f"{len(sources)} sources, {', '.join(f'sm_{a}' for a in architectures)}: {len(kernels)} kernels")
     if spilling:
         raise SystemExit(f"{len(spilling)} kernels spill registers")
+
+
+def allowance(kernel: Kernel) -> int:
+    return max((size for part, (size, _) in MAY_SPILL.items() if part in kernel.name), default=0)
 
 
 def find_nvcc() -> str | None:
