@@ -83,7 +83,7 @@ struct Kernels {
   // columns, contiguous. A task is one tile of positions for one chunk of the planes of a group: sample_tasks of them.
   void (*sample)(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end);
 
-  // A task is one plane and one band of positions; each band has planes and sums of its own.
+  // A task is one plane and one band of positions; each band adds to planes of its own.
   void (*reduce)(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end);
 };
 
