@@ -47,10 +47,6 @@ class Build(BuildExtension):
         super().initialize_options()
         self.build_temp = "build/objects"
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.build_temp = "build/objects"
-
 
 FLAGS = [
     "-O3",

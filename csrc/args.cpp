@@ -245,7 +245,7 @@ struct Check {
         const bool occurs = order.empty() ? a + b == 0
             : order.size() == 1           ? a + b == order[0]
                                           : a == order[0] && b == order[1];
-        params.term[a][b] = static_cast<int8_t>(!occurs ? 0 : order.size() == 1 && a + b == 2 ? 2 : 1);
+        params.term.count[a][b] = static_cast<int8_t>(!occurs ? 0 : order.size() == 1 && a + b == 2 ? 2 : 1);
       }
     }
   }
@@ -361,7 +361,7 @@ UnfoldParams concrete(const SymParams& params) {
       axis(params.h),
       axis(params.w),
       params.aligned,
-      {{params.term[0][0], params.term[0][1]}, {params.term[1][0], params.term[1][1]}}};
+      params.term};
 }
 
 }  // namespace ddu

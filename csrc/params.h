@@ -16,6 +16,12 @@ struct Axis {
   int64_t dilation;
 };
 
+// A derivative by the rates, as a sum over the partial derivatives by the position: count[a][b] says how often the one
+// taken a times along the height and b times along the width occurs. All zero where the derivative vanishes.
+struct Term {
+  int8_t count[2][2];
+};
+
 // All that a kernel needs to know besides its pointers. Layouts, in elements:
 //   input         [batch, channels, h.size, w.size]
 //   dilation_map  [batch, groups, rates, h.out_size, w.out_size]
@@ -30,14 +36,19 @@ struct Params {
   Axis<Int> h;
   Axis<Int> w;
   bool aligned;
-  // A derivative by the rates as a sum over the partial derivatives by the position: term[a][b] counts how often the
-  // one taken a times along the height and b times along the width occurs. All zero where the derivative vanishes.
-  int8_t term[2][2];
+  Term term;
 };
 
 // Whether no term is left, as after differentiating more often than the interpolation is linear.
-inline bool vanishes(const int8_t (&term)[2][2]) {
-  return term[0][0] == 0 && term[0][1] == 0 && term[1][0] == 0 && term[1][1] == 0;
+inline bool vanishes(const Term& term) {
+  return term.count[0][0] == 0 && term.count[0][1] == 0 && term.count[1][0] == 0 && term.count[1][1] == 0;
+}
+
+// The first derivative by each of the rates, as many as there are.
+inline const Term* gradient_terms(int64_t rates) {
+  static constexpr Term kOneRate[] = {{{{0, 1}, {1, 0}}}};                          // d/dy + d/dx
+  static constexpr Term kRatePerAxis[] = {{{{0, 0}, {1, 0}}}, {{{0, 1}, {0, 0}}}};  // d/dy; d/dx
+  return rates == 1 ? kOneRate : kRatePerAxis;
 }
 
 using UnfoldParams = Params<int64_t>;

@@ -21,16 +21,12 @@
 
 #include <cstdint>
 
+#include "../math/geometry.h"
 #include "../params.h"
 
 namespace ddu::cpu {
 
 constexpr int64_t kTile = 128;
-constexpr int64_t kBorderLow = 2;  // -kNoPixel
-constexpr int64_t kBorderHigh = 1;
-
-constexpr int64_t padded(int64_t size) { return kBorderLow + size + kBorderHigh; }
-
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the channels of a call are laid out in planes.
@@ -61,9 +57,9 @@ struct Reduction {
   Strided<const scalar_t*> columns;
   const T* rates;
   int64_t bands;
-  const int8_t (*splat)[2][2];
+  const Term* splat;
   T* image;  // planes, [bands, B * G, planes, ...], or null
-  const int8_t (*dot)[2][2];
+  const Term* dot;
   int64_t count;
   const T* input;  // planes, or null
   T* sums;         // [planes, B * G, count, L]

@@ -182,9 +182,9 @@ class Taps {
     }
   }
 
-  void weigh(int64_t m, int64_t n, const int8_t (&term)[2][2], Weights<T>& weights) const {
-    constexpr int8_t kValue[2][2] = {{1, 0}, {0, 0}};
-    if (term[0][0] == 1) {
+  void weigh(int64_t m, int64_t n, const Term& term, Weights<T>& weights) const {
+    constexpr Term kValue = {{{1, 0}, {0, 0}}};
+    if (term.count[0][0] == 1) {
       weigh_as(m, n, kValue, weights);
     } else {
       weigh_as(m, n, term, weights);
@@ -237,7 +237,6 @@ class Taps {
     }
   }
 
-  template <class Term>
   void weigh_as(int64_t m, int64_t n, const Term& term, Weights<T>& weights) const {
     const T slope_h = tap_slope<T>(p_.h, m);
     const T slope_w = tap_slope<T>(p_.w, n);

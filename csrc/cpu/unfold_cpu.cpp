@@ -84,8 +84,8 @@ struct Call {
     advise_large_pages(result);
     const auto source = strided<scalar_t>(image);
     auto* const target = result.template mutable_data_ptr<T>();
-    const int64_t row = cpu::padded(p.w.size) * layout.lanes;
-    parallel_tasks(planes * cpu::padded(p.h.size), row, [&](int64_t begin, int64_t end) {
+    const int64_t row = padded(p.w.size) * layout.lanes;
+    parallel_tasks(planes * padded(p.h.size), row, [&](int64_t begin, int64_t end) {
       kernels.pack(p, source, target, begin, end);
     });
     return result;
@@ -106,10 +106,10 @@ struct Call {
   // `result`, [B, G, count, H_out, W_out]; either may be null.
   void reduce(
       const Tensor& columns,
-      const int8_t (*splat)[2][2],
+      const Term* splat,
       Tensor* image,
       const Tensor* input,
-      const int8_t (*dot)[2][2],
+      const Term* dot,
       int64_t count,
       Tensor* result) const {
     const int64_t bands = bands_of(p, planes);
@@ -189,11 +189,9 @@ struct Cpu {
       const Tensor& dilation_map,
       Tensor& grad_input,
       Tensor& grad_dilation_map) {
-    static constexpr int8_t kOneRate[][2][2] = {{{0, 1}, {1, 0}}};                        // d/dy + d/dx
-    static constexpr int8_t kRatePerAxis[][2][2] = {{{0, 0}, {1, 0}}, {{0, 1}, {0, 0}}};  // d/dy; d/dx
     dispatch(params, grad_output, dilation_map, {&grad_input, &grad_dilation_map}, [&](const auto& call) {
       call.reduce(
-          grad_output, &params.term, &grad_input, &input, params.rates == 1 ? kOneRate : kRatePerAxis, params.rates,
+          grad_output, &params.term, &grad_input, &input, gradient_terms(params.rates), params.rates,
           &grad_dilation_map);
     });
   }

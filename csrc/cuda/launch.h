@@ -41,11 +41,6 @@ struct Sums {
   int log2_terms;                     // fixed point: no sum passes 2^log2_terms * largest
 };
 
-// One derivative by the position: Params::term.
-struct Term {
-  int8_t count[2][2];
-};
-
 // ---- sample.cu
 
 // columns [B, C, kH, kW, H_out, W_out], any type, any term.

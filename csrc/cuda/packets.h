@@ -19,11 +19,6 @@
 
 namespace ddu::cuda {
 
-constexpr int64_t kBorderLow = -kNoPixel;
-constexpr int64_t kBorderHigh = 1;
-
-DDU_HOST_DEVICE int64_t padded(int64_t size) { return kBorderLow + size + kBorderHigh; }
-
 // Elements in a packet.
 template <class scalar_t>
 constexpr int kPacket = 16 / sizeof(scalar_t);

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
         [[maybe_unused]] const Index sum_nw = static_cast<Index>(y.pixel) * width + static_cast<Index>(x.pixel);
         [[maybe_unused]] CornerWeights<T> w;
         if constexpr (kSplat) {
-          w = corner_weights(wy, wx, terms.splat.count);
+          w = corner_weights(wy, wx, terms.splat);
         }
         [[maybe_unused]] CornerWeights<T> products = {0, 0, 0, 0};
         for (Index c = threadIdx.y; c < per_group; c += kParts) {
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
         }
 #pragma unroll
         for (int d = 0; d < kDots; ++d) {
-          const auto by_rate = corner_weights(wy, wx, terms.dot[d].count);
+          const auto by_rate = corner_weights(wy, wx, terms.dot[d]);
           dots[d] +=
               by_rate.nw * products.nw + by_rate.ne * products.ne + by_rate.sw * products.sw + by_rate.se * products.se;
         }

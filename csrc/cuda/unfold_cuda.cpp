@@ -91,9 +91,11 @@ struct Paths {
         p.h.out_size * p.w.out_size < kLimit && p.channels < kLimit;
   }
 
-  bool value_only() const { return p.term[0][0] == 1 && p.term[0][1] == 0 && p.term[1][0] == 0 && p.term[1][1] == 0; }
+  bool value_only() const {
+    return p.term.count[0][0] == 1 && p.term.count[0][1] == 0 && p.term.count[1][0] == 0 && p.term.count[1][1] == 0;
+  }
 
-  bool first_derivative() const { return p.term[0][0] == 0 && p.term[1][1] == 0; }
+  bool first_derivative() const { return p.term.count[0][0] == 0 && p.term.count[1][1] == 0; }
 
   // A packet should not be filled up with zeros for the larger part.
   bool fast_sample() const {
@@ -139,7 +141,7 @@ int log2_terms(const UnfoldParams& p) {
   double weight = 0;
   for (int a = 0; a < 2; ++a) {
     for (int b = 0; b < 2; ++b) {
-      weight += p.term[a][b] * slope[0][a] * slope[1][b];
+      weight += p.term.count[a][b] * slope[0][a] * slope[1][b];
     }
   }
   return ceil_log2(taps) + ceil_log2(windows) + ceil_log2(weight) + 1;
@@ -234,8 +236,7 @@ struct Cuda {
   static void dot(
       const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& dilation_map, Tensor& result) {
     const auto p = concrete(params);
-    const auto term = term_of(p);
-    reduce(p, columns, dilation_map, nullptr, &input, &term, 1, &result);
+    reduce(p, columns, dilation_map, nullptr, &input, &p.term, 1, &result);
   }
 
   static void unfold_backward(
@@ -245,19 +246,13 @@ struct Cuda {
       const Tensor& dilation_map,
       Tensor& grad_input,
       Tensor& grad_dilation_map) {
-    static constexpr cuda::Term kOneRate[] = {{{{0, 1}, {1, 0}}}};                          // d/dy + d/dx
-    static constexpr cuda::Term kRatePerAxis[] = {{{{0, 0}, {1, 0}}}, {{{0, 1}, {0, 0}}}};  // d/dy; d/dx
     const auto p = concrete(params);
     reduce(
-        p, grad_output, dilation_map, &grad_input, &input, p.rates == 1 ? kOneRate : kRatePerAxis,
-        static_cast<int>(p.rates), &grad_dilation_map);
+        p, grad_output, dilation_map, &grad_input, &input, gradient_terms(p.rates), static_cast<int>(p.rates),
+        &grad_dilation_map);
   }
 
  private:
-  static cuda::Term term_of(const UnfoldParams& p) {
-    return {{{p.term[0][0], p.term[0][1]}, {p.term[1][0], p.term[1][1]}}};
-  }
-
   // Splats columns into `image` with p.term, unless it is null, and writes their products with the `dots` terms of
   // input to result [B, G, dots, H_out, W_out].
   static void reduce(
@@ -266,7 +261,7 @@ struct Cuda {
       const Tensor& dilation_map,
       Tensor* image,
       const Tensor* input,
-      const cuda::Term* terms,
+      const Term* terms,
       int dots,
       Tensor* result) {
     const c10::cuda::CUDAGuard guard(columns.device());
@@ -292,11 +287,10 @@ struct Cuda {
     const bool fast = paths.fast_reduce(image != nullptr, input != nullptr);
 
     if (!fast) {
-      const auto splat = term_of(p);
       const auto input_view = input != nullptr ? view_image(*input) : cuda::ImageView{};
       const auto launch = [&](const cuda::Sums& sums) {
         cuda::launch_reduce(
-            p, type, wide, view_columns(columns), view_map(dilation_map), image != nullptr ? &splat : nullptr, sums,
+            p, type, wide, view_columns(columns), view_map(dilation_map), image != nullptr ? &p.term : nullptr, sums,
             input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
       };
       if (image == nullptr) {
@@ -315,7 +309,7 @@ struct Cuda {
     const bool in_place = result != nullptr && blocks == 1 && result->scalar_type() == at::kFloat;
     const Workspace partial(in_place ? 0 : blocks * windows * static_cast<int64_t>(sizeof(float)));
     auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
-    const auto dot_term = dots == 1 ? terms[0] : cuda::Term{};
+    const auto dot_term = dots == 1 ? terms[0] : Term{};
     const auto launch = [&](const cuda::Sums& sums) {
       cuda::launch_tiles(
           p, type, view_columns(columns), view_map(dilation_map), sums, packets.data(), dot_term, dots, partial_data,

@@ -32,13 +32,12 @@ struct CornerWeights {
 // all the derivatives there are. With one rate for both axes, d/dD = d/dy + d/dx: the first derivative has two terms,
 // the second one 2 d2/dydx.
 template <class T>
-DDU_HOST_DEVICE CornerWeights<T> corner_weights(
-    const AxisWeights<T>& y, const AxisWeights<T>& x, const int8_t (&term)[2][2]) {
+DDU_HOST_DEVICE CornerWeights<T> corner_weights(const AxisWeights<T>& y, const AxisWeights<T>& x, const Term& term) {
   CornerWeights<T> corner = {0, 0, 0, 0};
   for (int a = 0; a < 2; ++a) {
     for (int b = 0; b < 2; ++b) {
-      if (term[a][b] != 0) {
-        const T count = static_cast<T>(term[a][b]);
+      if (term.count[a][b] != 0) {
+        const T count = static_cast<T>(term.count[a][b]);
         corner.nw += count * y.low[a] * x.low[b];
         corner.ne += count * y.low[a] * x.high[b];
         corner.sw += count * y.high[a] * x.low[b];

@@ -21,6 +21,13 @@ Int output_size(const Int& padded, const Int& reach, int64_t stride) {
 // Marks a tap that has no neighbour in the image: neither pixel kNoPixel nor the one after it lies inside.
 constexpr int kNoPixel = -2;
 
+// The border of zeros that a copy of an image has around it, in pixels, so that every tap has four corners with an
+// address: kNoPixel is the first pixel of the border.
+constexpr int64_t kBorderLow = -kNoPixel;
+constexpr int64_t kBorderHigh = 1;
+
+DDU_HOST_DEVICE constexpr int64_t padded(int64_t size) { return kBorderLow + size + kBorderHigh; }
+
 // The neighbours of a tap along one axis are `pixel` and `pixel + 1`, each inside the image or not.
 template <class T, class Index = int64_t>
 struct Neighbours {
