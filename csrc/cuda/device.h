@@ -60,7 +60,50 @@ DDU_HOST_DEVICE Int ceil_div(Int a, Int b) {
 
 #if defined(__CUDACC__)
 
+// NOTE [ Dependent launches ]
+// The kernels of a backward follow one another on a stream. From compute capability 9.0 on, one may begin while the one
+// before it still runs (programmatic dependent launch), which hides the time of the launch and of what needs no result:
+// the kernel before says let_next_begin(), and the one that was launched with launch_after() says
+// wait_for_previous() before it touches anything the other has written or still reads. Without either, on older GPUs,
+// a kernel begins when the one before has ended.
+template <class... Parameters, class... Arguments>
+void launch_after(
+    void (*kernel)(Parameters...),
+    unsigned blocks,
+    unsigned threads,
+    int64_t shared_bytes,
+    cudaStream_t stream,
+    const Arguments&... arguments) {
+  int device = 0;
+  int major = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = major >= 9 ? 1 : 0;
+  C10_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+}
+
 // ---- device
+
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 template <class T>
 __device__ __forceinline__ bool is_finite(T x) {

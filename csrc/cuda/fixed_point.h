@@ -48,8 +48,9 @@ struct FixedPoint {
   double scale;  // units in 1
   double unit;
 
+  // Of no use unless sums are fixed point.
   __device__ __forceinline__ explicit FixedPoint(const Sums& sums) {
-    const unsigned long long bits = *sums.largest;
+    const unsigned long long bits = sums.largest != nullptr ? *sums.largest : 0;
     // largest < 2^exponent
     const int exponent = std::is_same_v<T, double> ? static_cast<int>(bits >> 52) - 1022
                                                    : static_cast<int>(static_cast<unsigned>(bits) >> 23) - 126;

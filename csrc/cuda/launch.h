@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "../math/portability.h"
 #include "../params.h"
 
 namespace ddu::cuda {
@@ -53,12 +54,11 @@ void launch_sample(
     void* columns,
     cudaStream_t stream);
 
-// The value (order 0) of float, half and bfloat16, from packets (NOTE [ Packets ]).
-void launch_sample_packets(
+// The value (order 0) of float, half and bfloat16.
+void launch_sample_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
-    bool wide,
-    const void* packets,
+    const ImageView& input,
     const MapView& map,
     void* columns,
     cudaStream_t stream);
@@ -84,18 +84,26 @@ void launch_reduce(
 
 // ---- tile.cu
 
-// Channels that a block of the tiled kernel has, of a group.
+// Channels side by side in the sums of the tiled kernel, of a group.
 constexpr int kChannelBlock = 32;
 
 inline int64_t channel_blocks(const UnfoldParams& p) {
   return (p.channels / p.groups + kChannelBlock - 1) / kChannelBlock;
 }
 
-// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16.
-//   sums     [B * G, channel blocks, H, W, kChannelBlock], or data == nullptr: no splat
+// Pixels of a plane of sums: a row and a column of the image's border before its pixels, one row after. What lies east
+// of a row is the border of the next. So each of the corners of a tap has a place.
+DDU_HOST_DEVICE int64_t sums_plane(const UnfoldParams& p) { return (p.h.size + 2) * (p.w.size + 1) + 1; }
+
+// Blocks that share the channels of a tile.
+int64_t channel_splits(const UnfoldParams& p, c10::ScalarType type);
+
+// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16. After launch_pack, unless packets ==
+// nullptr.
+//   sums     [B * G, channel blocks, sums_plane, kChannelBlock], or data == nullptr: no splat
 //   packets  of the input, or nullptr: no dot
-//   partial  [channel blocks, B, G, rates, H_out, W_out], float: for two rates the derivatives by the height and the
-//            width, for one their sum, weighted with dot_term. Still to be added over the blocks.
+//   partial  [channel splits, B, G, rates, H_out, W_out], float: for two rates the derivatives by the height and the
+//            width, for one their sum, weighted with dot_term. Still to be added over the splits.
 void launch_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -113,8 +121,16 @@ void launch_tiles(
 // Elements of `type` in the packets of an image.
 int64_t packets_size(const UnfoldParams& p, c10::ScalarType type);
 
+// Also clears what the next kernel adds to: `cleared_bytes`, a multiple of 16.
 void launch_pack(
-    const UnfoldParams& p, c10::ScalarType type, bool wide, const ImageView& image, void* packets, cudaStream_t stream);
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    const ImageView& image,
+    void* packets,
+    void* cleared,
+    int64_t cleared_bytes,
+    cudaStream_t stream);
 
 // The largest finite magnitude of the columns, into *largest, which holds 0: the bits of a float or a double.
 void launch_largest(
@@ -127,18 +143,26 @@ void launch_largest(
 // Bytes of one number in Sums.
 int64_t bytes_per_sum(c10::ScalarType type, bool fixed_point);
 
-// Sums to an image [B, C, H, W] of `type`: sums as launch_tiles has them if `blocked`, else [B, C, H, W].
-void launch_finish_image(
+// Sums [B, C, H, W] to an image of `type`.
+void launch_convert(const UnfoldParams& p, c10::ScalarType type, const Sums& sums, void* image, cudaStream_t stream);
+
+// Sums for the map, as launch_tiles leaves them, and where they go. Of size 0: none.
+struct MapSums {
+  const float* partial;  // [splits, size]
+  void* result;
+  bool is_float;  // or the type of the image
+  int64_t splits, size;
+};
+
+// After launch_tiles: its sums to an image [B, C, H, W] of `type`, unless that is nullptr, and those for the map, added
+// in order.
+void launch_finish(
     const UnfoldParams& p,
     c10::ScalarType type,
     bool wide,
-    bool blocked,
     const Sums& sums,
     void* image,
+    const MapSums& map,
     cudaStream_t stream);
-
-// The sum over the leading axis of partial [blocks, size], in order, to the type of the map.
-void launch_finish_map(
-    c10::ScalarType map_type, int64_t blocks, int64_t size, const float* partial, void* result, cudaStream_t stream);
 
 }  // namespace ddu::cuda

@@ -25,7 +25,14 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(
     uint4* __restrict__ packets,  // [B, G, packets per group, H + 3, W + 3]
     const int packets_in_group,
     const int chunks,  // of packets_in_group
-    const unsigned pixel_blocks) {
+    const unsigned pixel_blocks,
+    uint4* __restrict__ cleared,
+    const int64_t cleared_size) {
+  let_next_begin();
+  for (int64_t k = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; k < cleared_size;
+       k += static_cast<int64_t>(gridDim.x) * kThreads) {
+    cleared[k] = make_uint4(0, 0, 0, 0);
+  }
   constexpr int kElements = kPacket<scalar_t>;
   const unsigned pitch = static_cast<unsigned>(padded(p.w.size));
   const unsigned plane = pitch * static_cast<unsigned>(padded(p.h.size));
@@ -45,28 +52,13 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(
   const auto* const source = static_cast<const scalar_t*>(image.data) + group / groups * image.batch +
       (group % groups * per_group + first_packet * kElements) * image.channel + y * image.row + x * image.column;
   uint4* const to = packets + (group * packets_in_group + first_packet) * static_cast<Index>(plane) + pixel;
-  using Word = std::conditional_t<sizeof(scalar_t) == 4, unsigned, unsigned short>;
 #pragma unroll
   for (int q = 0; q < kPacketsAtOnce; ++q) {
-    if (first_packet + q >= packets_in_group) {
-      return;
+    if (first_packet + q < packets_in_group) {
+      to[q * static_cast<Index>(plane)] = gather_packet(
+          source + q * kElements * channel_stride, channel_stride,
+          in_image ? per_group - (first_packet + q) * kElements : 0);
     }
-    unsigned words[kElements];
-    const int here = in_image ? per_group - (first_packet + q) * kElements : 0;  // channels
-#pragma unroll
-    for (int k = 0; k < kElements; ++k) {
-      words[k] = k < here
-          ? static_cast<unsigned>(__ldg(reinterpret_cast<const Word*>(source + (q * kElements + k) * channel_stride)))
-          : 0u;
-    }
-    uint4 packet;
-    if constexpr (kElements == 4) {
-      packet = make_uint4(words[0], words[1], words[2], words[3]);
-    } else {
-      packet = make_uint4(
-          words[0] | words[1] << 16, words[2] | words[3] << 16, words[4] | words[5] << 16, words[6] | words[7] << 16);
-    }
-    to[q * static_cast<Index>(plane)] = packet;
   }
 }
 
@@ -169,29 +161,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Sums [B * G, channel blocks, H * W, kChannelBlock]. A thread owns kRun channels of a pixel.
+// Sums [B * G, channel blocks, sums_plane, kChannelBlock]. A thread owns kRun channels of a pixel.
 constexpr int kRun = 8;
 
 template <class scalar_t, bool kFixed, class Index>
-__global__ void __launch_bounds__(kThreads) unblock_kernel(
-    const UnfoldParams p,
-    const Sums sums,
+__device__ __forceinline__ void unblock(
+    const UnfoldParams& p,
+    const Sums& sums,
     const Index runs,    // in the channels of a group
     const Index blocks,  // of channels
-    const Index size,
+    const Index at,
     scalar_t* __restrict__ image) {  // [B, C, H, W]
-  const Index at = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
-  if (at >= size) {
-    return;
-  }
   const SumReader<float, kFixed> sum(sums);
-  const Index pixels = static_cast<Index>(p.h.size * p.w.size);
+  const Index width = static_cast<Index>(p.w.size);
+  const Index pixels = static_cast<Index>(p.h.size) * width;
   const Index per_group = static_cast<Index>(p.channels / p.groups);
   const Index pixel = at % pixels;
   const Index first = at / pixels % runs * kRun;
   const Index group = at / pixels / runs;
-  const int64_t source =
-      ((static_cast<int64_t>(group) * blocks + first / kChannelBlock) * pixels + pixel) * kChannelBlock +
+  const int64_t source = ((static_cast<int64_t>(group) * blocks + first / kChannelBlock) * sums_plane(p) +
+                          (pixel / width + 1) * (width + 1) + pixel % width + 1) *
+          kChannelBlock +
       first % kChannelBlock;
   scalar_t* const to = image + (static_cast<int64_t>(group) * per_group + first) * pixels + pixel;
   float values[kRun];
@@ -219,16 +209,36 @@ __global__ void __launch_bounds__(kThreads) unblock_kernel(
   }
 }
 
-template <class scalar_t>
-__global__ void __launch_bounds__(kThreads) finish_map_kernel(
-    const int64_t blocks, const int64_t size, const float* __restrict__ partial, scalar_t* __restrict__ result) {
-  const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (at < size) {
-    float sum = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      sum += partial[block * size + at];
+// The first blocks have the image, those that follow the map.
+template <class scalar_t, bool kFixed, class Index>
+__global__ void __launch_bounds__(kThreads) finish_kernel(
+    const UnfoldParams p,
+    const Sums sums,
+    const Index runs,    // in the channels of a group
+    const Index blocks,  // of channels
+    const Index size,
+    const unsigned image_blocks,
+    scalar_t* __restrict__ image,  // [B, C, H, W]
+    const MapSums map) {
+  wait_for_previous();
+  if (blockIdx.x < image_blocks) {
+    const Index at = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x;
+    if (at < size) {
+      unblock<scalar_t, kFixed>(p, sums, runs, blocks, at, image);
     }
-    result[at] = static_cast<scalar_t>(sum);
+    return;
+  }
+  const int64_t at = static_cast<int64_t>(blockIdx.x - image_blocks) * kThreads + threadIdx.x;
+  if (at < map.size) {
+    float sum = 0;
+    for (int64_t split = 0; split < map.splits; ++split) {
+      sum += map.partial[split * map.size + at];
+    }
+    if (map.is_float) {
+      static_cast<float*>(map.result)[at] = sum;
+    } else {
+      static_cast<scalar_t*>(map.result)[at] = static_cast<scalar_t>(sum);
+    }
   }
 }
 
@@ -250,6 +260,8 @@ void launch_pack(
     bool wide,
     const ImageView& image,
     void* packets,
+    void* cleared,
+    int64_t cleared_bytes,
     cudaStream_t stream) {
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -260,7 +272,8 @@ void launch_pack(
     dispatch_index(wide, [&](auto index) {
       pack_kernel<scalar_t, decltype(index)><<<grid, kThreads, 0, stream>>>(
           p, image, static_cast<uint4*>(packets), static_cast<int>(packets_in_group), static_cast<int>(chunks),
-          static_cast<unsigned>(pixel_blocks));
+          static_cast<unsigned>(pixel_blocks), static_cast<uint4*>(cleared),
+          cleared_bytes / static_cast<int64_t>(sizeof(uint4)));
     });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
@@ -290,49 +303,43 @@ int64_t bytes_per_sum(c10::ScalarType type, bool fixed_point) {
   return fixed_point ? 8 * (is_double ? kLimbs<double> : kLimbs<float>) : is_double ? 8 : 4;
 }
 
-void launch_finish_image(
-    const UnfoldParams& p,
-    c10::ScalarType type,
-    bool wide,
-    bool blocked,
-    const Sums& sums,
-    void* image,
-    cudaStream_t stream) {
-  const bool fixed = sums.largest != nullptr;
-  if (!blocked) {
-    const int64_t size = p.batch * p.channels * p.h.size * p.w.size;
-    const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
-    dispatch_floating(type, [&](auto zero) {
-      using scalar_t = decltype(zero);
-      const auto kernel = fixed ? convert_kernel<scalar_t, true> : convert_kernel<scalar_t, false>;
-      kernel<<<grid, kThreads, 0, stream>>>(sums, size, static_cast<scalar_t*>(image));
-    });
-  } else {
-    const int64_t runs = ceil_div<int64_t>(p.channels / p.groups, kRun);
-    const int64_t size = p.batch * p.groups * runs * p.h.size * p.w.size;
-    const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
-    dispatch_half_or_float(type, [&](auto zero) {
-      using scalar_t = decltype(zero);
-      dispatch_index(wide, [&](auto index) {
-        using Index = decltype(index);
-        const auto kernel = fixed ? unblock_kernel<scalar_t, true, Index> : unblock_kernel<scalar_t, false, Index>;
-        kernel<<<grid, kThreads, 0, stream>>>(
-            p, sums, static_cast<Index>(runs), static_cast<Index>(channel_blocks(p)), static_cast<Index>(size),
-            static_cast<scalar_t*>(image));
-      });
-    });
-  }
+void launch_convert(const UnfoldParams& p, c10::ScalarType type, const Sums& sums, void* image, cudaStream_t stream) {
+  const int64_t size = p.batch * p.channels * p.h.size * p.w.size;
+  const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
+  dispatch_floating(type, [&](auto zero) {
+    using scalar_t = decltype(zero);
+    const auto kernel = sums.largest != nullptr ? convert_kernel<scalar_t, true> : convert_kernel<scalar_t, false>;
+    kernel<<<grid, kThreads, 0, stream>>>(sums, size, static_cast<scalar_t*>(image));
+  });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void launch_finish_map(
-    c10::ScalarType map_type, int64_t blocks, int64_t size, const float* partial, void* result, cudaStream_t stream) {
-  const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
-  dispatch_half_or_float(map_type, [&](auto zero) {
+void launch_finish(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    bool wide,
+    const Sums& sums,
+    void* image,
+    const MapSums& map,
+    cudaStream_t stream) {
+  const int64_t runs = ceil_div<int64_t>(p.channels / p.groups, kRun);
+  const int64_t size = image != nullptr ? p.batch * p.groups * runs * p.h.size * p.w.size : 0;
+  const int64_t image_blocks = ceil_div<int64_t>(size, kThreads);
+  const auto grid = grid_of(image_blocks + ceil_div<int64_t>(map.size, kThreads));
+  if (grid == 0) {
+    return;
+  }
+  dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    finish_map_kernel<scalar_t><<<grid, kThreads, 0, stream>>>(blocks, size, partial, static_cast<scalar_t*>(result));
+    dispatch_index(wide, [&](auto index) {
+      using Index = decltype(index);
+      const auto kernel =
+          sums.largest != nullptr ? finish_kernel<scalar_t, true, Index> : finish_kernel<scalar_t, false, Index>;
+      launch_after(
+          kernel, grid, kThreads, 0, stream, p, sums, static_cast<Index>(runs), static_cast<Index>(channel_blocks(p)),
+          static_cast<Index>(size), static_cast<unsigned>(image_blocks), static_cast<scalar_t*>(image), map);
+    });
   });
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace ddu::cuda

@@ -5,10 +5,11 @@
 // A tap reads four pixels of every channel. In an image [C, H, W] each of these reads fetches 2 to 8 bytes for a
 // thread, and the L1 cache, which answers so many requests in a cycle and not so many bytes, is what a kernel waits
 // for. So the image is copied into packets first: the 16 bytes of a pixel of 4 (float) or 8 (half types) consecutive
-// channels of a group, one load for a thread. Neighbouring threads read neighbouring packets. It is read from memory
-// once, for the copy, and from the caches after that.
+// channels of a group, one load for a thread. Neighbouring threads read neighbouring packets. sample_tile_kernel copies
+// what a block needs into shared memory (NOTE [ Sample kernels ]); for tile_kernel, which has no room there, the whole
+// image is copied.
 //
-// The copy has a border, 2 pixels before and 1 after the image, of zeros, as the CPU's planes have (kNoPixel is the
+// That copy has a border, 2 pixels before and 1 after the image, of zeros, as the CPU's planes have (kNoPixel is the
 // first pixel of the border): every tap has four corners with an address, so that there are no masks, no cases and no
 // products with what lies beyond the border. Channels that fill up the last packet of a group are zeros.
 //
@@ -41,6 +42,24 @@ __device__ __forceinline__ float element(const uint4& packet, int k) {
   } else {
     const unsigned pair = word(k / 2);
     return __half2float(__ushort_as_half(static_cast<unsigned short>(k % 2 == 0 ? pair & 0xffffu : pair >> 16)));
+  }
+}
+
+// The packet of channels [0, here) of a pixel, zeros after them.
+template <class scalar_t>
+__device__ __forceinline__ uint4 gather_packet(const scalar_t* pixel, int64_t channel_stride, int here) {
+  constexpr int kElements = kPacket<scalar_t>;
+  using Word = std::conditional_t<sizeof(scalar_t) == 4, unsigned, unsigned short>;
+  unsigned words[kElements];
+#pragma unroll
+  for (int k = 0; k < kElements; ++k, pixel += channel_stride) {
+    words[k] = k < here ? static_cast<unsigned>(__ldg(reinterpret_cast<const Word*>(pixel))) : 0u;
+  }
+  if constexpr (kElements == 4) {
+    return make_uint4(words[0], words[1], words[2], words[3]);
+  } else {
+    return make_uint4(
+        words[0] | words[1] << 16, words[2] | words[3] << 16, words[4] | words[5] << 16, words[6] | words[7] << 16);
   }
 }
 

@@ -8,8 +8,14 @@
 // read neighbouring pixels wherever the map is smooth. Columns are written once and not read here, so they are stored
 // past the caches, which are left to the image.
 //
-// sample_kernel does everything: any type, strides and derivative. sample_packets_kernel does order 0, from packets
-// (NOTE [ Packets ]), in blocks of 2-D tiles, whose windows overlap more than those of as many positions in a row.
+// sample_kernel does everything: any type, strides and derivative. sample_tile_kernel does order 0 of float, half and
+// bfloat16, in blocks of 256 positions. What the windows of a block reach (its box) is copied into shared memory first,
+// as packets (NOTE [ Packets ]) with what lies beyond the image as zeros, and read from there: four loads of 16 bytes
+// for a tap of 4 or 8 channels, without masks. A box that is too large even for a packet of channels is not copied:
+// then the block reads the image as sample_kernel does. Only speed depends on it.
+
+#include <algorithm>
+#include <climits>
 
 #include "packets.h"
 
@@ -94,53 +100,79 @@ __device__ __forceinline__ void stream_out(scalar_t* p, float value) {
   }
 }
 
-// What sample_packets_kernel knows of the problem.
+// What sample_tile_kernel knows of the problem.
 struct Shape {
   FastAxis h, w;
   int per_group;
-  int packets_in_group;
-  int chunks;      // of packets_in_group
+  int groups;
+  int chunks;      // of the channels of a group
   int tiles;       // of the output grid
   int tiles_w;     // in a row of tiles
   int tile_shift;  // a tile is 2^tile_shift positions wide, or kLinear
+  int capacity;    // packets that shared memory has room for
 };
 
 // Tiles that are as many positions in a row as a block has threads, from one output row to the next.
 constexpr int kLinear = -1;
 
-// Stores the channels [0, here) of a packet's sample.
-template <class scalar_t, class Index, bool kAll>
-__device__ __forceinline__ void store_sample(
-    const CornerWeights<float>& w,
-    const uint4& nw,
-    const uint4& ne,
-    const uint4& sw,
-    const uint4& se,
-    scalar_t* to,
-    Index channel_stride,
-    int here) {
-#pragma unroll
-  for (int k = 0; k < kPacket<scalar_t>; ++k) {
-    const float value = w.nw * element<scalar_t>(nw, k) + w.ne * element<scalar_t>(ne, k) +
-        w.sw * element<scalar_t>(sw, k) + w.se * element<scalar_t>(se, k);
-    if (kAll || k < here) {
-      stream_out(to + k * channel_stride, value);
+// The least and the largest pixel of some taps' corners along an axis. Taps without neighbours do not count.
+struct Extent {
+  int low, high;
+};
+
+// What a position's taps reach along an axis.
+__device__ __forceinline__ Extent reach(const FastAxis& axis, int centre, float rate) {
+  Extent extent = {INT_MAX, INT_MIN};
+  for (int tap = 0; tap < axis.kernel; ++tap) {
+    const int pixel = axis.neighbours_of(tap, centre, rate).pixel;
+    if (pixel != kNoPixel) {
+      extent.low = min(extent.low, pixel);
+      extent.high = max(extent.high, pixel + 1);
     }
   }
+  return extent;
 }
 
-// A thread has kPackets packets.
-template <class scalar_t, class Index, int kPackets>
-__global__ void __launch_bounds__(kThreads, kPackets == 1 ? 5 : 4) sample_packets_kernel(
+// Of all threads of the block together. Two barriers.
+__device__ __forceinline__ void unite(Extent& h, Extent& w) {
+  __shared__ Extent extents[2];
+  if (threadIdx.x < 2) {
+    extents[threadIdx.x] = {INT_MAX, INT_MIN};
+  }
+  __syncthreads();
+  const auto add = [&](Extent& all, Extent mine) {
+#pragma unroll
+    for (int lanes = 16; lanes > 0; lanes /= 2) {
+      mine.low = min(mine.low, __shfl_xor_sync(0xffffffffu, mine.low, lanes));
+      mine.high = max(mine.high, __shfl_xor_sync(0xffffffffu, mine.high, lanes));
+    }
+    if (threadIdx.x % 32 == 0) {
+      atomicMin(&all.low, mine.low);
+      atomicMax(&all.high, mine.high);
+    }
+  };
+  add(extents[0], h);
+  add(extents[1], w);
+  __syncthreads();
+  h = extents[0];
+  w = extents[1];
+}
+
+// A thread has up to kPackets packets.
+template <class scalar_t, int kPackets>
+__global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     const UnfoldParams p,
     const Shape shape,
-    const uint4* __restrict__ packets,  // [B, G, packets per group, H + 3, W + 3]
-    const MapView map,                  // [B, G * rates, H_out, W_out]
-    scalar_t* __restrict__ columns) {   // [B, C, kH, kW, H_out, W_out]
+    const ImageView input,             // [B, C, H, W]
+    const MapView map,                 // [B, G * rates, H_out, W_out]
+    scalar_t* __restrict__ columns) {  // [B, C, kH, kW, H_out, W_out]
   constexpr int kElements = kPacket<scalar_t>;
-  const unsigned tile = blockIdx.x % shape.tiles;
+  extern __shared__ __align__(16) uint4 staged[];
+  const int tile = static_cast<int>(blockIdx.x % shape.tiles);
   const int chunk = static_cast<int>(blockIdx.x / shape.tiles % shape.chunks);
-  const Index group = static_cast<Index>(blockIdx.x / shape.tiles / shape.chunks);  // of the batch's B * G
+  const int group = static_cast<int>(blockIdx.x / shape.tiles / shape.chunks);  // of the batch's B * G
+  const int b = group / shape.groups;
+  const int g = group % shape.groups;
   int i, j;
   if (shape.tile_shift == kLinear) {
     const int position = tile * kThreads + threadIdx.x;
@@ -150,58 +182,124 @@ __global__ void __launch_bounds__(kThreads, kPackets == 1 ? 5 : 4) sample_packet
     i = (tile / shape.tiles_w * (kThreads >> shape.tile_shift)) + (threadIdx.x >> shape.tile_shift);
     j = (tile % shape.tiles_w << shape.tile_shift) + (threadIdx.x & ((1 << shape.tile_shift) - 1));
   }
-  if (i >= shape.h.out_size || j >= shape.w.out_size) {
-    return;
+  const bool inside = i < shape.h.out_size && j < shape.w.out_size;
+  Window<float> window = {};
+  window.rate_h = window.rate_w = std::numeric_limits<float>::quiet_NaN();  // beyond the edge: no neighbours
+  if (inside) {
+    window = load_window<scalar_t>(p, map, b, g, i, j);
   }
-  const Index groups = static_cast<Index>(p.groups);
-  const auto window = load_window<scalar_t>(p, map, group / groups, group % groups, i, j);
   const int centre_h = shape.h.centre(i);
   const int centre_w = shape.w.centre(j);
+  Extent reach_h = reach(shape.h, centre_h, window.rate_h);
+  Extent reach_w = reach(shape.w, centre_w, window.rate_w);
+  unite(reach_h, reach_w);
 
-  const int first = chunk * kPackets;
-  const Index positions = static_cast<Index>(shape.h.out_size) * shape.w.out_size;
-  const Index channel_stride = positions * (shape.h.kernel * shape.w.kernel);
-  const int pitch = shape.w.size + static_cast<int>(padded(0));
-  const Index plane = static_cast<Index>(shape.h.size + static_cast<int>(padded(0))) * pitch;
-  const uint4* const image = packets + (group * shape.packets_in_group + first) * plane;
-  scalar_t* out = columns + (group * shape.per_group + first * kElements) * channel_stride +
-      static_cast<Index>(i) * shape.w.out_size + j;
-  const int here = shape.per_group - first * kElements;  // channels
-  const bool all = here >= kPackets * kElements;
+  // The box, and after it zeros for taps that have no neighbours.
+  const bool empty = reach_h.low > reach_h.high || reach_w.low > reach_w.high;
+  const int height = empty ? 0 : reach_h.high - reach_h.low + 1;
+  const int width = empty ? 2 : reach_w.high - reach_w.low + 1;
+  const int64_t box = static_cast<int64_t>(height) * width;
+  const int nowhere = static_cast<int>(box);
+  const int plane = nowhere + width + 2;
 
-  for (int m = 0; m < shape.h.kernel; ++m) {
-    const auto y = shape.h.neighbours_of(m, centre_h, window.rate_h);
-    const auto wy = axis_weights(y.fraction, 0.f);
-    const uint4* const row = image + static_cast<Index>(y.pixel + static_cast<int>(kBorderLow)) * pitch + kBorderLow;
-    for (int n = 0; n < shape.w.kernel; ++n, out += positions) {
-      const auto x = shape.w.neighbours_of(n, centre_w, window.rate_w);
-      const auto wx = axis_weights(x.fraction, 0.f);
-      CornerWeights<float> w = {
-          wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
-      if (!window.finite) {  // its taps have no neighbours: NaN times the zeros of the border
-        w.nw = w.ne = w.sw = w.se = std::numeric_limits<float>::quiet_NaN();
-      }
-      const uint4* const corner = row + x.pixel;
-      if (all) {
-#pragma unroll
-        for (int q = 0; q < kPackets; ++q) {
-          const uint4* const at = corner + q * plane;
-          const uint4 nw = __ldg(at);
-          const uint4 ne = __ldg(at + 1);
-          const uint4 sw = __ldg(at + pitch);
-          const uint4 se = __ldg(at + pitch + 1);
-          store_sample<scalar_t, Index, true>(
-              w, nw, ne, sw, se, out + q * kElements * channel_stride, channel_stride, kElements);
+  const int64_t positions = static_cast<int64_t>(shape.h.out_size) * shape.w.out_size;
+  const int64_t channel_stride = positions * (shape.h.kernel * shape.w.kernel);
+  const int first = chunk * kPackets * kElements;  // channel of the group
+  const int channels = min(kPackets * kElements, shape.per_group - first);
+  const auto* const image = static_cast<const scalar_t*>(input.data) + b * input.batch +
+      (static_cast<int64_t>(g) * shape.per_group + first) * input.channel;
+  scalar_t* const out = columns + (static_cast<int64_t>(group) * shape.per_group + first) * channel_stride +
+      static_cast<int64_t>(i) * shape.w.out_size + j;
+
+  // Calls visit(tap's entry of columns, weights, y, x) for all taps.
+  const auto for_taps = [&](const auto& visit) {
+    scalar_t* to = out;
+    for (int m = 0; m < shape.h.kernel; ++m) {
+      const auto y = shape.h.neighbours_of(m, centre_h, window.rate_h);
+      const auto wy = axis_weights(y.fraction, 0.f);
+      for (int n = 0; n < shape.w.kernel; ++n, to += positions) {
+        const auto x = shape.w.neighbours_of(n, centre_w, window.rate_w);
+        const auto wx = axis_weights(x.fraction, 0.f);
+        CornerWeights<float> w = {
+            wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
+        if (!window.finite) {  // its taps have no neighbours: NaN times the zeros that are read instead
+          w.nw = w.ne = w.sw = w.se = std::numeric_limits<float>::quiet_NaN();
         }
-      } else {
-        for (int q = 0; q * kElements < here; ++q) {
-          const uint4* const at = corner + q * plane;
-          store_sample<scalar_t, Index, false>(
-              w, __ldg(at), __ldg(at + 1), __ldg(at + pitch), __ldg(at + pitch + 1),
-              out + q * kElements * channel_stride, channel_stride, here - q * kElements);
-        }
+        visit(to, w, y.pixel, x.pixel);
       }
     }
+  };
+
+  // Stages and samples kAtOnce packets, of the channels from c on.
+  const auto sample = [&](int c, auto packets_at_once, auto whole) {
+    constexpr int kAtOnce = decltype(packets_at_once)::value;
+    constexpr bool kWhole = decltype(whole)::value;  // all channels are there
+    const int here = channels - c;
+    const auto* const source = image + c * input.channel;
+    const unsigned inverse = 0xffffffffu / width + 1;
+    for (int k = threadIdx.x; k < plane; k += kThreads) {
+      const int box_row = __umulhi(k, inverse);
+      const int row = reach_h.low + box_row;
+      const int column = reach_w.low + k - box_row * width;
+      const bool in_image = box_row < height && row >= 0 && row < shape.h.size && column >= 0 && column < shape.w.size;
+      const auto* const pixel = source + row * input.row + column * input.column;
+#pragma unroll
+      for (int a = 0; a < kAtOnce; ++a) {
+        staged[a * plane + k] = gather_packet<scalar_t>(
+            pixel + a * kElements * input.channel, input.channel,
+            !in_image    ? 0
+                : kWhole ? kElements
+                         : channels - a * kElements);
+      }
+    }
+    __syncthreads();
+    if (inside) {
+      for_taps([&](scalar_t* to, const CornerWeights<float>& w, int y, int x) {
+        const bool exists = y != kNoPixel && x != kNoPixel;
+        const uint4* const corner = staged + (exists ? (y - reach_h.low) * width + x - reach_w.low : nowhere);
+        to += c * channel_stride;
+#pragma unroll
+        for (int a = 0; a < kAtOnce; ++a) {
+          const uint4 nw = corner[a * plane];
+          const uint4 ne = corner[a * plane + 1];
+          const uint4 sw = corner[a * plane + width];
+          const uint4 se = corner[a * plane + width + 1];
+#pragma unroll
+          for (int k = 0; k < kElements; ++k, to += channel_stride) {
+            const float value = w.nw * element<scalar_t>(nw, k) + w.ne * element<scalar_t>(ne, k) +
+                w.sw * element<scalar_t>(sw, k) + w.se * element<scalar_t>(se, k);
+            if (kWhole || a * kElements + k < here) {
+              stream_out(to, value);
+            }
+          }
+        }
+      });
+    }
+  };
+
+  if (kPackets * (box + width + 2) <= shape.capacity && channels == kPackets * kElements) {
+    sample(0, std::integral_constant<int, kPackets>(), std::true_type());
+  } else if (box + width + 2 <= shape.capacity) {
+    for (int c = 0; c < channels; c += kElements) {
+      sample(c, std::integral_constant<int, 1>(), std::false_type());
+      __syncthreads();
+    }
+  } else if (inside) {
+    for_taps([&](scalar_t* to, const CornerWeights<float>& w, int y, int x) {
+      const bool north = y >= 0;
+      const bool south = y >= -1 && y + 1 < shape.h.size;
+      const bool west = x >= 0;
+      const bool east = x >= -1 && x + 1 < shape.w.size;
+      const scalar_t* corner = image + y * input.row + x * input.column;
+#pragma unroll 2
+      for (int k = 0; k < channels; ++k, corner += input.channel, to += channel_stride) {
+        const float value_nw = north && west ? load(corner) : 0.f;
+        const float value_ne = north && east ? load(corner + input.column) : 0.f;
+        const float value_sw = south && west ? load(corner + input.row) : 0.f;
+        const float value_se = south && east ? load(corner + input.row + input.column) : 0.f;
+        stream_out(to, w.nw * value_nw + w.ne * value_ne + w.sw * value_sw + w.se * value_se);
+      }
+    });
   }
 }
 
@@ -218,6 +316,19 @@ void set_tiles(Shape& shape) {
     shape.tiles_w = 1;
     shape.tiles = ceil_div(shape.h.out_size * shape.w.out_size, kThreads);
   }
+}
+
+// Packets of the box of a tile whose rates are up to kUsualRate, with its zeros.
+int64_t usual_box(const UnfoldParams& p, const Shape& shape) {
+  constexpr int64_t kUsualRate = 3;
+  const auto extent = [](const Axis<int64_t>& axis, int64_t outputs) {
+    const int64_t reach = (outputs - 1) * axis.stride + kUsualRate * axis.dilation * (axis.kernel - 1) + 2;
+    return std::min(reach, axis.size + 2);
+  };
+  const bool linear = shape.tile_shift == kLinear;
+  const int64_t width = linear ? std::min<int64_t>(kThreads, p.w.out_size) : 1 << shape.tile_shift;
+  const int64_t height = linear ? ceil_div<int64_t>(kThreads - 1, p.w.out_size) + 1 : kThreads >> shape.tile_shift;
+  return (extent(p.h, height) + 1) * extent(p.w, width) + 2;
 }
 
 }  // namespace
@@ -245,33 +356,42 @@ void launch_sample(
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void launch_sample_packets(
+void launch_sample_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
-    bool wide,
-    const void* packets,
+    const ImageView& input,
     const MapView& map,
     void* columns,
     cudaStream_t stream) {
   Shape shape = {fast_axis(p.h, p.aligned), fast_axis(p.w, p.aligned), static_cast<int>(p.channels / p.groups)};
+  shape.groups = static_cast<int>(p.groups);
   set_tiles(shape);
+  int device = 0;
+  int of_block = 0;
+  C10_CUDA_CHECK(cudaGetDevice(&device));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    // The more packets to a thread, the less often a tap's address and weights are computed; but enough blocks first.
-    constexpr int kMost = sizeof(scalar_t) == 4 ? 1 : 2;
-    constexpr int64_t kEnoughBlocks = 1000;
-    shape.packets_in_group = static_cast<int>(packets_per_group<scalar_t>(p));
     const auto launch = [&](auto packets_of_thread) {
       constexpr int kPackets = decltype(packets_of_thread)::value;
-      shape.chunks = ceil_div(shape.packets_in_group, kPackets);
+      constexpr int kPacketBytes = sizeof(uint4);
+      constexpr int kMostBytes = 55 << 10;  // four blocks on a large GPU's multiprocessor
+      const auto kernel = sample_tile_kernel<scalar_t, kPackets>;
+      const int64_t bytes =
+          std::min<int64_t>(kPackets * kPacketBytes * usual_box(p, shape), std::min(kMostBytes, of_block - 256));
+      shape.capacity = static_cast<int>(bytes / kPacketBytes);
+      shape.chunks = ceil_div(shape.per_group, kPackets * kPacket<scalar_t>);
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.tiles);
-      dispatch_index(wide, [&](auto index) {
-        sample_packets_kernel<scalar_t, decltype(index), kPackets><<<grid, kThreads, 0, stream>>>(
-            p, shape, static_cast<const uint4*>(packets), map, static_cast<scalar_t*>(columns));
-      });
+      C10_CUDA_CHECK(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+      kernel<<<grid, kThreads, bytes, stream>>>(p, shape, input, map, static_cast<scalar_t*>(columns));
     };
-    const int64_t blocks = p.batch * p.groups * shape.tiles * shape.packets_in_group;  // with a packet to a thread
-    if (blocks >= kMost * kEnoughBlocks) {
+    // The more packets to a thread, the less often a tap's address and weights are computed, and a block's box; but
+    // enough blocks first.
+    constexpr int kMost = 2;
+    constexpr int64_t kEnoughBlocks = 250;
+    const int64_t packets = ceil_div<int64_t>(shape.per_group, kPacket<scalar_t>);
+    if (p.batch * p.groups * shape.tiles * packets >= kMost * kEnoughBlocks) {
       launch(std::integral_constant<int, kMost>());
     } else {
       launch(std::integral_constant<int, 1>());

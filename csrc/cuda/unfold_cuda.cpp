@@ -9,22 +9,23 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "../dispatch/backend.h"
 #include "launch.h"
 
 // NOTE [ CUDA paths ]
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
-// for what a training step is made of, which copies the image into packets first:
+// for what a training step is made of:
 //
 //              general                                      fast
-//     sample   sample_kernel                                pack_kernel, sample_packets_kernel
-//     splat    reduce_kernel                                                tile_kernel, unblock_kernel
-//     dot      reduce_kernel                                pack_kernel,    tile_kernel
-//     both     reduce_kernel                                pack_kernel,    tile_kernel, unblock_kernel
+//     sample   sample_kernel                                sample_tile_kernel
+//     splat    reduce_kernel                                                tile_kernel, finish_kernel
+//     dot      reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
+//     both     reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //
-// plus a conversion after reduce_kernel where the sums have another type than the result, and a sum over the blocks of
-// channels after tile_kernel where there are several. `Paths` decides which one it is.
+// plus a conversion after reduce_kernel where the sums have another type than the result. `Paths` decides which one it
+// is. The kernels of the fast path overlap: NOTE [ Dependent launches ].
 //
 // Results that need no atomic additions are the same in every run. The others, the images of splat and
 // unfold_backward, are where torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
@@ -70,7 +71,7 @@ struct Paths {
   const UnfoldParams& p;
   c10::ScalarType type;
 
-  // Packets cost two launches more and a copy of the image: worth it where there are many samples in all, and several
+  // Tiles, and the copies of the image that they work on, are worth it where there are many samples in all, and several
   // of every pixel. Below, latency counts, or memory.
   static constexpr int64_t kManyEntries = int64_t(1) << 20;
   static constexpr int64_t kSamplesPerPixel = 3;
@@ -147,48 +148,54 @@ int log2_terms(const UnfoldParams& p) {
   return ceil_log2(taps) + ceil_log2(windows) + ceil_log2(weight) + 1;
 }
 
-// The sums of an image, clear, in the image itself where that has their type and layout.
+// The sums of an image, in the image itself where that has their type and layout. To be cleared.
 class ImageSums {
  public:
-  ImageSums(const UnfoldParams& p, const Tensor& columns, bool blocked, bool wide, Tensor& image, cudaStream_t stream)
+  ImageSums(const UnfoldParams& p, bool blocked, Tensor& image)
       : p_(p),
-        blocked_(blocked),
-        wide_(wide),
         image_(image),
         fixed_(at::globalContext().deterministicAlgorithms()),
         in_place_(!blocked && !fixed_ && (image.scalar_type() == at::kFloat || image.scalar_type() == at::kDouble)),
-        bytes_(size() * cuda::bytes_per_sum(image.scalar_type(), fixed_)),
-        workspace_(in_place_ ? 0 : bytes_ + kAlignment) {
-    auto* const data = in_place_ ? image.mutable_data_ptr() : workspace_.data();
-    clear(data, in_place_ ? bytes_ : bytes_ + kAlignment, stream);
-    sums_ = {data, nullptr, log2_terms(p)};
-    if (fixed_) {
-      // Behind the sums, a multiple of 8 bytes.
-      auto* const largest = reinterpret_cast<unsigned long long*>(static_cast<char*>(data) + bytes_);
-      cuda::launch_largest(p, columns.scalar_type(), view_columns(columns), largest, stream);
-      sums_.largest = largest;
-    }
+        bytes_(sums_of(p, blocked, image) * cuda::bytes_per_sum(image.scalar_type(), fixed_)),
+        workspace_(in_place_ ? 0 : padded_bytes()) {
+    sums_ = {in_place_ ? image.mutable_data_ptr() : workspace_.data(), nullptr, log2_terms(p)};
   }
 
   const cuda::Sums& sums() const { return sums_; }
 
-  void finish(cudaStream_t stream) {
+  // What has to be cleared.
+  int64_t bytes() const { return in_place_ ? bytes_ : padded_bytes(); }
+
+  // Then, before anything is added:
+  void prepare(const Tensor& columns, cudaStream_t stream) {
+    if (fixed_) {
+      auto* const largest = reinterpret_cast<unsigned long long*>(static_cast<char*>(sums_.data) + whole(bytes_));
+      cuda::launch_largest(p_, columns.scalar_type(), view_columns(columns), largest, stream);
+      sums_.largest = largest;
+    }
+  }
+
+  // After everything is added to sums that are not blocked.
+  void convert(cudaStream_t stream) {
     if (!in_place_) {
-      cuda::launch_finish_image(p_, image_.scalar_type(), wide_, blocked_, sums_, image_.mutable_data_ptr(), stream);
+      cuda::launch_convert(p_, image_.scalar_type(), sums_, image_.mutable_data_ptr(), stream);
     }
   }
 
  private:
   static constexpr int64_t kAlignment = 16;
 
-  int64_t size() const {
-    return blocked_ ? p_.batch * p_.groups * cuda::channel_blocks(p_) * p_.h.size * p_.w.size * cuda::kChannelBlock
-                    : image_.numel();
+  static int64_t whole(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+  // With the largest entry behind the sums.
+  int64_t padded_bytes() const { return whole(bytes_) + kAlignment; }
+
+  static int64_t sums_of(const UnfoldParams& p, bool blocked, const Tensor& image) {
+    return blocked ? p.batch * p.groups * cuda::channel_blocks(p) * cuda::sums_plane(p) * cuda::kChannelBlock
+                   : image.numel();
   }
 
   const UnfoldParams& p_;
-  const bool blocked_;
-  const bool wide_;
   Tensor& image_;
   const bool fixed_;
   const bool in_place_;
@@ -196,15 +203,6 @@ class ImageSums {
   Workspace workspace_;
   cuda::Sums sums_;
 };
-
-// The image in packets.
-Workspace pack(const UnfoldParams& p, const Tensor& image, bool wide, cudaStream_t stream) {
-  const auto type = image.scalar_type();
-  const int64_t size = cuda::packets_size(p, type);
-  Workspace packets(size * static_cast<int64_t>(c10::elementSize(type)));
-  cuda::launch_pack(p, type, wide || size >= (int64_t(1) << 31), view_image(image), packets.data(), stream);
-  return packets;
-}
 
 // ---- the device
 
@@ -219,10 +217,7 @@ struct Cuda {
     const auto type = input.scalar_type();
     const bool wide = any_wide(input, columns);
     if (Paths{p, type}.fast_sample()) {
-      const bool wide_packets = wide || cuda::packets_size(p, type) >= (int64_t(1) << 31);
-      const auto packets = pack(p, input, wide, stream);
-      cuda::launch_sample_packets(
-          p, type, wide_packets, packets.data(), view_map(dilation_map), columns.mutable_data_ptr(), stream);
+      cuda::launch_sample_tiles(p, type, view_image(input), view_map(dilation_map), columns.mutable_data_ptr(), stream);
     } else {
       cuda::launch_sample(p, type, wide, view_image(input), view_map(dilation_map), columns.mutable_data_ptr(), stream);
     }
@@ -286,45 +281,57 @@ struct Cuda {
     const Paths paths{p, type};
     const bool fast = paths.fast_reduce(image != nullptr, input != nullptr);
 
+    std::optional<ImageSums> image_sums;
+    if (image != nullptr) {
+      image_sums.emplace(p, fast, *image);
+    }
+    const auto clear_sums = [&] {
+      if (image_sums) {
+        clear(image_sums->sums().data, image_sums->bytes(), stream);
+      }
+    };
+    const auto sums = [&] {
+      if (image_sums) {
+        image_sums->prepare(columns, stream);
+      }
+      return image_sums ? image_sums->sums() : cuda::Sums{};
+    };
+
     if (!fast) {
       const auto input_view = input != nullptr ? view_image(*input) : cuda::ImageView{};
-      const auto launch = [&](const cuda::Sums& sums) {
-        cuda::launch_reduce(
-            p, type, wide, view_columns(columns), view_map(dilation_map), image != nullptr ? &p.term : nullptr, sums,
-            input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
-      };
-      if (image == nullptr) {
-        launch({});
-      } else {
-        ImageSums sums(p, columns, fast, wide, *image, stream);
-        launch(sums.sums());
-        sums.finish(stream);
+      clear_sums();
+      cuda::launch_reduce(
+          p, type, wide, view_columns(columns), view_map(dilation_map), image != nullptr ? &p.term : nullptr, sums(),
+          input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
+      if (image_sums) {
+        image_sums->convert(stream);
       }
       return;
     }
 
-    const auto packets = input != nullptr ? pack(p, *input, wide, stream) : Workspace(0);
-    const int64_t blocks = cuda::channel_blocks(p);
-    const int64_t windows = p.batch * p.groups * dots * p.h.out_size * p.w.out_size;
-    const bool in_place = result != nullptr && blocks == 1 && result->scalar_type() == at::kFloat;
-    const Workspace partial(in_place ? 0 : blocks * windows * static_cast<int64_t>(sizeof(float)));
-    auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
-    const auto dot_term = dots == 1 ? terms[0] : Term{};
-    const auto launch = [&](const cuda::Sums& sums) {
-      cuda::launch_tiles(
-          p, type, view_columns(columns), view_map(dilation_map), sums, packets.data(), dot_term, dots, partial_data,
-          stream);
-    };
-    if (image == nullptr) {
-      launch({});
+    const int64_t packets_size = input != nullptr ? cuda::packets_size(p, type) : 0;
+    const Workspace packets(packets_size * static_cast<int64_t>(c10::elementSize(type)));
+    if (input != nullptr) {
+      cuda::launch_pack(
+          p, type, wide || packets_size >= (int64_t(1) << 31), view_image(*input), packets.data(),
+          image_sums ? image_sums->sums().data : nullptr, image_sums ? image_sums->bytes() : 0, stream);
     } else {
-      ImageSums sums(p, columns, fast, wide, *image, stream);
-      launch(sums.sums());
-      sums.finish(stream);
+      clear_sums();
     }
+    const int64_t splits = cuda::channel_splits(p, type);
+    const int64_t windows = p.batch * p.groups * dots * p.h.out_size * p.w.out_size;
+    const bool in_place = result != nullptr && splits == 1 && result->scalar_type() == at::kFloat;
+    const Workspace partial(in_place ? 0 : splits * windows * static_cast<int64_t>(sizeof(float)));
+    auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
+    const auto added = sums();
+    cuda::launch_tiles(
+        p, type, view_columns(columns), view_map(dilation_map), added, packets.data(), dots == 1 ? terms[0] : Term{},
+        dots, partial_data, stream);
+    cuda::MapSums map_sums = {};
     if (result != nullptr && !in_place) {
-      cuda::launch_finish_map(result->scalar_type(), blocks, windows, partial_data, result->mutable_data_ptr(), stream);
+      map_sums = {partial_data, result->mutable_data_ptr(), result->scalar_type() == at::kFloat, splits, windows};
     }
+    cuda::launch_finish(p, type, wide, added, image != nullptr ? image->mutable_data_ptr() : nullptr, map_sums, stream);
   }
 };
 
