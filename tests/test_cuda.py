@@ -32,6 +32,9 @@ LARGE_CASES = [
     Case("two_rates", 2, 40, (40, 37), (3, 2), padding=(1, 1), groups=2, rates=2),
     Case("large_kernel", 1, 33, (30, 33), (7, 6), padding=(3, 2), dilation=(1, 2)),
     Case("strides", 1, 50, (80, 90), (3, 5), (1, 2), (2, 0), aligned=False, rates=2),
+    # Boxes that shared memory has room for with a part of the channels only, and with none.
+    Case("wide_windows", 1, 24, (72, 96), padding=(4, 4), dilation=(4, 4)),
+    Case("far", 1, 24, (72, 96), padding=(6, 8), dilation=(6, 8)),
 ]
 
 large_cases = pytest.mark.parametrize("case", LARGE_CASES, ids=str)
@@ -196,6 +199,39 @@ def test_work_goes_to_the_current_stream_and_waits_for_nothing():
     stream.synchronize()
     assert columns.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+needs_two_devices = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+
+
+@needs_two_devices
+@pytest.mark.parametrize("case", [LARGE_CASES[0], Case("small", padding=(1, 1))], ids=str)
+def test_several_devices(case, deterministic):
+    tensors = {device: make_tensors(case, torch.float32, device=device) for device in ("cuda:0", "cuda:1")}
+    columns, by_input, by_map = reference_gradients(case, tensors["cuda:0"])
+    for current in (0, 1):
+        with torch.cuda.device(current):
+            for device in ("cuda:1", "cuda:0", "cuda:1"):  # queued on both, nothing waits in between
+                input, dilation_map = (t.clone().requires_grad_() for t in tensors[device][:2])
+                actual = unfold(case, input, dilation_map)
+                gradients = torch.autograd.grad(actual, (input, dilation_map), tensors[device].columns)
+                assert {t.device for t in (actual, *gradients)} == {torch.device(device)}
+                assert torch.cuda.current_device() == current
+                for value, expected in zip((actual, *gradients), (columns, by_input, by_map), strict=True):
+                    assert_near(value, expected)
+
+
+@needs_two_devices
+def test_tensors_on_different_devices_are_refused():
+    case = Case("small", padding=(1, 1))
+    here, there = (make_tensors(case, torch.float32, device=device) for device in ("cuda:0", "cuda:1"))
+    wrong = r"on the device of {}, cuda:0, but got one on cuda:1"
+    with pytest.raises(RuntimeError, match=r"unfold\(\): expected dilation_map " + wrong.format("input")):
+        unfold(case, here.input, there.dilation_map)
+    with pytest.raises(RuntimeError, match=r"fold\(\): expected dilation_map " + wrong.format("columns")):
+        fold(case, here.columns, there.dilation_map)
+    with pytest.raises(RuntimeError, match=r"unfold_backward\(\): expected grad_output " + wrong.format("input")):
+        unfold_backward(case, there.columns, here.input, here.dilation_map)
 
 
 @pytest.mark.skipif(

@@ -14,6 +14,7 @@ LARGER = [
     Case("tiles", 1, 72, (40, 45), padding=(1, 1)),
     Case("tiles_groups", 2, 72, (32, 39), (3, 2), padding=(1, 1), groups=2, rates=2),
     Case("large_kernel", 1, 32, (27, 26), (7, 7), padding=(3, 3)),
+    Case("far", 1, 24, (64, 96), padding=(6, 8), dilation=(6, 8)),
 ]
 
 
