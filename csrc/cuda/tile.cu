@@ -487,7 +487,7 @@ struct Grid {
 };
 
 // Several blocks share the chunks of a tile out where that takes less time, counted in rounds of as many blocks as the
-// GPU has room for, with a list in the time of half a chunk.
+// GPU has room for, with a list in the time of a quarter of a chunk.
 Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
   int device = 0;
   int multiprocessors = 0;
@@ -504,7 +504,7 @@ Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
     const int64_t of_split = ceil_div(chunks, splits);
     const int64_t rounds =
         ceil_div<int64_t>(p.batch * p.groups * grid.tiles * splits, multiprocessors * kBlocksPerMultiprocessor);
-    const int64_t time = rounds * (1 + 2 * of_split);
+    const int64_t time = rounds * (1 + 4 * of_split);
     if (time < best) {
       best = time;
       grid.splits = ceil_div(chunks, of_split);
