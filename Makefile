@@ -29,7 +29,7 @@ help:  ## list the targets
 demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
 
-test: build $(call installed,test demo)  ## run the tests
+test: build $(call installed,test demo onnx)  ## run the tests
 	$(python) -m pytest $(ARGS)
 
 bench: build $(call installed,demo)  ## time it beside F.unfold and others, on the GPU or else the CPU

@@ -1,0 +1,177 @@
+"""Translations of the operators for ``torch.onnx.export``.
+
+The unfold is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates and whose weights pick out one tap
+each; the fold adds up the four neighbours of every tap by ``ScatterElements``. Exporting needs the packages of
+``ddu_ops[onnx]``; onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+_LIMIT = 2.0**30  # a tap so far away lies outside of every image, and its position is an int32
+
+
+def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """ONNX translations of the operators, for opset 19 and above.
+
+    Batch and image size may be dynamic. Rates that are not finite make their windows NaN, as everywhere. A pixel that
+    is not finite does so, too, to all taps of the windows that see it, for a ``DeformConv`` adds them up, all but one
+    times zero. What the operators check, the exported program does not.
+
+    Args:
+        dtype: what the program computes in, ``torch.float64`` or ``torch.float32``. The positions of ``DeformConv``
+            are sums of pixels and offsets, so in float32 they lose precision as images grow, about one part in ten
+            million of the image's size; but that takes half the time, and is what runtimes other than onnxruntime on
+            a CPU may know.
+
+    Returns:
+        A table for the ``custom_translation_table`` of :func:`torch.onnx.export`.
+
+    Raises:
+        ValueError: for another ``dtype``.
+        ModuleNotFoundError: without onnxscript.
+
+    Example:
+        >>> import ddu_ops.onnx
+        >>> model = DynamicDilationUnfold(3, padding=1).eval()
+        >>> program = torch.onnx.export(
+        ...     model,
+        ...     (torch.randn(1, 2, 5, 5), torch.rand(1, 1, 5, 5)),
+        ...     dynamo=True,
+        ...     opset_version=19,
+        ...     verbose=False,
+        ...     custom_translation_table=ddu_ops.onnx.translations(),
+        ... )
+        >>> "DeformConv" in {node.op_type for node in program.model.graph}
+        True
+    """
+    if dtype not in (torch.float64, torch.float32):
+        raise ValueError(f"translations(): expected dtype to be torch.float64 or torch.float32, but got {dtype}")
+    import numpy as np
+    from onnxscript import INT64, ir, opset19
+
+    op: Any = opset19  # its annotations tell the types of ONNX apart, which no tensor here does
+    number = np.float64 if dtype == torch.float64 else np.float32
+    to = ir.DataType.DOUBLE if dtype == torch.float64 else ir.DataType.FLOAT
+
+    def real(value: Any) -> Any:
+        return op.Constant(value=ir.tensor(np.asarray(value, number)))
+
+    def size(tensor: Any, dim: int) -> Any:
+        return op.Shape(tensor, start=dim, end=dim + 1)
+
+    def shape(*parts: Any) -> Any:
+        ints = (op.Constant(value_ints=[part]) if isinstance(part, int) else part for part in parts)
+        return op.Concat(*ints, axis=0)
+
+    def rates_and_unit(dilation_map: Any, groups: int) -> tuple[Any, Any]:
+        """The rates, (B, G, 1 or 2, 1, H_out, W_out), all of them finite.
+
+        And what makes up for that, (B, G, 1, 1, H_out, W_out): 1, or NaN for a window with a rate that is not.
+        """
+        grid = op.Shape(dilation_map, start=2)
+        rates = op.Reshape(op.Cast(dilation_map, to=to), shape(size(dilation_map, 0), groups, -1, 1, grid))
+        not_finite = op.Or(op.IsNaN(rates), op.IsInf(rates))
+        unit = op.ReduceProd(op.Where(not_finite, real(np.nan), real(1)), shape(2))
+        return op.Where(not_finite, real(0), rates), unit
+
+    def slopes(kernel_size: Sequence[int], dilation: Sequence[int]) -> Any:
+        """How far each tap moves with the rates, (2, kH * kW)."""
+        twice = [(2 * np.arange(k) - (k - 1)) * d for k, d in zip(kernel_size, dilation, strict=True)]
+        return np.stack(np.meshgrid(*twice, indexing="ij")).reshape(2, -1) / 2
+
+    # ---- Their annotations tell the exporter what is a tensor and what an attribute.
+
+    def unfold(
+        input: Any,
+        kernel_size: Sequence[int],
+        dilation_map: Any,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        aligned: bool = True,
+    ) -> Any:
+        taps, channels = kernel_size[0] * kernel_size[1], input.shape[1]
+        batch, grid = size(dilation_map, 0), op.Shape(dilation_map, start=2)
+        rates, unit = rates_and_unit(dilation_map, groups)
+        # From where the taps of a plain convolution lie: with rates of 1, nowhere, or up to the first of them.
+        slope = slopes(kernel_size, dilation)
+        shift = -slope if aligned else -np.indices(kernel_size).reshape(2, -1) * np.reshape(dilation, (2, 1))
+        offsets = op.Add(  # (B, G, kH * kW, 2, H_out, W_out)
+            op.Mul(op.Transpose(rates, perm=[0, 1, 3, 2, 4, 5]), real(slope.T[None, None, :, :, None, None])),
+            real(shift.T[None, None, :, :, None, None]),
+        )
+        offsets = op.Clip(offsets, real(-_LIMIT), real(_LIMIT))
+        columns = op.DeformConv(
+            op.Cast(input, to=to),
+            real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1))),
+            op.Reshape(offsets, shape(batch, groups * taps * 2, grid)),
+            None,
+            op.Reshape(op.Expand(unit, shape(1, 1, 1, taps, 1, 1)), shape(batch, groups * taps, grid)),
+            kernel_shape=list(kernel_size),
+            strides=list(stride),
+            pads=[*padding, *padding],
+            dilations=list(dilation),
+            group=channels,
+            offset_group=groups,
+        )
+        return op.CastLike(op.Reshape(columns, shape(0, 0, -1)), input)
+
+    def fold(
+        columns: Any,
+        output_size: INT64,
+        kernel_size: Sequence[int],
+        dilation_map: Any,
+        stride: Sequence[int] = (1, 1),
+        padding: Sequence[int] = (0, 0),
+        dilation: Sequence[int] = (1, 1),
+        groups: int = 1,
+        aligned: bool = True,
+    ) -> Any:
+        taps = kernel_size[0] * kernel_size[1]
+        channels, batch = columns.shape[1] // taps, size(columns, 0)
+        rates, unit = rates_and_unit(dilation_map, groups)
+        # The image has a border of two pixels before and one after it, in which all taps outside of it end.
+        bordered = op.Add(output_size, shape(3))
+        pitch = op.Gather(bordered, shape(1), axis=0)
+        pixels, weights = [], []
+        for axis, slope in enumerate(slopes(kernel_size, dilation)):
+            reach = dilation[axis] * (kernel_size[axis] - 1) if aligned else 0
+            offset = op.Add(
+                op.Mul(op.Gather(rates, shape(-axis), axis=2), real(slope[None, None, None, :, None, None])),
+                real(reach % 2 / 2),
+            )
+            offset = op.Clip(offset, real(-_LIMIT), real(_LIMIT))
+            whole = op.Floor(offset)
+            out = op.Range(0, op.Squeeze(size(dilation_map, 2 + axis)), 1)
+            first = op.Sub(op.Mul(out, shape(stride[axis])), shape(padding[axis] - reach // 2))
+            first = op.Reshape(first, shape(*((-1, 1) if axis == 0 else (1, -1))))
+            place = op.Add(op.Cast(whole, to=ir.DataType.INT64), first)
+            image = op.Gather(output_size, shape(axis), axis=0)
+            inside = op.And(op.GreaterOrEqual(place, shape(-1)), op.Less(place, image))
+            inside = op.And(inside, op.Not(op.IsNaN(unit)))  # of such a window the image gets nothing
+            pixels.append(op.Add(op.Where(inside, place, shape(-2)), shape(2)))
+            high = op.Sub(offset, whole)
+            weights.append((op.Sub(real(1), high), high))
+        per_tap = shape(batch, groups, 1, -1)
+        corner = op.Add(op.Mul(pixels[0], pitch), pixels[1])
+        values = op.Reshape(op.Cast(columns, to=to), shape(batch, groups, channels // groups, -1))
+        result = op.Expand(real(0), shape(batch, groups, channels // groups, op.ReduceProd(bordered)))
+        for row in (0, 1):
+            for column in (0, 1):
+                index = op.Add(corner, op.Add(op.Mul(pitch, shape(row)), shape(column)))
+                weight = op.Mul(weights[0][row], weights[1][column])
+                result = op.ScatterElements(
+                    result,
+                    op.Expand(op.Reshape(index, per_tap), shape(1, 1, channels // groups, 1)),
+                    op.Mul(values, op.Reshape(weight, per_tap)),
+                    axis=3,
+                    reduction="add",
+                )
+        result = op.Reshape(result, shape(batch, channels, bordered))
+        return op.CastLike(op.Slice(result, shape(2, 2), op.Add(output_size, shape(2)), shape(2, 3)), columns)
+
+    return {torch.ops.ddu.unfold.default: unfold, torch.ops.ddu.fold.default: fold}

@@ -1,0 +1,173 @@
+"""Models exported to ONNX, run by onnxruntime beside PyTorch."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cases import DTYPES, Case, assert_near, fold, fold_reference, make_tensors, unfold, unfold_reference
+from ddu_ops import DynamicDilationUnfold, dynamic_dilation_fold
+
+onnxruntime = pytest.importorskip("onnxruntime", minversion="1.26")  # the first with a DeformConv for CPUs
+pytest.importorskip("onnxscript")
+
+import ddu_ops.onnx  # noqa: E402
+
+# What torch.export says of its own.
+pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning")
+
+Run = Callable[..., Tensor]
+
+
+ANY_SIZE = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+
+
+def exported(
+    model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float64, opset: int = 19, sizes: Any = None
+) -> Run:
+    """A model in onnxruntime, for any batch and, unless it is said otherwise, any size of the image."""
+    program = torch.onnx.export(
+        model.eval(),
+        inputs,
+        dynamo=True,
+        verbose=False,
+        opset_version=opset,
+        dynamic_shapes=sizes or (ANY_SIZE,) * len(inputs),
+        custom_translation_table=ddu_ops.onnx.translations(dtype),
+    )
+    assert program is not None
+    assert {imported.domain: imported.version for imported in program.model_proto.opset_import} == {"": opset}
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    names = [input.name for input in session.get_inputs()]
+
+    def run(*tensors: Tensor) -> Tensor:
+        arrays = dict(zip(names, [t.detach().numpy() for t in tensors], strict=True))
+        return torch.from_numpy(session.run(None, arrays)[0])
+
+    return run
+
+
+class Unfold(nn.Module):
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        return unfold(self.case, input, dilation_map)
+
+
+OPTIONS = [
+    Case("same", 2, 3, (6, 7), padding=(1, 1)),
+    Case("two_rates", 2, 4, (9, 8), (3, 2), (2, 1), (1, 0), (1, 2), groups=2, rates=2),
+    Case("first_tap", 2, 4, (7, 8), (2, 3), (1, 1), (2, 1), (2, 1), groups=2, aligned=False),
+]
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+def test_unfold(case: Case) -> None:
+    """At sizes other than the one it was exported with; among the rates are ones that are huge and not finite."""
+    run = exported(Unfold(case), *make_tensors(case, torch.float32)[:2])
+    for batch, size in ((case.batch, case.size), (1, (11, 8)), (5, (8, 15))):
+        other = replace(case, batch=batch, size=size)
+        input, dilation_map, _ = make_tensors(other, torch.float32)
+        for rate in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0):
+            if rate is not None:
+                dilation_map[0, 0, 1, 2] = rate
+            actual = run(input, dilation_map)
+            assert actual.dtype == torch.float32
+            assert_near(actual, unfold_reference(other, input.double(), dilation_map.double()))
+
+
+class Fold(nn.Module):
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.case = case
+
+    def forward(self, columns: Tensor, dilation_map: Tensor) -> Tensor:
+        return fold(self.case, columns, dilation_map)
+
+
+@pytest.mark.parametrize("case", OPTIONS, ids=str)
+def test_fold(case: Case) -> None:
+    """For any batch; the size of the image is an argument here."""
+    _, dilation_map, columns = make_tensors(case, torch.float32)
+    run = exported(Fold(case), columns, dilation_map, sizes=({0: torch.export.Dim.DYNAMIC},) * 2)
+    for batch in (case.batch, 1, 5):
+        other = replace(case, batch=batch)
+        _, dilation_map, columns = make_tensors(other, torch.float32)
+        for rate in (None, torch.nan, torch.inf, 3e38, -1e30, 1e9, -0.0):
+            if rate is not None:
+                dilation_map[0, 0, 1, 2] = rate
+            actual = run(columns, dilation_map)
+            assert actual.dtype == torch.float32
+            assert_near(actual, fold_reference(other, columns.double(), dilation_map.double()))
+
+
+class BothWays(nn.Module):
+    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        columns = ddu_ops.dynamic_dilation_unfold(input, 3, dilation_map, padding=1)
+        return dynamic_dilation_fold(columns, input.shape[2:], 3, dilation_map, padding=1)
+
+
+def test_fold_to_the_size_of_its_input() -> None:
+    model = BothWays()
+    run = exported(model, torch.randn(2, 3, 6, 7), torch.rand(2, 1, 6, 7))
+    for shape in ((1, 3, 9, 5), (4, 3, 4, 12)):
+        input, dilation_map = torch.randn(shape), 2 * torch.rand(shape[0], 1, *shape[2:])
+        torch.testing.assert_close(run(input, dilation_map), model(input, dilation_map), rtol=1e-5, atol=1e-5)
+
+
+# onnxruntime has no NumPy type for bfloat16, in which a model's arguments could be given.
+@pytest.mark.parametrize("name", [name for name in DTYPES if not name.startswith("bfloat16")])
+def test_types(name: str) -> None:
+    case = OPTIONS[0]
+    tensors = make_tensors(case, *DTYPES[name])[:2]
+    actual = exported(Unfold(case), *tensors, opset=20)(*tensors)
+    assert actual.dtype == tensors[0].dtype
+    assert_near(actual, unfold_reference(case, *(t.double() for t in tensors)))
+
+
+def test_precision_does_not_fall_with_the_size_of_the_image() -> None:
+    """In float64; in float32 positions are rounded, and that is all."""
+    case = Case("long", 1, 2, (1, 50_000), (1, 3), padding=(0, 1))
+    input, dilation_map, _ = make_tensors(case, torch.float32, kinks=False)
+    expected = unfold_reference(case, input.double(), dilation_map.double())
+    assert_near(exported(Unfold(case), input, dilation_map)(input, dilation_map), expected)
+    narrow = exported(Unfold(case), input, dilation_map, dtype=torch.float32)(input, dilation_map)
+    torch.testing.assert_close(narrow.double(), expected, rtol=0, atol=0.1)
+
+
+class Network(nn.Module):
+    """Predicts its rates between convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.rate = nn.Conv2d(4, 2, 3, padding=1)
+        self.unfold = DynamicDilationUnfold(3, padding=1, groups=2)
+        self.weight = nn.Parameter(0.1 * torch.randn(4, 36))
+        self.last = nn.Conv2d(4, 2, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        features = self.first(input).relu()
+        columns = self.unfold(features, F.softplus(self.rate(features)))
+        return self.last((self.weight @ columns).unflatten(-1, input.shape[-2:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_model(dtype: torch.dtype) -> None:
+    model = Network()
+    run = exported(model, torch.randn(2, 3, 8, 9), dtype=dtype)
+    for shape in ((2, 3, 8, 9), (1, 3, 16, 11), (3, 3, 5, 20)):
+        input = torch.randn(shape)
+        torch.testing.assert_close(run(input), model(input), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64, None], ids=str)
+def test_a_type_that_deform_conv_does_not_compute_in(dtype: Any) -> None:
+    with pytest.raises(ValueError, match=r"translations\(\): expected dtype to be torch.float64 or torch.float32"):
+        ddu_ops.onnx.translations(dtype)
