@@ -1,12 +1,14 @@
 """torch.func over every operator: grad, jvp, jacobians, the Hessian, and vmap of any of them; inference mode."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.utils._pytree import tree_leaves
 
 from cases import (
     OPERATORS,
@@ -90,53 +92,39 @@ def test_jacobians(name: str, argnum: int, device: torch.device) -> None:
 
 
 @pairs
+@pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("rates", [1, 2])
-def test_hessian(name: str, rates: int, device: torch.device) -> None:
-    """Of both arguments at once: all four blocks, the mixed one included."""
-    case = Case("hessian", 1, 2, (2, 3), (2, 2), padding=(1, 0), rates=rates)
+def test_every_derivative(name: str, rates: int, order: int, device: torch.device) -> None:
+    """By both arguments at once, in every mix of the two modes: all ``2**order`` blocks, the mixed ones included."""
+    case = Case("tiniest", 1, 2, (1, 2), (2, 2), (2, 1), (1, 0), groups=2, rates=rates)
     tensors = pick(name, make_tensors(case, device=device, kinks=False))
     loss, reference = losses(name, case)
-    expected = hessian(reference, argnums=(0, 1))(*tensors)
-    ways = {
-        "forward over reverse": jacfwd(jacrev(loss, argnums=(0, 1)), argnums=(0, 1)),
-        "reverse over reverse": jacrev(jacrev(loss, argnums=(0, 1)), argnums=(0, 1)),
-        "reverse over forward": jacrev(jacfwd(loss, argnums=(0, 1)), argnums=(0, 1)),
-        "forward over forward": jacfwd(jacfwd(loss, argnums=(0, 1)), argnums=(0, 1)),
-        "hessian": hessian(loss, argnums=(0, 1)),
-    }
-    for way in ways.values():
-        actual = way(*tensors)
-        for row, column in itertools.product(range(2), repeat=2):
-            close(actual[row][column], expected[row][column])
-    assert expected[0][1].abs().max() > 1e-3  # the mixed block is not trivial
+
+    def blocks(function: Callable[..., Tensor], modes: Iterable[Callable[..., Any]]) -> list[Tensor]:
+        for mode in modes:
+            function = mode(function, argnums=(0, 1))
+        return tree_leaves(function(*tensors))
+
+    expected = blocks(reference, [jacrev] * order)
+    assert len(expected) == 2**order
+    assert all(block.abs().max() > 1e-3 for block in expected)  # none is trivial
+    for modes in [*itertools.product((jacrev, jacfwd), repeat=order), *[[hessian]] * (order == 2)]:
+        for actual, block in zip(blocks(loss, modes), expected, strict=True):
+            close(actual, block)
 
 
 @pairs
-def test_third_derivatives(name: str, device: torch.device) -> None:
-    leading, dilation_map = pick(name, make_tensors(TINY, device=device, kinks=False))
-    direction = torch.randn_like(dilation_map)
-
-    def third(loss: Callable[..., Tensor], function: Callable[..., Callable[..., Tensor]]) -> Tensor:
-        def along(t: Tensor) -> Tensor:
-            return loss(leading, dilation_map + t * direction)
-
-        return function(function(function(along)))(torch.zeros((), dtype=torch.float64, device=device))
-
-    loss, reference = losses(name, TINY)
-    expected = third(reference, grad)
-    assert expected.abs() > 1e-3
-    for function in (grad, jacfwd):
-        close(third(loss, function), expected)
-
-
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node:UserWarning")  # torch's own tracing
-def test_linearize(device: torch.device) -> None:
-    input, dilation_map, _ = make_tensors(TINY, device=device, kinks=False)
-    tangents = torch.randn_like(input), torch.randn_like(dilation_map)
-    output, push = linearize(lambda *t: unfold(TINY, *t), input, dilation_map)
-    expected = jvp(lambda *t: unfold_reference(TINY, *t), (input, dilation_map), tangents)
-    close(output, expected[0])
-    close(push(*tangents), expected[1])
+def test_linearize(name: str, device: torch.device) -> None:
+    """Around a vmap, too, and with its linear function under one; inside of one, torch linearizes nothing."""
+    loss, reference = losses(name, TINY)
+    stacks = stacked(name, TINY, device)
+    tensors, tangents = tuple(t[0] for t in stacks), tuple(t.cos() for t in stacks)
+    output, push = linearize(loss, *tensors)
+    expected = [jvp(reference, tensors, tuple(t[i] for t in tangents)) for i in range(BATCH)]
+    close(output, expected[0][0])
+    close(vmap(push)(*tangents), torch.stack([tangent for _, tangent in expected]))
+    close(linearize(vmap(loss), *stacks)[1](*tangents), jvp(vmap(reference), tuple(stacks), tangents)[1])
 
 
 # ---- vmap ----
@@ -237,18 +225,26 @@ def test_vmap_of_grad_and_grad_of_vmap(name: str, in_dims: tuple[int | None, ...
         close(together, expected if in_dims[argnum] == 0 else expected.sum(0))
 
 
+# What each transform makes of a scalar function: a function of the same tensors.
+TRANSFORMS: dict[str, Callable[..., Callable[..., Any]]] = {
+    "grad": lambda f: grad(f, (0, 1)),
+    "vjp": lambda f: lambda *t: vjp(f, *t)[1](torch.tensor(2.0, dtype=torch.float64, device=t[0].device)),
+    "jvp": lambda f: lambda *t: jvp(f, t, tuple(map(torch.cos, t)))[1],
+    "jacrev": lambda f: jacrev(f, (0, 1)),
+    "jacfwd": lambda f: jacfwd(f, (0, 1)),
+    "hessian": lambda f: hessian(f, (0, 1)),
+    "vmap": lambda f: lambda *t: vmap(f)(*(torch.stack([x, x + 0.25]) for x in t)),
+}
+
+
 @pairs
-def test_vmap_of_jvp_and_hessian(name: str, device: torch.device) -> None:
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_vmap_of(transform: str, name: str, device: torch.device) -> None:
     tensors = stacked(name, TINY, device)
-    tangents = [torch.randn_like(t) for t in tensors]
-    loss, reference = losses(name, TINY)
-    actual = vmap(lambda t, d: jvp(loss, t, d)[1])(tuple(tensors), tuple(tangents))
-    expected = [jvp(reference, tuple(t[i] for t in tensors), tuple(d[i] for d in tangents))[1] for i in range(BATCH)]
-    close(actual, torch.stack(expected))
-    close(
-        vmap(hessian(loss, 1))(*tensors),
-        torch.stack([hessian(reference, 1)(*(t[i] for t in tensors)) for i in range(BATCH)]),
-    )
+    loss, reference = (TRANSFORMS[transform](f) for f in losses(name, TINY))
+    loop = [tree_leaves(reference(*(t[i] for t in tensors))) for i in range(BATCH)]
+    for actual, *expected in zip(tree_leaves(vmap(loss)(*tensors)), *loop, strict=True):
+        close(actual, torch.stack(expected))
 
 
 @pytest.mark.parametrize("randomness", ["error", "different", "same"])
@@ -284,6 +280,31 @@ def test_gradients_per_sample_of_a_model(device: torch.device) -> None:
         model(inputs[i : i + 1]).square().mean().backward()
         for name, parameter in model.named_parameters():
             close(per_sample[name][i], parameter.grad)
+
+
+@operators
+@pytest.mark.parametrize("transform", [None, *TRANSFORMS])
+def test_complex_tensors_are_refused_by_name(transform: str | None, name: str, device: torch.device) -> None:
+    """As a constant of what is transformed, and as its variable, except where torch itself refuses before the call."""
+    tensors = pick(name, make_tensors(TINY, device=device))
+    call = operator(name, TINY, first_order(name, TINY))
+    transformed = TRANSFORMS[transform] if transform else lambda f: f
+    names = {"columns": "grad_output"} if name == "unfold_backward" else {}
+
+    def loss(*tensors: Tensor) -> Tensor:
+        return sum(result.abs().sum() for result in as_list(call(*tensors)))
+
+    for index, argument in enumerate(OPERATORS[name]):
+
+        def mixed(*t: Tensor, index: int = index) -> list[Tensor]:
+            return [*t[:index], t[index].to(torch.complex128), *t[index + 1 :]]
+
+        text = rf"{name}\(\): expected {names.get(argument, argument)} of type .*, but got complex128"
+        with pytest.raises(RuntimeError, match=text):
+            transformed(lambda *t, mixed=mixed: loss(*mixed(*t)))(*tensors)
+        before = "Expected all inputs to be real" if transform in ("jacrev", "jacfwd", "hessian") else text
+        with pytest.raises(RuntimeError, match=before):
+            transformed(loss)(*mixed(*tensors))
 
 
 # ---- Without any ----
