@@ -1,0 +1,419 @@
+"""Several processes: data-parallel training, fully sharded training, and DTensor."""
+
+import contextlib
+import datetime
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cases import Case, assert_near, fold, fold_reference, make_tensors, operator, pick, unfold, unfold_reference
+from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, dynamic_dilation_fold, dynamic_dilation_unfold
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
+
+WORLD_SIZE = 2
+TIMEOUT = datetime.timedelta(seconds=60)  # of one wait for another process
+DEADLINE = 2 * TIMEOUT  # of everything: nothing may hang
+
+# What the processes do, by name. They are started once and do it all.
+CHECKS: dict[str, Callable[[], None]] = {}
+
+
+def in_processes(check: Callable[[], None]) -> Callable[..., None]:
+    """A test that every process runs."""
+    CHECKS[check.__name__] = check
+
+    def test(outcomes: dict[str, list[str]]) -> None:
+        for rank, outcome in enumerate(outcomes[check.__name__]):
+            assert not outcome, f"process {rank}:\n{outcome}"
+
+    test.__doc__ = check.__doc__
+    return test
+
+
+def process(rank: int, folder: str) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", WORLD_SIZE)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE, timeout=TIMEOUT)
+    outcomes = {}
+    for name, check in CHECKS.items():
+        torch.manual_seed(0)
+        outcomes[name] = ""
+        try:
+            check()
+        except Exception:
+            outcomes[name] = traceback.format_exc()
+        # None begins the next before all are done.
+        store.set(f"{name} {rank}", "done")
+        store.wait([f"{name} {other}" for other in range(WORLD_SIZE)], TIMEOUT)
+    torch.save(outcomes, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    folder = tmp_path_factory.mktemp("processes")
+    context = torch.multiprocessing.start_processes(process, (str(folder),), WORLD_SIZE, join=False)
+    try:
+        deadline = datetime.datetime.now() + DEADLINE
+        while not context.join(timeout=1):
+            assert datetime.datetime.now() < deadline, "the processes hang"
+    finally:
+        for started in context.processes:
+            started.kill()
+    ranks = [torch.load(folder / str(rank)) for rank in range(WORLD_SIZE)]
+    return {name: [outcomes[name] for outcomes in ranks] for name in CHECKS}
+
+
+# ---- Training on parts of a batch ----
+
+
+class Model(nn.Module):
+    """Predicts its own rates, unfolds by them, and folds back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = nn.Conv2d(3, 2, 3, padding=1)
+        self.unfold = DynamicDilationUnfold(3, padding=1)
+        self.weight = nn.Linear(27, 18)
+        self.fold = DynamicDilationFold((5, 6), 3, padding=1)
+        self.head = nn.Conv2d(2, 1, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rates = 1.5 + torch.tanh(self.rates(input))
+        columns = self.weight(self.unfold(input, rates).transpose(1, 2)).transpose(1, 2)
+        return self.head(self.fold(columns, rates))
+
+
+def train(model: nn.Module, images: Tensor, targets: Tensor) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (model(images) - targets).square().mean().backward()
+        optimizer.step()
+
+
+def check_training(parallel: Callable[[nn.Module], nn.Module], whole: Callable[[Tensor], Tensor]) -> None:
+    """The parameters are those of one process with the whole batch, up to the order of the sums over it."""
+    images, targets = torch.randn(4, 3, 5, 6, dtype=torch.float64), torch.randn(4, 1, 5, 6, dtype=torch.float64)
+    alone = Model().double()
+    together = Model().double()
+    together.load_state_dict(alone.state_dict())
+    before = [parameter.detach().clone() for parameter in alone.parameters()]
+    train(alone, images, targets)
+    part = slice(dist.get_rank(), None, WORLD_SIZE)
+    train(parallel(together), images[part], targets[part])
+    for actual, expected, start in zip(together.parameters(), alone.parameters(), before, strict=True):
+        torch.testing.assert_close(whole(actual.detach()), expected.detach(), rtol=1e-12, atol=1e-12)
+        assert not torch.allclose(expected, start, atol=1e-3)
+
+
+@in_processes
+def test_distributed_data_parallel() -> None:
+    check_training(DistributedDataParallel, lambda parameter: parameter)
+
+
+@in_processes
+def test_fully_shard() -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    def shard(model: nn.Module) -> nn.Module:
+        for layer in (model.rates, model.weight):
+            fully_shard(layer)
+        return fully_shard(model)
+
+    check_training(shard, lambda parameter: parameter.full_tensor())
+
+
+# ---- DTensor ----
+
+GROUPS = [(groups, rates) for groups in (1, 2, 4) for rates in (1, 2)]
+FUNCTIONS = {"unfold": (unfold, unfold_reference), "fold": (fold, fold_reference)}
+
+
+def mesh() -> Any:
+    from torch.distributed.tensor import init_device_mesh
+
+    import ddu_ops.distributed  # noqa: F401  # what every check below is about
+
+    return init_device_mesh("cpu", (WORLD_SIZE,))
+
+
+def distribute(tensors: Iterable[Tensor], placements: Iterable[Any]) -> list[Any]:
+    from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+
+    part = (dist.get_rank() + 1) / (WORLD_SIZE * (WORLD_SIZE + 1) / 2)  # of a pending sum, unlike the others'
+    return [
+        DTensor.from_local(part * tensor, mesh(), [placement])
+        if placement == Partial()
+        else distribute_tensor(tensor, mesh(), [placement])
+        for tensor, placement in zip(tensors, placements, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def collectives(expected: int) -> Iterator[None]:
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    with CommDebugMode() as mode:
+        yield
+    assert mode.get_total_counts() == expected, mode.get_comm_counts()
+
+
+def check_sharding(name: str, case: Case, given: list[Any], result: Any, gradients: list[Any], counts: Any) -> None:
+    """Forward and both gradients: values, placements and how often processes exchange anything."""
+    from torch.distributed.tensor import Shard
+
+    function, reference = FUNCTIONS[name]
+    tensors = pick(name, make_tensors(case, kinks=False))
+    plain = [t.clone().requires_grad_() for t in tensors]
+    expected = reference(case, *plain)
+    cotangent = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, plain, cotangent)
+
+    leaves = [t.requires_grad_() for t in distribute(tensors, given)]
+    with collectives(counts[0]):
+        actual = function(case, *leaves)
+    (grad,) = distribute([cotangent], [result])
+    with collectives(counts[1]):
+        actual_gradients = torch.autograd.grad(actual, leaves, grad)
+    assert actual.placements == (result,)
+    assert [g.placements for g in actual_gradients] == [(p,) for p in gradients]
+    for a, e in zip([actual, *actual_gradients], [expected, *expected_gradients], strict=True):
+        assert a.shape == e.shape
+        if a.placements[0] in (Shard(0), Shard(1)):  # as DTensor cuts it: no shard has another size
+            assert a.to_local().shape == distribute([e.detach()], a.placements)[0].to_local().shape
+        assert_near(a.full_tensor(), e.detach())
+
+
+@in_processes
+def test_sharded_along_the_batch() -> None:
+    """Evenly and not."""
+    from torch.distributed.tensor import Shard
+
+    for name in FUNCTIONS:
+        for batch, (groups, rates) in [(2, GROUPS[0]), (2, GROUPS[3]), (5, GROUPS[0])]:
+            case = Case("batch", batch, 4, padding=(1, 1), groups=groups, rates=rates)
+            check_sharding(name, case, [Shard(0), Shard(0)], Shard(0), [Shard(0), Shard(0)], (0, 0))
+
+
+@in_processes
+def test_sharded_along_channel_groups() -> None:
+    """Beside the map's groups, or beside a replicated map of one group, whose gradient is then a pending sum."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    for name in FUNCTIONS:
+        for groups, rates in GROUPS:
+            case = Case("channels", 1, 4, padding=(1, 0), dilation=(1, 2), groups=groups, rates=rates)
+            rates_at = Shard(1) if groups > 1 else Replicate()
+            gradient_at = Shard(1) if groups > 1 else Partial()
+            check_sharding(name, case, [Shard(1), rates_at], Shard(1), [Shard(1), gradient_at], (0, 0))
+
+
+@in_processes
+def test_a_replicated_map_of_several_groups() -> None:
+    """Every process has the groups of its channels: it cuts them out."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    case = Case("cut", 2, 4, padding=(1, 1), groups=2, rates=2)
+    for name in FUNCTIONS:
+        check_sharding(name, case, [Shard(1), Replicate()], Shard(1), [Shard(1), Shard(1)], (0, 0))
+
+
+@in_processes
+def test_pending_sums_are_passed_on() -> None:
+    """Where the operator is linear, as DTensor does for its own."""
+    from torch.distributed.tensor import Partial, Replicate
+
+    case = Case("pending", 2, 4, padding=(1, 1))
+    for name in FUNCTIONS:
+        tensors = pick(name, make_tensors(case))
+        arguments = distribute(tensors, [Partial(), Replicate()])
+        with collectives(0):
+            result = FUNCTIONS[name][0](case, *arguments)
+        assert result.placements == (Partial(),)
+        assert_near(result.full_tensor(), FUNCTIONS[name][1](case, *tensors))
+    tensors = make_tensors(case, kinks=False)
+    input, dilation_map, _ = tensors.requires_grad()
+    expected = torch.autograd.grad(unfold_reference(case, input, dilation_map), (input, dilation_map), tensors.columns)
+    for given, placements in {
+        (Partial(), Replicate(), Replicate()): (Partial(), Partial()),
+        (Replicate(), Partial(), Replicate()): (Replicate(), Partial()),
+    }.items():
+        arguments = distribute([tensors.columns, tensors.input, tensors.dilation_map], given)
+        with collectives(0):
+            actual = operator("unfold_backward", case)(*arguments)
+        for a, e, placement in zip(actual, expected, placements, strict=True):
+            assert a.placements == (placement,)
+            assert_near(a.full_tensor(), e)
+
+
+@in_processes
+def test_what_is_not_even_is_gathered_once() -> None:
+    """Three channels for two processes, three groups, parts of a group, parts of an image, and one image."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    uneven = [
+        (Case("channels", 2, 3, padding=(1, 1)), Shard(1), Replicate()),
+        (Case("groups", 2, 6, padding=(1, 1), groups=3, rates=2), Shard(1), Replicate()),
+        (Case("one_rate_each", 2, 2, padding=(1, 1), rates=2), Replicate(), Shard(1)),
+        (Case("height", 2, 4, padding=(1, 1)), Shard(2), Replicate()),
+        (Case("one_image", 1, 4, padding=(1, 1)), Shard(0), Replicate()),
+    ]
+    for case, *given in uneven:
+        check_sharding("unfold", case, given, Replicate(), [Replicate(), Replicate()], (1, 1))
+
+
+@in_processes
+def test_derivatives_of_every_order() -> None:
+    """A gradient penalty goes through sample, splat and dot."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    def penalty(function: Callable[..., Any], leaves: Iterable[Any]) -> tuple[Any, ...]:
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        first = torch.autograd.grad(function(case, *leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), leaves)
+
+    for name, (function, reference) in FUNCTIONS.items():
+        for along, rates in [(Shard(0), 1), (Shard(1), 2)]:
+            case = Case("penalty", 2, 4, padding=(1, 1), groups=2, rates=rates)
+            tensors = pick(name, make_tensors(case, kinks=False))
+            expected = penalty(reference, [t.clone() for t in tensors])
+            leaves = distribute(tensors, [along, along])
+            with collectives(0):
+                actual = penalty(function, leaves)
+            for a, e in zip(actual, expected, strict=True):
+                assert a.placements == (along,)
+                assert_near(a.full_tensor(), e)
+    case = Case("one_group", 2, 4, padding=(1, 1))
+    tensors = pick("unfold", make_tensors(case, kinks=False))
+    expected = penalty(unfold_reference, [t.clone() for t in tensors])
+    actual = penalty(unfold, distribute(tensors, [Shard(1), Replicate()]))
+    assert actual[1].placements == (Partial(),)
+    for a, e in zip(actual, expected, strict=True):
+        assert_near(a.full_tensor(), e)
+
+
+@in_processes
+def test_calls_that_differ_in_the_kernel_alone() -> None:
+    """Placements are remembered by their arguments: all of them."""
+    from torch.distributed.tensor import Shard
+
+    for kernel_size in (3, 5):
+        case = Case("kernel", 2, 4, kernel_size=(kernel_size,) * 2, padding=(kernel_size // 2,) * 2)
+        tensors = pick("unfold", make_tensors(case))
+        result = unfold(case, *distribute(tensors, [Shard(0), Shard(0)]))
+        assert result.shape == case.columns_shape
+        assert_near(result.full_tensor(), unfold_reference(case, *tensors))
+
+
+@in_processes
+def test_the_public_functions() -> None:
+    """Unbatched, with a map that is broadcast, by keyword, without gradients and in inference mode."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    case = Case("public", 2, 4, padding=(1, 1), groups=2, rates=2)
+    input, dilation_map, columns = make_tensors(case)
+    options = {"kernel_size": 3, "padding": 1, "groups": 2}
+    images, maps = distribute([input, dilation_map[:1]], [Shard(0), Replicate()])
+    image, its_map = distribute([input[0], dilation_map[0]], [Shard(0), Shard(0)])
+    windows, their_maps = distribute([columns, dilation_map], [Shard(1), Shard(1)])
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context(), collectives(0):
+            batched = dynamic_dilation_unfold(input=images, dilation_map=maps, **options)
+            unbatched = dynamic_dilation_unfold(image, dilation_map=its_map, **options)
+            folded = dynamic_dilation_fold(windows, case.size, dilation_map=their_maps, **options)
+        assert [t.placements for t in (batched, unbatched, folded)] == [(Shard(0),), (Shard(0),), (Shard(1),)]
+        assert_near(batched.full_tensor(), unfold_reference(case, input, dilation_map[:1]))
+        assert_near(unbatched.full_tensor(), unfold_reference(case, input, dilation_map)[0])
+        assert_near(folded.full_tensor(), fold_reference(case, columns, dilation_map))
+
+
+@in_processes
+def test_a_bad_argument_is_refused_by_name() -> None:
+    from torch.distributed.tensor import Shard
+
+    case = Case("bad", 2, 4, padding=(1, 1))
+    input, dilation_map, _ = make_tensors(case)
+    with pytest.raises(RuntimeError, match=r"unfold\(\): expected dilation_map of shape \(2, 1, 6, 7\)"):
+        unfold(case, *distribute([input, dilation_map[..., 1:]], [Shard(0), Shard(0)]))
+
+
+@in_processes
+def test_compiled() -> None:
+    from torch.distributed.tensor import Shard
+
+    case = Case("compiled", 2, 4, padding=(1, 1), groups=2)
+    tensors = pick("unfold", make_tensors(case))
+    leaves = distribute(tensors, [Shard(1), Shard(1)])
+    compiled = torch.compile(lambda *t: unfold(case, *t) * 2, backend="aot_eager", fullgraph=True)
+    result = compiled(*leaves)
+    assert result.placements == (Shard(1),)
+    assert_near(result.full_tensor(), 2 * unfold_reference(case, *tensors))
+
+
+def test_import_ddu_ops_does_not_load_dtensor() -> None:
+    """It would take as long again as the import of torch."""
+    program = "import sys, ddu_ops; sys.exit('torch.distributed.tensor' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+# ---- Larger meshes, by what is decided alone: no processes, no values ----
+
+
+@pytest.fixture
+def four_processes() -> Iterator[None]:
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_mesh_of_two_dimensions(groups: int, four_processes: None) -> None:
+    """Batch along one, channels along the other; channels along both where they can be cut in four."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
+
+    import ddu_ops.distributed  # noqa: F401
+
+    mesh = init_device_mesh("cpu", (2, 2))
+    case = Case("mesh", 2, groups if groups > 1 else 2, padding=(1, 1), groups=groups)
+    along = Shard(1) if groups > 1 else Replicate()
+
+    def unfolded(*placements: Any) -> Any:
+        return unfold(case, *(DTensor.from_local(t, mesh, p) for t, p in zip(local, placements)))
+
+    local = torch.randn(1, case.channels // 2, 6, 7), torch.randn(1, groups // 2 or 1, 6, 7)
+    with collectives(0):
+        result = unfolded([Shard(0), Shard(1)], [Shard(0), along])
+    assert result.placements == (Shard(0), Shard(1))
+    assert result.to_local().shape == (1, case.columns_shape[1] // 2, 42)
+
+    local = torch.randn(2, case.channels // 2, 6, 7), torch.randn(2, groups, 6, 7)
+    result = unfolded([Partial(), Shard(1)], [Replicate(), Replicate()])
+    assert result.shape == case.columns_shape
+    shards = 2 ** sum(placement == Shard(1) for placement in result.placements)
+    assert shards <= case.channels
+    assert result.to_local().shape[1] == case.columns_shape[1] // shards
+
+
+def test_a_process_without_a_part(four_processes: None) -> None:
+    from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+
+    import ddu_ops.distributed  # noqa: F401
+
+    others = DeviceMesh("cpu", [2, 3])
+    case = Case("others", 2, 4, padding=(1, 1))
+    tensors = [DTensor.from_local(t[:1], others, [Shard(0)]) for t in pick("unfold", make_tensors(case))]
+    assert unfold(case, *tensors).to_local().numel() == 0
