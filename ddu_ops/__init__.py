@@ -8,6 +8,7 @@ import torch  # noqa: F401  # loads the libraries that the extension needs
 import ddu_ops._C  # registers the operators, which what follows calls
 
 # isort: on
+import ddu_ops._flops
 import ddu_ops._vmap  # noqa: F401
 from ddu_ops import reference
 from ddu_ops._version import __version__

@@ -120,8 +120,8 @@ def dynamic_dilation_fold(
         >>> dynamic_dilation_fold(columns, 4, 3, dilation_map, padding=1).shape
         torch.Size([1, 1, 4, 4])
     """
-    # Unlike int[2], SymInt[2] takes no single int.
-    size = output_size if isinstance(output_size, Sequence) else (output_size, output_size)
+    # Unlike int[2], SymInt[2] takes no single int. What is no int may be the proxy of a size, when fx traces.
+    size = (output_size, output_size) if isinstance(output_size, (int, torch.SymInt)) else output_size
     return torch.ops.ddu.dynamic_dilation_fold(
         columns, size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned
     )
