@@ -1,7 +1,7 @@
 """``torch.func.vmap`` of the operators: one rule for all, for all their tensors begin with the batch.
 
 The mapped dimension is folded into the batch and taken out of it again; what is not mapped is expanded. The composite
-operators need no rule.
+operators are taken apart first (csrc/dispatch/composite.cpp).
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
 """torch.func over every operator: grad, jvp, jacobians, the Hessian, and vmap of any of them; inference mode."""
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cases import (
@@ -184,6 +186,25 @@ def test_vmap_with_a_map_that_is_broadcast(device: torch.device) -> None:
         torch.stack(t) for t in zip(*(make_tensors(case, device=device, seed=seed) for seed in range(BATCH)))
     )
     check_vmap(operator("dynamic_dilation_unfold", case), [images, maps[:, :1]], (0, 0))
+
+
+@operators
+def test_vmap_is_one_call(name: str, device: torch.device) -> None:
+    """And not one for every item, as where torch has no rule."""
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counts.update([func.namespace])
+            return func(*args, **(kwargs or {}))
+
+    call = operator(name, TINY, first_order(name, TINY))
+    for levels in (1, 2):
+        counts: Counter[str] = Counter()
+        tensors = [t if levels == 1 else torch.stack([t, t]) for t in stacked(name, TINY, device)]
+        function = vmap(call) if levels == 1 else vmap(vmap(call))
+        with Count():
+            function(*tensors)
+        assert counts["ddu"] == 1
 
 
 @operators

@@ -39,11 +39,16 @@ Tensor dynamic_dilation_fold(
   return fold(columns, output_size, expand_map(dilation_map, params), window);
 }
 
-}  // namespace
-
-TORCH_LIBRARY_IMPL(ddu, CompositeImplicitAutograd, m) {
+void register_composites(torch::Library& m) {
   m.impl("dynamic_dilation_unfold", TORCH_FN(Schema<&dynamic_dilation_unfold>::value));
   m.impl("dynamic_dilation_fold", TORCH_FN(Schema<&dynamic_dilation_fold>::value));
 }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, CompositeImplicitAutograd, m) { register_composites(m); }
+
+// Under vmap alone nothing else takes a composite operator apart, and it would be called once for every item.
+TORCH_LIBRARY_IMPL(ddu, FuncTorchBatchedDecomposition, m) { register_composites(m); }
 
 }  // namespace ddu
