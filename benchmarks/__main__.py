@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import ddu_ops
-from benchmarks import report
+from benchmarks import overhead, report
 from benchmarks.contenders import FIXED_RATE, contenders, convolutions
 from benchmarks.measure import Clock, copy_bandwidth, peak_memory, time_all
 from benchmarks.workloads import MAPS, WORKLOADS, Workload
@@ -38,22 +38,34 @@ def main() -> None:
     environment = describe(device, bandwidth)
     for key, value in environment.items():
         print(f"{key}: {value}")
+    quiet = not sys.stderr.isatty()
+
+    if args.overhead is not None:
+        names = args.overhead or list(overhead.modes(device))
+        rows = list(tqdm(overhead.overhead_rows(names, device, args.seconds), total=len(names), disable=quiet))
+        finish(rows, overhead.table(rows), environment, args.output)
+        return
 
     workloads = [w for w in WORKLOADS[device.type] if not args.workloads or w.name in args.workloads]
     problems = [(w, m, d) for w in workloads for d in args.dtypes for m in args.maps]
-    rows: list[report.Row] = []
-    with tqdm(total=len(problems) * (4 if args.convolution else 2), disable=not sys.stderr.isatty()) as bar:
+    rows = []
+    with tqdm(total=len(problems) * (4 if args.convolution else 2), disable=quiet) as bar:
         for workload, map_name, dtype in problems:
             bar.set_description(f"{workload.name} {dtype} {map_name}")
             rows.append(unfold_row(workload, map_name, dtype, device, bandwidth, args.seconds, bar.update))
             if args.convolution:
                 rows.append(convolution_row(workload, map_name, dtype, device, args.seconds, bar.update))
 
-    print()
-    print(report.table(rows))
+    finish(rows, report.table(rows), environment, args.output)
     if args.output is not None:
-        report.save(rows, environment, args.output)
         report.plot(rows, environment, args.output)
+
+
+def finish(rows: list[report.Row], text: str, environment: dict[str, Any], output: Path | None) -> None:
+    print()
+    print(text)
+    if output is not None:
+        report.save(rows, text, environment, output)
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,6 +76,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
     parser.add_argument("--workloads", nargs="+", help="names of benchmarks/workloads.py [all]")
     parser.add_argument("--convolution", action="store_true", help="also as a convolution, beside deform_conv2d")
+    parser.add_argument("--overhead", nargs="*", metavar="MODE", help="only the time of a call in each mode")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, about [%(default)s]")
     parser.add_argument("--output", type=Path, help="write this .json, .md and .png")
     return parser.parse_args()

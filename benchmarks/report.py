@@ -41,11 +41,12 @@ def row_of(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def save(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
+def save(rows: list[Row], text: str, environment: dict[str, Any], path: Path) -> None:
+    """``text`` is the table of the rows."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".json").write_text(json.dumps({"environment": environment, "rows": rows}, indent=1) + "\n")
     facts = "\n".join(f"- {key}: {value}" for key, value in environment.items())
-    path.with_suffix(".md").write_text(f"{facts}\n\n{table(rows)}")
+    path.with_suffix(".md").write_text(f"{facts}\n\n{text}")
 
 
 def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:

@@ -5,12 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as benchmark
+from benchmarks import overhead
 
 
 def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,3 +33,21 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "### unfold" in printed
     assert output.with_suffix(".md").read_text().endswith(printed[printed.index("### unfold") :].rstrip("\n") + "\n")
     assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_short_run_of_overheads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "overhead"
+    modes = list(overhead.modes(torch.device("cpu")))
+    wanted = [mode for mode in modes if "compile" not in mode]  # which takes a compiler and its time
+    command = ["benchmarks", "--device", "cpu", "--seconds", "0.01", "--output", str(output), "--overhead", *wanted]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
+
+    rows = json.loads(output.with_suffix(".json").read_text())["rows"]
+    assert [row["mode"] for row in rows] == wanted
+    assert all(time > 0 for row in rows for time in row["ms"].values())
+    printed = capsys.readouterr().out
+    assert all(f"| {mode} |" in printed for mode in wanted)
+    assert output.with_suffix(".md").read_text().endswith(printed[printed.index("| mode") :].rstrip("\n") + "\n")
