@@ -60,6 +60,14 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def mesh() -> Any:
+    from torch.distributed.tensor import init_device_mesh
+
+    import ddu_ops.distributed  # noqa: F401
+
+    return init_device_mesh("cpu", (WORLD_SIZE,))
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("processes")
@@ -129,8 +137,8 @@ def test_fully_shard() -> None:
 
     def shard(model: nn.Module) -> nn.Module:
         for layer in (model.rates, model.weight):
-            fully_shard(layer)
-        return fully_shard(model)
+            fully_shard(layer, mesh=mesh())
+        return fully_shard(model, mesh=mesh())
 
     check_training(shard, lambda parameter: parameter.full_tensor())
 
@@ -139,14 +147,6 @@ def test_fully_shard() -> None:
 
 GROUPS = [(groups, rates) for groups in (1, 2, 4) for rates in (1, 2)]
 FUNCTIONS = {"unfold": (unfold, unfold_reference), "fold": (fold, fold_reference)}
-
-
-def mesh() -> Any:
-    from torch.distributed.tensor import init_device_mesh
-
-    import ddu_ops.distributed  # noqa: F401  # what every check below is about
-
-    return init_device_mesh("cpu", (WORLD_SIZE,))
 
 
 def distribute(tensors: Iterable[Tensor], placements: Iterable[Any]) -> list[Any]:

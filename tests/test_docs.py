@@ -79,3 +79,18 @@ def test_readme() -> None:
             assert runner.summarize(verbose=False).failed == 0, "".join(report)
         else:
             exec(compile("\n" * line + source, str(README), "exec"), scope)
+
+
+def test_every_row_has_its_test() -> None:
+    """The tests that docs/pytorch.md names exist."""
+    here = Path(__file__).parent
+    defined = {file.name: file.read_text(encoding="utf-8") for file in here.glob("test_*.py")}
+    rows = (here.parent / "docs" / "pytorch.md").read_text(encoding="utf-8").splitlines()
+    named = [(row, re.findall(r"`(?:tests/)?(test_[a-z0-9_.:]+)`", row)) for row in rows]
+    assert any(names for _, names in named)
+    for row, names in named:
+        file = ""
+        for name in names:
+            file, _, function = name.partition("::") if ".py" in name else (file, "", name)
+            assert file in defined, row
+            assert not function or f"def {function}(" in defined[file], row

@@ -86,6 +86,15 @@ section benchmark
 "$python" -m benchmarks --device cuda --seconds "$seconds" --output "$results/cuda" || failed+=(benchmark)
 "$python" -m benchmarks --device cuda --seconds "$seconds" --convolution --workloads S1 F1 --maps smooth \
   --dtypes float32 float16 --output "$results/cuda_convolution" || failed+=("benchmark of convolutions")
+"$python" -m benchmarks --device cuda --overhead --output "$results/overhead_cuda" || failed+=("overhead")
+
+section "several GPUs"
+if [ "$("$python" -c 'import torch; print(torch.cuda.device_count())')" -ge 2 ]; then
+  "$python" -m torch.distributed.run --nproc-per-node 2 -m benchmarks.distributed \
+    --output "$results/distributed_cuda" || failed+=("several GPUs")
+else
+  echo "one GPU: skipped"
+fi
 
 section "done"
 if ((${#failed[@]})); then
