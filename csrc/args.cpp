@@ -196,11 +196,22 @@ struct Check {
         ", stride=", pair_of(&Axis<c10::SymInt>::stride, params),
         ", padding=", pair_of(&Axis<c10::SymInt>::padding, params),
         ", dilation=", pair_of(&Axis<c10::SymInt>::dilation, params));
-    auto image = product("the number of pixels", height, width);
-    image = product("the size of the image", image, params.channels);
-    product("the size of the image", image, params.batch);
-    product("the size of columns", product("the size of columns", params.batch, rows(params)), positions(params));
+    image(params, height, width);
+    const auto bordered = [&](const c10::SymInt& size) { return sum("a padded size", size, kBorderLow + kBorderHigh); };
+    bytes("the bytes for the image", image(params, bordered(height), bordered(width)));
+    const auto columns = product("the size of columns", rows(params), positions(params));
+    bytes("the bytes for columns", product("the size of columns", columns, params.batch));
   }
+
+  c10::SymInt image(const SymParams& params, const c10::SymInt& height, const c10::SymInt& width) const {
+    const auto pixels = product("the number of pixels", height, width);
+    const auto item = product("the size of the image", pixels, params.channels);
+    return product("the size of the image", item, params.batch);
+  }
+
+  // That kernels can count what they make of an image with its border, or of columns: numbers of 8 bytes, at most twice
+  // the channels (filled up to vectors), in at most 4 bands (unfold_cpu.cpp). Sizes are limited here and nowhere else.
+  void bytes(const char* what, const c10::SymInt& size) const { product(what, size, 8 * 2 * 4); }
 
   c10::SymInt positions(const SymParams& params) const {
     return product("the number of output positions", params.h.out_size, params.w.out_size);

@@ -561,8 +561,8 @@ unfold(): expected dilation * (kernel_size - 1) below 2^63, but got 461168601842
 unfold(): expected dilation * (kernel_size - 1) below 2^63, but got 9223372036854775807 * 2
 unfold(): expected 2 * padding below 2^63, but got 2 * 4611686018427387904
 unfold(): expected 2 * padding below 2^63, but got 2 * 9223372036854775807
-unfold(): expected the size of columns below 2^63, but got 1048576 * 17592186044416
-unfold(): expected the size of columns below 2^63, but got 1073741824 * 9663676416
+unfold(): expected the size of columns below 2^63, but got 70368744177664 * 1048576
+unfold(): expected the size of the image below 2^63, but got 17179869184 * 1073741824
 fold(): expected the number of pixels below 2^63, but got 4611686018427387904 * 4611686018427387904
 fold(): expected a padded size below 2^63, but got 9223372036854775807 + 2
 fold(): expected the number of taps below 2^63, but got 4294967296 * 4294967296

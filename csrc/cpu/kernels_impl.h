@@ -147,11 +147,17 @@ struct Weights {
   T nw[kTile], ne[kTile], sw[kTile], se[kTile];
 };
 
+// Where the taps of a tile lie: move to one of them, then ask. Taps of a row come one after the other; so many of them
+// are kept that windows of the usual sizes are located once for a tile, and no kernel size makes it large.
 template <class T>
 class Taps {
  public:
   explicit Taps(const UnfoldParams& p)
-      : p_(p), narrow_(fits_int32(p.h) && fits_int32(p.w)), y_(new Located[p.h.kernel]), x_(new Located[p.w.kernel]) {}
+      : p_(p),
+        narrow_(fits_int32(p.h) && fits_int32(p.w)),
+        kept_(least(p.w.kernel, kMaxKept)),
+        y_(new Located),
+        x_(new Located[kept_]) {}
 
   // The n <= kTile positions from `first` on. rates: [rates, L].
   void locate(const T* rates, int64_t first, int64_t n) {
@@ -159,71 +165,79 @@ class Taps {
     const T* const rate_h = rates + first;
     const T* const rate_w = rate_h + (p_.rates - 1) * positions;
     n_ = n;
+    int64_t i = first / p_.w.out_size;
+    int64_t j = first % p_.w.out_size;
     for (int64_t k = 0; k < n; ++k) {
       rate_h_[k] = rate_h[k];
       rate_w_[k] = rate_w[k];
       // Where a rate is not finite, its difference to itself is NaN. With NaN weights and no neighbours, NaN is what is
       // read, and what is added to the image falls into the border.
       unit_[k] = T(1) + (rate_h_[k] - rate_h_[k]) + (rate_w_[k] - rate_w_[k]);
-    }
-    if (narrow_) {
-      locate_as<int32_t>(first);
-    } else {
-      locate_as<int64_t>(first);
-    }
-  }
-
-  // The pixel of a padded plane that is the nw corner of tap (m, n), for every position.
-  void corners(int64_t m, int64_t n, int64_t* __restrict nw) const {
-    const int64_t* const y = y_[m].offset;
-    const int64_t* const x = x_[n].offset;
-    for (int64_t k = 0; k < n_; ++k) {
-      nw[k] = y[k] + x[k];
-    }
-  }
-
-  void weigh(int64_t m, int64_t n, const Term& term, Weights<T>& weights) const {
-    constexpr Term kValue = {{{1, 0}, {0, 0}}};
-    if (term.count[0][0] == 1) {
-      weigh_as(m, n, kValue, weights);
-    } else {
-      weigh_as(m, n, term, weights);
-    }
-  }
-
- private:
-  struct Located {
-    int64_t offset[kTile];
-    T fraction[kTile];
-  };
-
-  template <class Index>
-  void locate_as(int64_t first) {
-    Index centre_h[kTile];
-    Index centre_w[kTile];
-    int64_t i = first / p_.w.out_size;
-    int64_t j = first % p_.w.out_size;
-    for (int64_t k = 0; k < n_; ++k) {
-      centre_h[k] = static_cast<Index>(centre_pixel(p_.h, i, p_.aligned));
-      centre_w[k] = static_cast<Index>(centre_pixel(p_.w, j, p_.aligned));
+      centre_h_[k] = centre_pixel(p_.h, i, p_.aligned);
+      centre_w_[k] = centre_pixel(p_.w, j, p_.aligned);
       if (++j == p_.w.out_size) {
         j = 0;
         ++i;
       }
     }
-    for (int64_t m = 0; m < p_.h.kernel; ++m) {
-      locate_tap(p_.h, m, centre_h, rate_h_, padded(p_.w.size), y_[m]);
+    row_ = -1;
+    first_kept_ = p_.w.kernel;
+  }
+
+  void move_to(int64_t m, int64_t n) {
+    if (m != row_) {
+      locate_tap(p_.h, m, centre_h_, rate_h_, padded(p_.w.size), *y_);
+      row_ = m;
     }
-    for (int64_t n = 0; n < p_.w.kernel; ++n) {
-      locate_tap(p_.w, n, centre_w, rate_w_, 1, x_[n]);
+    if (n < first_kept_ || n >= first_kept_ + kept_) {
+      first_kept_ = n;
+      for (int64_t x = n; x < least(n + kept_, p_.w.kernel); ++x) {
+        locate_tap(p_.w, x, centre_w_, rate_w_, 1, x_[x - n]);
+      }
+    }
+    column_ = n;
+  }
+
+  // The pixel of a padded plane that is the nw corner, for every position.
+  void corners(int64_t* __restrict nw) const {
+    const int64_t* const y = y_->offset;
+    const int64_t* const x = x_[column_ - first_kept_].offset;
+    for (int64_t k = 0; k < n_; ++k) {
+      nw[k] = y[k] + x[k];
+    }
+  }
+
+  void weigh(const Term& term, Weights<T>& weights) const {
+    constexpr Term kValue = {{{1, 0}, {0, 0}}};
+    if (term.count[0][0] == 1) {
+      weigh_as(kValue, weights);
+    } else {
+      weigh_as(term, weights);
+    }
+  }
+
+ private:
+  static constexpr int64_t kMaxKept = 32;
+
+  struct Located {
+    int64_t offset[kTile];
+    T fraction[kTile];
+  };
+
+  void locate_tap(
+      const Axis<int64_t>& axis, int64_t tap, const int64_t* centre, const T* rate, int64_t pitch, Located& located) {
+    if (narrow_) {
+      locate_tap_as<int32_t>(axis, tap, centre, rate, pitch, located);
+    } else {
+      locate_tap_as<int64_t>(axis, tap, centre, rate, pitch, located);
     }
   }
 
   template <class Index>
-  void locate_tap(
+  void locate_tap_as(
       const Axis<int64_t>& axis,
       int64_t tap,
-      const Index* __restrict centre,
+      const int64_t* __restrict centre,
       const T* __restrict rate,
       int64_t pitch,
       Located& located) {
@@ -231,17 +245,17 @@ class Taps {
     const T fraction = centre_fraction<T>(axis, p_.aligned);
     const Index size = static_cast<Index>(axis.size);
     for (int64_t k = 0; k < n_; ++k) {
-      const auto at = neighbours<T, Index>(size, centre[k], fraction, slope, rate[k]);
+      const auto at = neighbours<T, Index>(size, static_cast<Index>(centre[k]), fraction, slope, rate[k]);
       located.offset[k] = (at.pixel + kBorderLow) * pitch;
       located.fraction[k] = at.fraction;
     }
   }
 
-  void weigh_as(int64_t m, int64_t n, const Term& term, Weights<T>& weights) const {
-    const T slope_h = tap_slope<T>(p_.h, m);
-    const T slope_w = tap_slope<T>(p_.w, n);
-    const T* const y = y_[m].fraction;
-    const T* const x = x_[n].fraction;
+  void weigh_as(const Term& term, Weights<T>& weights) const {
+    const T slope_h = tap_slope<T>(p_.h, row_);
+    const T slope_w = tap_slope<T>(p_.w, column_);
+    const T* const y = y_->fraction;
+    const T* const x = x_[column_ - first_kept_].fraction;
     for (int64_t k = 0; k < n_; ++k) {
       const auto corner = corner_weights(axis_weights(y[k], slope_h), axis_weights(x[k], slope_w), term);
       weights.nw[k] = unit_[k] * corner.nw;
@@ -253,12 +267,18 @@ class Taps {
 
   const UnfoldParams& p_;
   const bool narrow_;
-  int64_t n_ = 0;  // positions
+  const int64_t kept_;      // taps of a row whose places are in x_
+  int64_t n_ = 0;           // positions
+  int64_t row_ = 0;         // of the tap
+  int64_t column_ = 0;      // of the tap
+  int64_t first_kept_ = 0;  // the column of x_[0]
+  int64_t centre_h_[kTile];
+  int64_t centre_w_[kTile];
   T rate_h_[kTile];
   T rate_w_[kTile];
   T unit_[kTile];                 // 1, or NaN where a rate is not finite
-  std::unique_ptr<Located[]> y_;  // offsets in pixels of a plane, for each tap of the height
-  std::unique_ptr<Located[]> x_;  // and of the width
+  std::unique_ptr<Located> y_;    // offsets in pixels of a plane along the height
+  std::unique_ptr<Located[]> x_;  // and along the width
 };
 
 // ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
@@ -411,8 +431,9 @@ void sample_lanes(
     const int64_t group = task / tiles / chunks;
     located.locate(rates + group * p.rates * positions, first, n);
     for (int64_t tap = 0; tap < taps; ++tap) {
-      located.corners(tap / p.w.kernel, tap % p.w.kernel, nw);
-      located.weigh(tap / p.w.kernel, tap % p.w.kernel, p.term, weights);
+      located.move_to(tap / p.w.kernel, tap % p.w.kernel);
+      located.corners(nw);
+      located.weigh(p.term, weights);
       const int64_t last = least((chunk + 1) * kSamplePlanes, l.planes);
       for (int64_t plane = chunk * kSamplePlanes; plane < last; ++plane) {
         gather<kLanes>(n, planes + (group * l.planes + plane) * l.plane, pitch, nw, weights, tile);
@@ -460,13 +481,14 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
         load_tile<kLanes>(
             source + tap * r.columns.stride[1] + first * r.columns.stride[3], taps * r.columns.stride[1],
             r.columns.stride[3], lanes, n, rows, tile);
-        located.corners(tap / p.w.kernel, tap % p.w.kernel, nw);
+        located.move_to(tap / p.w.kernel, tap % p.w.kernel);
+        located.corners(nw);
         if (target != nullptr) {
-          located.weigh(tap / p.w.kernel, tap % p.w.kernel, *r.splat, weights);
+          located.weigh(*r.splat, weights);
           scatter<kLanes>(n, target, pitch, nw, weights, tile);
         }
         for (int64_t d = 0; d < r.count; ++d) {
-          located.weigh(tap / p.w.kernel, tap % p.w.kernel, r.dot[d], weights);
+          located.weigh(r.dot[d], weights);
           multiply<kLanes>(n, factor, pitch, nw, weights, tile, products.get() + d * kTile * kLanes);
         }
       }

@@ -62,8 +62,9 @@ struct Family {
 
   Order zero() const { return Order(rates(), 0); }
 
+  // One derivative more. What vanishes does not count on.
   Order raised(Order order, int64_t rate) const {
-    order[rate] += 1;
+    order[rate] += order[rate] <= 2 ? 1 : 0;
     return order;
   }
 
@@ -394,9 +395,9 @@ Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& 
 
 // ---- registration
 
-// A tensor of another rank is refused below; until then any size will do.
+// A tensor of another rank, or a nested one, is refused below; until then any size will do.
 ImageSize image_size(const Tensor& image) {
-  return image.dim() == 4 ? ImageSize{image.sym_size(2), image.sym_size(3)} : ImageSize{};
+  return !image.is_nested() && image.dim() == 4 ? ImageSize{image.sym_size(2), image.sym_size(3)} : ImageSize{};
 }
 
 template <class Op>

@@ -30,5 +30,8 @@ TORCH_LIBRARY_IMPL(ddu, MkldnnCPU, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, QuantizedCPU, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, QuantizedCUDA, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, QuantizedMeta, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_operators<Meta>(m); }
+TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_operators<Meta>(m); }
 
 }  // namespace ddu
