@@ -33,6 +33,8 @@ def with_cuda() -> bool:
 
 
 USE_CUDA = with_cuda()
+# Names for the compiler's -fsanitize=, as in `make asan`. The result is to be built into a folder of its own.
+SANITIZERS = os.environ.get("DDU_SANITIZE", "")
 SOURCES = sorted(
     str(path)
     for path in Path("csrc").rglob("*")
@@ -45,7 +47,7 @@ class Build(BuildExtension):
 
     def initialize_options(self) -> None:
         super().initialize_options()
-        self.build_temp = "build/objects"
+        self.build_temp = f"build/objects{SANITIZERS and '-' + SANITIZERS}"
 
 
 FLAGS = [
@@ -61,12 +63,19 @@ FLAGS = [
     "-Wno-unused-parameter",
 ]
 
+LINK_FLAGS = []
+if SANITIZERS:
+    FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}", "-fsanitize-coverage=trace-pc"]
+    LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
+    SOURCES.append("tools/coverage.cpp")
+
 CUDA_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "--threads=2"]
 
 if USE_CUDA:
-    extension = CUDAExtension("ddu_ops._C", SOURCES, extra_compile_args={"cxx": FLAGS, "nvcc": CUDA_FLAGS})
+    compile_args = {"cxx": [*FLAGS, "-DDDU_WITH_CUDA"], "nvcc": CUDA_FLAGS}
+    extension = CUDAExtension("ddu_ops._C", SOURCES, extra_compile_args=compile_args, extra_link_args=LINK_FLAGS)
 else:
-    extension = CppExtension("ddu_ops._C", SOURCES, extra_compile_args=FLAGS)
+    extension = CppExtension("ddu_ops._C", SOURCES, extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS)
 
 if __name__ == "__main__":
     setup(ext_modules=[extension], cmdclass={"build_ext": Build})

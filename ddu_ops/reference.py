@@ -12,6 +12,10 @@ from torch import Tensor
 
 from ddu_ops.functional import IntOrPair
 
+#: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
+#: computed in float64 from the same, rounded, arguments.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
 
 def dynamic_dilation_unfold(
     input: Tensor,

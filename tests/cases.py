@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddu_ops import reference
+from ddu_ops.reference import TOLERANCES
 
 Pair = tuple[int, int]
 
@@ -103,9 +104,6 @@ DTYPES = {  # input, map
 }
 
 dtypes = pytest.mark.parametrize("dtype, map_dtype", DTYPES.values(), ids=DTYPES.keys())
-
-# ‖out - ref‖ / ‖ref‖ against the float64 reference on the same, rounded, arguments
-TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
 def assert_near(actual: Tensor, expected: Tensor) -> None:

@@ -39,13 +39,22 @@ Capability find_capability() {
   return Capability::kBaseline;
 }
 
+Capability capability() {
+  static const auto found = find_capability();
+  return found;
+}
+
 template <class Table>
 const Table& choose(const Table& baseline, const Table& avx2, const Table& avx512) {
-  static const auto capability = find_capability();
-  return capability == Capability::kAvx512 ? avx512 : capability == Capability::kAvx2 ? avx2 : baseline;
+  return capability() == Capability::kAvx512 ? avx512 : capability() == Capability::kAvx2 ? avx2 : baseline;
 }
 
 }  // namespace
+
+const char* capability_name() {
+  static constexpr const char* kNames[] = {"DEFAULT", "AVX2", "AVX512"};
+  return choose(kNames[0], kNames[1], kNames[2]);
+}
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DDU_CHOOSE(table) choose(baseline::table, avx2::table, avx512::table)

@@ -94,4 +94,7 @@ inline int64_t sample_tasks(const UnfoldParams& p) {
 template <class scalar_t, class T>
 const Kernels<scalar_t, T>& kernels();
 
+// Which that is, as torch names it.
+const char* capability_name();
+
 }  // namespace ddu::cpu
