@@ -1,0 +1,484 @@
+"""Calls of every operator, absurd as well as sensible, and what has to come of them: a clear error or the right answer.
+
+Hypothesis draws the calls (:func:`calls`), :func:`judge` makes one and judges it. ``tests/test_fuzz.py`` tries some of
+them, ``tools/fuzz.py`` as many as there is time for, in a process of its own.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cases import (
+    OPERATORS,
+    TOLERANCES,
+    Case,
+    Pair,
+    as_list,
+    derivative,
+    fold_reference,
+    sum_over_group,
+    unfold_reference,
+)
+
+# What a kernel is let loose on: entries of columns, and pixels. More is asked of the meta device, which takes any size.
+# An image beyond the last limit no machine has the memory for: to refuse it is the CPU's own task.
+WORK_LIMIT = 1 << 15
+IMAGE_LIMIT = 1 << 16
+MEMORY_LIMIT = 1 << 36
+
+HALF = (torch.float16, torch.bfloat16)
+FLOATING = (torch.float64, torch.float32, *HALF)
+OTHER_TYPES = (
+    torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128,
+    torch.complex32, torch.uint16, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2,
+)  # fmt: skip
+
+# ---- Tensors by description ----
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that can be printed, and made again."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: str = "contiguous"
+    fill: str = "normal"
+    device: str = "cpu"
+    seed: int = 0
+
+    def make(self, device: str | None = None) -> Tensor:
+        device = device or self.device
+        if self.kind == "expanded":
+            return _filled(self, (1,) * len(self.shape), device).expand(self.shape)
+        if self.kind in ODD_KINDS:
+            return ODD_KINDS[self.kind](_filled(self, self.shape, device))
+        values = _filled(self, self.shape, device)
+        return VIEWS[self.kind](values)
+
+
+def _filled(spec: TensorSpec, shape: tuple[int, ...], device: str) -> Tensor:
+    if device == "meta":
+        return torch.empty(shape, dtype=spec.dtype, device="meta")
+    generator = torch.Generator().manual_seed(spec.seed)
+    values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if spec.fill.startswith("rates"):  # multiples of a power of two, so that float64 has every position exactly
+        values = (torch.rand(shape, generator=generator, dtype=torch.float64) * 448 - 192).round() / 64
+    flat = values.view(-1)
+    if spec.fill.endswith("special") and flat.numel():
+        chosen = torch.rand(flat.shape, generator=generator) < 0.2
+        rates = [math.nan, math.inf, -math.inf, 0.0, 1e30, -1e30]
+        special = rates if spec.fill.startswith("rates") else [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-310]
+        which = torch.randint(len(special), flat.shape, generator=generator)
+        flat[chosen] = torch.tensor(special, dtype=torch.float64)[which][chosen]
+    if spec.dtype.is_floating_point or spec.dtype.is_complex:
+        return values.to(spec.dtype)
+    return values.nan_to_num(0, 1, -1).clamp(0, 100).to(spec.dtype)
+
+
+def _strided(values: Tensor) -> Tensor:
+    """Every other number of memory that is not the tensor's own, from an odd offset on."""
+    room = torch.full((2 * values.numel() + 3,), math.nan).to(values.dtype).to(values.device)
+    view = room[3 : 2 * values.numel() + 3 : 2].view(values.shape)
+    return view.copy_(values)
+
+
+def _overlapping(values: Tensor) -> Tensor:
+    """Of the same shape, all strides 1: neighbours share their memory."""
+    room = max(1 + sum(max(n - 1, 0) for n in values.shape), 1)
+    source = values.flatten()
+    source = source.repeat(room // max(source.numel(), 1) + 1)[:room] if source.numel() else source.new_zeros(room)
+    return source.as_strided(values.shape, (1,) * values.dim())
+
+
+VIEWS = {  # the same to an operator as a contiguous tensor
+    "contiguous": lambda x: x,
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() else x,
+    "channels last": lambda x: x.to(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "flipped": lambda x: x.flip(-1) if x.dim() else x,
+    "strided": _strided,
+    "overlapping": _overlapping,
+    "negative bit": lambda x: torch._neg_view(x) if x.dtype in FLOATING else x,
+    "all zero": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype, device=x.device),
+}
+ODD_KINDS = {  # refused, whatever else the call says
+    "sparse": lambda x: x.to_sparse(),
+    "csr": lambda x: torch.sparse_csr_tensor([0, 0], [], torch.zeros(0), (1, 4)) if x.is_cpu else x.to_sparse(),
+    "mkldnn": lambda x: torch.ones(1, 1, 4, 4).to_mkldnn(),
+    "quantised": lambda x: torch.quantize_per_tensor(torch.ones(1, 1, 4, 4), 0.5, 0, torch.quint8),
+    "nested": lambda x: torch.nested.nested_tensor([torch.ones(2, 3, 4), torch.ones(1, 3, 4)]),
+    "nested jagged": lambda x: torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(1, 3)], layout=torch.jagged),
+    "conjugate": lambda x: torch.ones(1, 1, 4, 4, dtype=torch.complex64).conj(),
+}
+
+# ---- Calls by description ----
+
+
+@dataclass(frozen=True)
+class Call:
+    """``torch.ops.ddu.<name>(**arguments)``, with a :class:`TensorSpec` for every tensor."""
+
+    name: str
+    arguments: dict[str, Any]
+    sensible: bool  # it has to succeed
+    gradient: bool = False
+
+    def case(self) -> Case | None:
+        """The problem that the call states, if it is one."""
+        a = self.arguments
+        lead = next((a[key] for key in ("input", "grad_output", "columns") if key in a), None)
+        rates = a.get("dilation_map")
+        if not (isinstance(lead, TensorSpec) and isinstance(rates, TensorSpec)):
+            return None
+        try:
+            k, s, p, d = (_pair(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
+            if type(a["groups"]) is not int or type(a["aligned"]) is not bool:
+                return None
+            image = a.get("input")
+            size = image.shape[-2:] if image is not None else _pair(a["output_size"])
+            columns = a.get("columns", a.get("grad_output", lead))
+            channels = image.shape[-3] if image is not None else columns.shape[-2] // max(math.prod(k), 1)
+            dims = 4 if image is not None else 3
+            batch = (image or columns).shape[0] if len((image or columns).shape) == dims else 1
+            case = Case("fuzzed", batch, channels, size, k, s, p, d, a["groups"], 1, a["aligned"])
+            per_axis = rates.shape[-3] == 2 * case.groups
+            return replace(case, rates=2 if per_axis else 1) if min(case.output_size) >= 1 else None
+        except (TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError):
+            return None
+
+    def device(self) -> str | None:
+        """Meta in place of the tensors' own devices, for what would take too long."""
+        case = self.case()
+        if case is None:
+            return None
+        pixels = math.prod(case.input_shape)
+        return None if _work(case) <= WORK_LIMIT and (pixels <= IMAGE_LIMIT or pixels >= MEMORY_LIMIT) else "meta"
+
+
+def _work(case: Case) -> int:
+    """Numbers that are read, written or worked with, other than pixels."""
+    return math.prod(case.columns_shape) + math.prod(case.map_shape) + sum(case.kernel_size)
+
+
+def _pair(value: Any) -> Pair:
+    values = list(value) if isinstance(value, Sequence) else [value]
+    if len(values) not in (1, 2) or not all(type(v) is int for v in values):
+        raise TypeError
+    return values[0], values[-1]
+
+
+INTS = ("kernel_size", "stride", "padding", "dilation", "output_size")
+
+around = [2**31, 2**32, 2**63, 2**62, 2**61, 2**53, 2**30, 2**16]
+huge_ints = st.builds(lambda base, off: base + off, st.sampled_from(around), st.integers(-3, 2))
+absurd_ints = st.one_of(
+    st.sampled_from([0, 1, -1, 2, 3, 7, 97, -(2**31), -(2**32), -(2**63), -(2**63) - 1, 2**64, 2**65 + 1]), huge_ints
+)
+absurd_values = st.sampled_from([None, "3", 1.5, math.nan, True, [], [None], [1.5, 2], {}, object, torch.ones(2), 1j])
+
+
+@st.composite
+def axes(draw: st.DrawFn, huge: bool) -> tuple[int, int, int, int, int]:
+    """Size, kernel size, stride, padding and dilation along one axis, with an output of a few positions, mostly."""
+    if not huge:
+        k, s, p, d = (draw(st.integers(*low_high)) for low_high in ((1, 4), (1, 3), (0, 2), (1, 2)))
+        size = max(d * (k - 1) + 1 - 2 * p, 0) + draw(st.sampled_from([0, 0, 1, 2, 3, 5, 7, 13]))
+        return size, k, s, p, d
+    big = draw(huge_ints.filter(lambda n: n < 2**63))
+    small = draw(st.integers(1, 4))
+    shapes = [
+        (big, 1, big, 0, 1),
+        (big, small, big // 2, small, 1),
+        (big // 4, small, big, big // 2, 1),
+        (small, 2, 1, big // 2, big - 1),
+        (small, big, 1, big // 2, 1),
+        (small, big // 2, small, big // 2, 2),
+        (small, small, big, 0, 1),
+        (small, 3, big // 3, big // 3, small),
+        (big, 2, 1, 0, big - 1),
+        (0, 1, 1, 1, 1),
+        (big, 1, 1, 0, 1),
+    ]
+    return draw(st.sampled_from(shapes))
+
+
+@st.composite
+def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, rates: bool = False) -> TensorSpec:
+    fill = ("rates" if rates else "normal") + draw(st.sampled_from(["", "", " special"]))
+    kind = draw(st.sampled_from(["contiguous", "contiguous", *VIEWS]))
+    if math.prod(shape) > IMAGE_LIMIT:
+        kind = "expanded"
+    if kind == "all zero" and math.prod(shape) == 0:
+        kind = "contiguous"
+    return TensorSpec(shape, dtype, kind, fill, seed=draw(st.integers(0, 7)))
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Call:
+    """Any call: a problem, stated well or not."""
+    name = draw(st.sampled_from(sorted(OPERATORS)))
+    flavour = draw(st.sampled_from(["sensible", "sensible", "huge", "absurd", "absurd", "absurd"]))
+    huge = [draw(st.booleans()) for _ in range(2)] if flavour == "huge" else [False, False]
+    height, width = (draw(axes(h)) for h in huge)
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    case = Case(
+        "fuzzed",
+        draw(st.sampled_from([0, 1, 1, 2, 3])),
+        groups * draw(st.sampled_from([0, 1, 1, 2, 3, 5, 9])),
+        *zip(height, width),
+        groups=groups,
+        rates=draw(st.sampled_from([1, 2])),
+        aligned=draw(st.booleans()),
+    )
+    dtype = draw(st.sampled_from(FLOATING))
+    map_dtype = draw(st.sampled_from([dtype, torch.float32])) if dtype in HALF else dtype
+    public = name.startswith("dynamic")
+    unbatched = public and case.batch > 0 and draw(st.booleans())
+    shared = public and not unbatched and draw(st.booleans())
+
+    def shape(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        sizes = tuple(max(n, 0) for n in sizes)
+        return sizes[1:] if unbatched else sizes
+
+    map_shape = (1, *case.map_shape[1:]) if shared else case.map_shape
+    columns = draw(tensors(shape(case.columns_shape), dtype))
+    available = {
+        "input": draw(tensors(shape(case.input_shape), dtype)),
+        "grad_output": columns,
+        "columns": columns,
+        "dilation_map": draw(tensors(shape(map_shape), map_dtype, rates=True)),
+        "output_size": list(case.size),
+        "kernel_size": list(case.kernel_size),
+        "stride": list(case.stride),
+        "padding": list(case.padding),
+        "dilation": list(case.dilation),
+        "groups": case.groups,
+        "aligned": case.aligned,
+        "order": draw(st.sampled_from([[], [0] * case.rates, [1] + [0] * (case.rates - 1), [1] * case.rates])),
+    }
+    schema = getattr(torch.ops.ddu, name).default._schema
+    arguments = {argument.name: available[argument.name] for argument in schema.arguments}
+    if flavour == "absurd":
+        for _ in range(draw(st.integers(1, 3))):
+            key = draw(st.sampled_from(sorted(arguments)))
+            arguments[key] = draw(absurd(key, arguments[key]))
+    sensible = flavour == "sensible" and min(case.output_size) >= 1
+    return Call(name, arguments, sensible, gradient=draw(st.booleans()))
+
+
+@st.composite
+def absurd(draw: st.DrawFn, key: str, value: Any) -> Any:
+    """In place of an argument."""
+    if draw(st.integers(0, 9)) == 0:
+        return draw(absurd_values)
+    if key in INTS:
+        return draw(st.one_of(st.lists(absurd_ints, max_size=4), absurd_ints, st.just([*_as_list(value), 1])))
+    if key == "order":
+        return draw(st.lists(absurd_ints, max_size=4))
+    if key in ("groups", "aligned"):
+        return draw(absurd_ints)
+    if not isinstance(value, TensorSpec):
+        return value
+    what = draw(st.sampled_from(["shape", "rank", "dtype", "kind", "device", "transposed"]))
+    if what == "shape" and value.shape:
+        at = draw(st.integers(0, len(value.shape) - 1))
+        size = draw(absurd_ints.filter(lambda n: 0 <= n < 2**63))
+        shape = (*value.shape[:at], size, *value.shape[at + 1 :])
+        others = math.prod(n for n in shape if n not in (0, size))
+        return replace(value, shape=shape if size * others < 2**63 else value.shape, kind="expanded")
+    if what == "rank":
+        shape = draw(st.sampled_from([(), value.shape[1:], (1, *value.shape), (0,), (1,) * 5, (2, 0, 3)]))
+        return replace(value, shape=shape, kind="contiguous")
+    if what == "dtype":
+        return replace(value, dtype=draw(st.sampled_from([*FLOATING, *OTHER_TYPES])), kind="contiguous", fill="normal")
+    if what == "kind":
+        return replace(value, kind=draw(st.sampled_from(list(ODD_KINDS))))
+    if what == "device":
+        return replace(value, device="meta")
+    return replace(value, shape=value.shape[::-1])
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+# ---- The verdict ----
+
+REFUSALS = [
+    re.compile(r"\w+\(\): expected .+, but got .+", re.DOTALL),  # the operators' own
+    re.compile(r"ddu::\w+\(\) .+", re.DOTALL),  # of the schema
+    re.compile(r"ddu\.\w+\.default"),  # of a class of tensors that brings its own operators
+]
+NO_MEMORY = re.compile(
+    r"can't allocate memory|Storage size calculation overflowed|integer multiplication overflow"
+    r"|allocation-size-too-big"
+)
+
+
+@contextmanager
+def refusing(call: Call) -> Iterator[list[str]]:
+    """Lets a refusal pass, and notes it; anything else that is raised is a failure."""
+    refusals: list[str] = []
+    try:
+        yield refusals
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
+        refusals.append(f"{error}")
+    for text in refusals:
+        clear = any(pattern.match(text) for pattern in REFUSALS) or NO_MEMORY.search(text)
+        assert clear, f"an error that says nothing: {text}"
+        assert not call.sensible, f"refused: {text}"
+
+
+def judge(call: Call) -> str:
+    """What came of a call.
+
+    ``"refused"``, clearly; ``"answered"``, as by the reference; ``"shaped"``, where there are no values to compare;
+    ``"unmade"``, where torch itself refuses to make the arguments.
+
+    Raises AssertionError where the outcome is none of them.
+    """
+    device = call.device()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # some kinds of tensors are prototypes, some on their way out
+            arguments = {
+                key: value.make(device) if isinstance(value, TensorSpec) else value
+                for key, value in call.arguments.items()
+            }
+    except (RuntimeError, TypeError):
+        assert not call.sensible
+        return "unmade"
+    leaves = [key for key, value in arguments.items() if _differentiable(value)] if call.gradient else []
+    for key in leaves:
+        arguments[key] = arguments[key].detach().requires_grad_()
+    gradients: Sequence[Tensor | None] = []
+    with refusing(call) as refusals:
+        results = as_list(getattr(torch.ops.ddu, call.name)(**arguments))
+    if refusals:
+        return "refused"
+    assert all(result.is_contiguous() for result in results)
+    small = all(result.numel() <= IMAGE_LIMIT for result in results)
+    weights = [
+        torch.linspace(-1, 1, r.numel(), dtype=torch.float64).view(r.shape).to(r) if small else r.detach()
+        for r in results
+    ]
+    if leaves:
+        with refusing(call) as refusals:
+            gradients = torch.autograd.grad(results, [arguments[key] for key in leaves], weights, allow_unused=True)
+        if refusals:
+            return "refused"
+    case = call.case()
+    tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
+    strange = case is None or not small or any(value.device.type != "cpu" for value in tensors.values())
+    if strange or math.prod(max(n, 1) for n in case.input_shape) > IMAGE_LIMIT:
+        return "shaped"
+    wide = {
+        key: torch.zeros(value.shape, dtype=torch.float64).copy_(value.detach()).requires_grad_(key in leaves)
+        for key, value in tensors.items()
+    }
+    expected = _reference(call, case, wide)
+    finite = all(value.isfinite().all() for value in tensors.values())
+    if case.channels == 0:  # sums of nothing, whatever the rates are
+        expected = [e.nan_to_num() for e in expected]
+    for result, reference in zip(results, expected, strict=True):
+        _compare(result, reference.reshape(result.shape), everywhere=finite or not _differentiates(call))
+    if leaves and finite:
+        outputs = [(e, w.double().reshape(e.shape)) for e, w in zip(expected, weights) if e.requires_grad]
+        wanted: Sequence[Tensor | None] = [None] * len(leaves)
+        if outputs:
+            wanted = torch.autograd.grad(
+                [e for e, _ in outputs], [wide[key] for key in leaves], [w for _, w in outputs], allow_unused=True
+            )
+        for gradient, reference_gradient, key in zip(gradients, wanted, leaves):
+            zero = torch.zeros_like(wide[key])
+            _compare(
+                torch.zeros_like(tensors[key]) if gradient is None else gradient,
+                zero if reference_gradient is None else reference_gradient,
+                # What a sum cancels to is as exact as its terms.
+                slack=sum(float(value.detach().norm()) for value in wide.values() if value.isfinite().all()),
+            )
+    return "answered"
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout == torch.strided and value.dtype in FLOATING
+
+
+def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tensor]:
+    """The answer in float64, in the operators' shapes with a batch."""
+    image, rates = tensors.get("input"), tensors["dilation_map"]
+    columns = tensors.get("columns", tensors.get("grad_output"))
+    if image is not None and image.dim() == 3:
+        image, rates = image[None], rates[None]
+    if image is None and columns is not None and columns.dim() == 2:
+        columns, rates = columns[None], rates[None]
+    rates = rates.expand(case.map_shape)
+    case, image, crop = _without_empty_images(case, image)
+    # Of no numbers there is nothing to differentiate, and what is differentiated thrice vanishes for good.
+    order = [min(times, 3) for times in call.arguments.get("order", [])] if case.batch else []
+
+    def sampled(of: Tensor) -> Tensor:
+        answer = derivative(case, lambda r: unfold_reference(case, of, r), rates, order)
+        if sorted(order) not in ([2], [1, 1]):
+            return answer
+        # What makes the reference NaN has a first derivative only; NaN is due for every one that does not vanish.
+        finite = rates.isfinite().unflatten(1, (case.groups, case.rates)).all(2).flatten(2)
+        columns = answer.reshape(case.batch, case.groups, -1, answer.shape[-1])
+        return torch.where(finite[:, :, None], columns, math.nan).reshape(answer.shape)
+
+    if call.name == "unfold_backward":
+        assert image is not None and columns is not None
+        wide = [t if t.requires_grad else t.detach().requires_grad_() for t in (image, rates)]
+        answer = unfold_reference(case, *wide)
+        by_image, by_map = torch.autograd.grad(answer, wide, columns, create_graph=True)
+        return [crop(by_image), by_map]
+    if call.name == "dot":
+        assert image is not None and columns is not None
+        return [sum_over_group(case, columns * sampled(image))]
+    if image is not None:
+        return [sampled(image)]
+    assert columns is not None
+    return [crop(derivative(case, lambda r: fold_reference(case, columns, r), rates, order))]
+
+
+def _without_empty_images(case: Case, image: Tensor | None) -> tuple[Case, Tensor | None, Any]:
+    """An axis without pixels is like one of two zeros in a padding that is smaller by one; what to cut off then."""
+    height, width = case.size
+    extra = [2 if n == 0 else 0 for n in case.size]
+    if not any(extra):
+        return case, image, lambda result: result
+    size = (height + extra[0], width + extra[1])
+    padding = (case.padding[0] - extra[0] // 2, case.padding[1] - extra[1] // 2)
+    if image is not None:
+        image = torch.nn.functional.pad(image, (0, extra[1], 0, extra[0]))
+    return replace(case, size=size, padding=padding), image, lambda result: result[..., :height, :width]
+
+
+def _differentiates(call: Call) -> bool:
+    return call.name == "unfold_backward" or any(call.arguments.get("order", []))
+
+
+def _compare(actual: Tensor, expected: Tensor, slack: float = 0.0, everywhere: bool = True) -> None:
+    """Near the reference, not finite in the same places.
+
+    Not ``everywhere``: an infinite entry times the derivative of a tap outside the image, which is zero, is NaN, and the
+    reference's zero is not asked for.
+    """
+    assert actual.shape == expected.shape
+    actual_double, expected = actual.detach().double(), expected.detach()
+    finite = expected.isfinite()
+    if not everywhere:
+        assert not (actual_double.isfinite() & ~finite).any(), "an entry is finite that is not by the reference"
+        finite = actual_double.isfinite()
+    assert torch.equal(actual_double.isfinite(), finite), "other entries than the reference's are not finite"
+    error = (actual_double - expected)[finite].norm().item()
+    scale = max(expected[finite].norm().item(), slack)
+    assert error <= TOLERANCES[actual.dtype] * scale, f"wrong by {error:.2e}, of {scale:.2e}"

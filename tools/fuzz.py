@@ -1,0 +1,254 @@
+"""Calls of every operator with arguments that no caller would think of; tests/fuzzing.py says how they are judged.
+
+    python tools/fuzz.py --examples 2000       the same calls in every run, shrunk where they fail
+    python tools/fuzz.py --seconds 600         other calls, led by what they reach in the compiled code
+
+The calls are made in a child process, which writes each down before it makes it: where it dies, hangs, or a sanitizer
+ends it, the call is known, counted as a crash, and the work goes on with the next. Inputs that reached something new
+are kept in the corpus, and tried first the next time. ``make fuzz`` runs this with an extension that is built for it,
+with sanitizers and with the marks that show what was reached; without those marks, inputs are random.
+"""
+
+import argparse
+import collections
+import ctypes
+import faulthandler
+import hashlib
+import json
+import math
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+sys.path.append(str(ROOT / "tests"))
+
+MEMORY = 6 << 30  # bytes of address space: what is larger has to be refused
+PATIENCE = 60  # seconds for one call
+MAX_CRASHES = 20
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--examples", type=int, help="as many calls, chosen by the seed alone")
+    parser.add_argument("--seconds", type=float, help="as long as that, led by coverage")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "corpus")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if (arguments.examples is None) == (arguments.seconds is None):
+        parser.error("expected either --examples or --seconds")
+    return arguments
+
+
+# ---- The child: makes calls ----
+
+
+class Child:
+    """Writes what it is about to do, and what came of it, into a folder that the parent reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.wrong: dict[str, str] = {}
+        self.last = (folder / "last").open("w", encoding="utf-8")
+
+    def judge(self, call) -> None:
+        from fuzzing import judge
+
+        self.last.seek(0)
+        self.last.truncate()
+        self.last.write(repr(call))
+        self.last.flush()
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)
+        self.counts["tried"] += 1
+        try:
+            self.counts[judge(call)] += 1
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def note(self, call: str, error: BaseException) -> None:
+        """Keeps one call for each kind of failure."""
+        lines = f"{type(error).__name__}: {error}".splitlines() or [""]
+        self.counts["wrong"] += 1
+        self.wrong.setdefault("".join(c for c in lines[0] if not c.isdigit())[:80], f"{lines[0]}\n  {call}")
+
+    def save(self) -> None:
+        text = json.dumps({"counts": self.counts, "wrong": list(self.wrong.values())})
+        (self.folder / "report").write_text(text, encoding="utf-8")
+
+
+def run_child(arguments: argparse.Namespace) -> None:
+    sanitized = "asan" in os.environ.get("LD_PRELOAD", "")
+    if not sanitized:  # its shadow memory would not fit; ASAN_OPTIONS has the limit there
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    import torch
+
+    import ddu_ops  # noqa: F401
+
+    torch.set_num_threads(2)
+    child = Child(arguments.child)
+    try:
+        if arguments.examples is not None:
+            tried_by_hypothesis(child, arguments.examples, arguments.seed)
+        else:
+            led_by_coverage(child, arguments.seconds, arguments.seed, arguments.corpus)
+    finally:
+        child.save()
+
+
+def tried_by_hypothesis(child: Child, examples: int, seed: int) -> None:
+    import hypothesis
+
+    from fuzzing import calls
+
+    @hypothesis.seed(seed)
+    @hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        report_multiple_bugs=False,
+        phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
+    )
+    @hypothesis.given(calls())
+    def test(call):
+        child.judge(call)
+
+    try:
+        test()
+    except Exception as error:
+        child.note((child.folder / "last").read_text(encoding="utf-8"), error)
+
+
+def led_by_coverage(child: Child, seconds: float, seed: int, corpus: Path) -> None:
+    import hypothesis
+
+    from fuzzing import calls
+
+    @hypothesis.settings(database=None, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+    @hypothesis.given(calls())
+    def test(call):
+        child.judge(call)
+
+    coverage = Coverage()
+    rng = random.Random(seed)
+    corpus.mkdir(parents=True, exist_ok=True)
+    kept = [path.read_bytes() for path in sorted(corpus.iterdir())]
+    waiting = list(kept)
+    end = time.monotonic() + seconds
+    saved = time.monotonic()
+    while time.monotonic() < end:
+        data = waiting.pop() if waiting else mutated(rng, kept)
+        try:
+            used = test.hypothesis.fuzz_one_input(data)
+        except Exception as error:
+            child.note((child.folder / "last").read_text(encoding="utf-8"), error)
+            used = None
+        if used and coverage.grew():
+            kept.append(used)
+            (corpus / hashlib.sha256(used).hexdigest()[:16]).write_bytes(used)
+        if time.monotonic() - saved > 1:
+            child.counts["corpus"], child.counts["places"] = len(kept), coverage.places
+            child.save()
+            saved = time.monotonic()
+    child.counts["corpus"], child.counts["places"] = len(kept), coverage.places
+
+
+class Coverage:
+    """The places of the compiled code that were reached: see tools/coverage.cpp."""
+
+    def __init__(self) -> None:
+        import ddu_ops._C
+
+        library = ctypes.CDLL(ddu_ops._C.__file__)
+        try:
+            self.map = (ctypes.c_ubyte * (1 << 16)).in_dll(library, "ddu_coverage")
+        except ValueError:
+            self.map = None
+        self.places = 0
+
+    def grew(self) -> bool:
+        if self.map is None:
+            return False
+        places = len(self.map) - bytes(self.map).count(0)
+        grew, self.places = places > self.places, places
+        return grew
+
+
+def mutated(rng: random.Random, kept: list[bytes]) -> bytes:
+    """Something new, or something old with a few changes."""
+    if not kept or rng.random() < 0.2:
+        return rng.randbytes(rng.randrange(64, 2048))
+    data = bytearray(rng.choice(kept))
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        at = rng.randrange(len(data) + 1)
+        match rng.randrange(4):
+            case 0:
+                data[at : at + 1] = rng.randbytes(1)
+            case 1:
+                data[at : at + rng.randrange(1, 9)] = b""
+            case 2:
+                data[at:at] = rng.randbytes(rng.randrange(1, 9))
+            case 3:
+                other = rng.choice(kept)
+                data[at:] = other[rng.randrange(len(other) + 1) :]
+    return bytes(data) + rng.randbytes(256)  # enough for draws that follow
+
+
+# ---- The parent: survives them ----
+
+
+def main() -> int:
+    arguments = parse()
+    if arguments.child:
+        run_child(arguments)
+        return 0
+    counts: collections.Counter[str] = collections.Counter()
+    state = {"corpus": 0, "places": 0}
+    wrong: list[str] = []
+    crashes: list[str] = []
+    start = time.monotonic()
+    end = start + (arguments.seconds or math.inf)
+    seed = arguments.seed
+    while len(crashes) < MAX_CRASHES:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            command = [sys.executable, str(Path(__file__).resolve()), "--child", name, "--seed", str(seed)]
+            if arguments.seconds is not None:
+                command += ["--seconds", str(max(end - time.monotonic(), 0)), "--corpus", str(arguments.corpus)]
+            else:
+                command += ["--examples", str(arguments.examples)]
+            status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+            report = folder / "report"
+            if report.exists():
+                found = json.loads(report.read_text(encoding="utf-8"))
+                latest = {key: found["counts"].pop(key, 0) for key in ("corpus", "places")}
+                counts.update(found["counts"])
+                state = {key: max(state[key], value) for key, value in latest.items()}
+                wrong += found["wrong"]
+            if status == 0:
+                break
+            last = folder / "last"
+            crashes.append(
+                f"exit status {status}\n  {last.read_text(encoding='utf-8') if last.exists() else 'at start'}"
+            )
+        if arguments.examples is not None or time.monotonic() >= end:
+            break
+        seed += 1
+    for text in [*crashes, *wrong]:
+        print(text)
+    figures = {key: counts[key] for key in ("tried", "answered", "shaped", "refused", "unmade", "wrong")}
+    figures |= {"crashes": len(crashes), **state, "seconds": round(time.monotonic() - start)}
+    print(", ".join(f"{value} {key}" for key, value in figures.items()))
+    return 1 if crashes or counts["wrong"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
