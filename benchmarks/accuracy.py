@@ -1,0 +1,134 @@
+"""Errors of the operator and of the ``grid_sample`` composite against float64, over random cases.
+
+    python -m benchmarks.accuracy                        print the table
+    python -m benchmarks.accuracy --write docs/guarantees.md    put it between the marks of that page
+
+Every case is computed by the reference in float64 from the same rounded arguments. The unit of an error is the root
+mean square of what is right, of that result of that case; so an error is one of an entry, relative to a typical entry.
+"""
+
+import argparse
+import dataclasses
+import math
+import random
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import dynamic_dilation_unfold, grid_sample
+from ddu_ops import reference
+
+RESULTS = ("columns", "gradient by the image", "gradient by the map")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+CONTENDERS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "ddu_ops": dynamic_dilation_unfold,
+    "grid_sample": grid_sample,
+}
+WIDEST = 100_000
+
+
+@dataclasses.dataclass
+class Error:
+    """Of all entries of one result that were seen so far."""
+
+    largest: float = 0.0
+    squares: float = 0.0
+    entries: int = 0
+
+    def add(self, actual: Tensor, expected: Tensor) -> None:
+        unit = expected.square().mean().sqrt()
+        if unit == 0:
+            return
+        error = (actual.double() - expected) / unit
+        largest = error.abs().max().item()
+        self.largest = largest if math.isnan(largest) else max(self.largest, largest)
+        self.squares += error.square().sum().item()
+        self.entries += error.numel()
+
+    @property
+    def root_mean_square(self) -> float:
+        return math.sqrt(self.squares / self.entries)
+
+
+def reference_unfold(input: Tensor, dilation_map: Tensor, kernel_size: int) -> Tensor:
+    return reference.dynamic_dilation_unfold(input, kernel_size, dilation_map, padding=kernel_size // 2)
+
+
+def results(contender: Callable[[Tensor, Tensor, int], Tensor], *tensors: Tensor, kernel_size: int) -> list[Tensor]:
+    """Columns and both gradients."""
+    input, dilation_map, weights = (t.detach() for t in tensors)
+    leaves = input.requires_grad_(), dilation_map.requires_grad_()
+    columns = contender(*leaves, kernel_size)
+    return [columns.detach(), *torch.autograd.grad(columns, leaves, weights)]
+
+
+def measure(dtype: torch.dtype, cases: int, widest: int = WIDEST, device: str = "cpu") -> dict[str, dict[str, Error]]:
+    """The errors by contender and result. The cases are the same for every type and device, but for their rounding."""
+    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    errors = {name: {result: Error() for result in RESULTS} for name in CONTENDERS}
+    for _ in range(cases):
+        width = round(math.exp(rng.uniform(math.log(4), math.log(widest))))
+        height = rng.randint(1, max(1, min(64, 8192 // width)))
+        if rng.random() < 0.5:
+            height, width = width, height
+        batch, channels, kernel_size = rng.randint(1, 2), rng.choice([1, 2, 5]), rng.choice([3, 3, 5])
+        if height * width > 16_384:  # of so many entries, one channel tells enough
+            batch = channels = 1
+        draw = {"generator": generator, "dtype": torch.float64}
+        shape = (batch, channels, height, width)
+        input = torch.randn(shape, **draw)
+        # Multiples of 2^-20: so the reference has every position exactly, and what is measured is not its own error.
+        dilation_map = torch.randint(-1 << 20, 5 << 20, (batch, 1, height, width), generator=generator) / 2**20
+        weights = torch.randn((batch, channels * kernel_size**2, height * width), **draw)
+        tensors = [t.to(device, dtype) for t in (input, dilation_map, weights)]
+        expected = results(reference_unfold, *(t.double() for t in tensors), kernel_size=kernel_size)
+        for name, contender in CONTENDERS.items():
+            actual = results(contender, *tensors, kernel_size=kernel_size)
+            for result, mine, right in zip(RESULTS, actual, expected, strict=True):
+                errors[name][result].add(mine, right)
+    return errors
+
+
+def table(cases: int, device: str) -> str:
+    lines = [
+        "| type | result | " + " | ".join(f"{name}: RMS | largest" for name in CONTENDERS) + " |",
+        "| --- | --- |" + " --- |" * (2 * len(CONTENDERS)),
+    ]
+    for dtype in DTYPES:
+        errors = measure(dtype, cases, device=device)
+        for result in RESULTS:
+            figures = [f"{e.root_mean_square:.1e} | {e.largest:.1e}" for e in (errors[n][result] for n in CONTENDERS)]
+            lines.append(f"| {str(dtype).removeprefix('torch.')} | {result} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def write(path: Path, text: str) -> None:
+    """Between the marks ``<!-- accuracy -->`` and ``<!-- /accuracy -->``."""
+    begin, end = "<!-- accuracy -->\n", "<!-- /accuracy -->"
+    page, count = re.subn(
+        f"(?<={re.escape(begin)}).*?(?={re.escape(end)})",
+        lambda _: f"\n{text}\n\n",
+        path.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    assert count == 1, f"no place for the table in {path}"
+    path.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000, help="of each type")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", type=Path)
+    arguments = parser.parse_args()
+    text = table(arguments.cases, arguments.device)
+    print(text)
+    if arguments.write:
+        write(arguments.write, text)
+
+
+if __name__ == "__main__":
+    main()
