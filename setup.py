@@ -33,7 +33,7 @@ def with_cuda() -> bool:
 
 
 USE_CUDA = with_cuda()
-# Names for the compiler's -fsanitize=, as in `make asan`. The result is to be built into a folder of its own.
+# Names for the compiler's -fsanitize=: tools/sanitize.py sets it, and builds into a folder of its own.
 SANITIZERS = os.environ.get("DDU_SANITIZE", "")
 SOURCES = sorted(
     str(path)
@@ -63,19 +63,28 @@ FLAGS = [
     "-Wno-unused-parameter",
 ]
 
-LINK_FLAGS = []
+LINK_FLAGS: list[str] = []
+INCLUDES: list[str] = []
 if SANITIZERS:
-    FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}", "-fsanitize-coverage=trace-pc"]
+    FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}"]
     LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
-    SOURCES.append("tools/coverage.cpp")
+    if SANITIZERS == "thread":
+        INCLUDES.append(str(Path("tools/threads").resolve()))  # its ATen/Parallel.h in place of torch's
+    else:
+        FLAGS.append("-fsanitize-coverage=trace-pc")
+        SOURCES.append("tools/coverage.cpp")
 
 CUDA_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "--threads=2"]
 
 if USE_CUDA:
     compile_args = {"cxx": [*FLAGS, "-DDDU_WITH_CUDA"], "nvcc": CUDA_FLAGS}
-    extension = CUDAExtension("ddu_ops._C", SOURCES, extra_compile_args=compile_args, extra_link_args=LINK_FLAGS)
+    extension = CUDAExtension(
+        "ddu_ops._C", SOURCES, include_dirs=INCLUDES, extra_compile_args=compile_args, extra_link_args=LINK_FLAGS
+    )
 else:
-    extension = CppExtension("ddu_ops._C", SOURCES, extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS)
+    extension = CppExtension(
+        "ddu_ops._C", SOURCES, include_dirs=INCLUDES, extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS
+    )
 
 if __name__ == "__main__":
     setup(ext_modules=[extension], cmdclass={"build_ext": Build})

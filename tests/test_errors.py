@@ -530,6 +530,16 @@ dynamic_dilation_fold(): expected an output of at least 1 x 1, but got 0 x 6 fro
     )
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("argument", ["input", "columns", "dilation_map"])
+def test_nested_tensors_are_refused_by_name(argument: str) -> None:
+    """As the map of an operator other than the public two, they met words of the dispatcher's."""
+    nested = torch.nested.nested_tensor([torch.ones(2, 3, 4), torch.ones(1, 3, 4)])
+    for name in (name for name, arguments in CALLS.items() if argument in arguments):
+        text = refusal(name, "cpu", **{argument: nested})
+        assert text == f"{name}(): expected {argument} to be a dense tensor, but got a nested one"
+
+
 def test_products_beyond_two_to_the_63() -> None:
     wide = {"kernel_size": 2**31, "padding": 2**30}  # 8 x 8 windows of 2^62 taps
     texts = [
