@@ -14,14 +14,18 @@ ARGS ?=
 python := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 pip_install := $(python) -m pip install --disable-pip-version-check
 clang_format := $(if $(VENV),$(VENV)/bin/)clang-format
-cpp_files = $(shell find csrc tests examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+cpp_files = $(shell find csrc tests tools examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # $(call installed,build test): the stamps of what a target needs in the virtual environment.
 installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))
 
+# What reads and writes the most, and what takes a sanitizer no more than minutes.
+sanitized_tests := -q tests/test_errors.py tests/test_layouts.py tests/test_arithmetic.py -k "not many_taps"
+raced_tests := -q tests/test_forward.py tests/test_backward.py -k "plain or lopsided or deep or wide"
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench build cuda lint format clean
+.PHONY: help demo test bench build cuda asan tsan fuzz soak lock lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +44,24 @@ build: $(call installed,torch build package)  ## compile what changed since the 
 
 cuda: $(call installed,torch build)  ## compile the CUDA sources for several architectures, where there is an nvcc
 	$(python) tools/compile_cuda.py $(ARGS)
+
+asan: $(call installed,torch build test)  ## run tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(python) tools/sanitize.py address -m pytest $(or $(ARGS),$(sanitized_tests))
+
+tsan: $(call installed,torch build test)  ## run tests under ThreadSanitizer, which watches the parallel loops
+	$(python) tools/sanitize.py thread -m pytest $(or $(ARGS),$(raced_tests))
+
+fuzz: $(call installed,torch build test)  ## call the operators with anything, under sanitizers, led by coverage
+	$(python) tools/sanitize.py address tools/fuzz.py $(or $(ARGS),--seconds 3600)
+
+soak: build  ## random calls for minutes: memory has to be flat
+	PYTHONPATH=.:$$PYTHONPATH $(python) tools/soak.py $(ARGS)
+
+lock: $(call installed,lint)  ## after a change of requirements/: write the hashes of what is to be installed
+	$(pip_install) --quiet uv
+	for list in requirements/*.txt; do $(python) -m uv pip compile --quiet --universal --python-version 3.10 \
+	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --constraint requirements/build.txt $$list --output-file requirements/locked/$${list##*/} || exit; done
 
 lint: $(call installed,torch lint)  ## check formatting, style and types of both languages
 	$(python) -m ruff check .
@@ -72,7 +94,7 @@ $(VENV)/.installed-package: pyproject.toml | $(call installed,torch build)
 	$(pip_install) --no-build-isolation --no-deps --editable .
 	touch $@
 
-$(VENV)/.installed-%: requirements/%.txt | $(VENV)/.made
-	$(pip_install) --quiet --requirement $<
+$(VENV)/.installed-%: requirements/locked/%.txt | $(VENV)/.made
+	$(pip_install) --quiet --require-hashes --requirement $<
 	touch $@
 endif

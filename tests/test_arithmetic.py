@@ -87,9 +87,7 @@ def test_columns_whose_bytes_cannot_be_counted_are_refused() -> None:
     case = Case("rows", 1, 1, (1, 1), (1, 2**58), padding=(0, 2**57))
     columns = torch.ones(1, 1, 1).expand(case.columns_shape)
     dilation_map = torch.ones(case.map_shape)
-    with pytest.raises(
-        RuntimeError, match=r"^dot\(\): expected the bytes for columns below 2\^63, but got \d+ \* 64"
-    ):
+    with pytest.raises(RuntimeError, match=r"^dot\(\): expected the bytes for columns below 2\^63, but got \d+ \* 64"):
         operator("dot", case)(columns, torch.ones(1, 1, 1, 1), dilation_map)
 
 

@@ -1,0 +1,87 @@
+"""Random calls for as long as one likes: memory has to be flat at the end, of the process and of the GPU.
+
+    python tools/soak.py --seconds 300 --device cpu
+
+Every round draws a problem and does what a training run does to it: forward, backward, the gradient of a gradient, a
+graph that is dropped halfway, a call that is refused. Memory is looked at after every twentieth of the time, from the
+second one on, when every size has been seen and caches are filled. Exit status 1 if it grew.
+"""
+
+import argparse
+import gc
+import random
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import ddu_ops
+
+ALLOWED = 16 << 20  # bytes: what an allocator may keep more or less of
+
+
+def resident(device: str) -> int:
+    """Bytes that the process holds, or that are allocated on the GPU."""
+    gc.collect()
+    if device == "cuda":
+        return torch.cuda.memory_allocated()
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def one_round(rng: random.Random, device: str) -> None:
+    dtype = rng.choice([torch.float64, torch.float32, torch.float16, torch.bfloat16])
+    groups, kernel_size = rng.choice([1, 2]), rng.choice([1, 2, 3, 5])
+    size = rng.choice([8, 17, 40, 96])
+    shape = (rng.choice([1, 2]), groups * rng.choice([1, 3, 8]), size, size + kernel_size)
+    input = torch.randn(shape, device=device).to(dtype).requires_grad_()
+    out = (size + 2 - kernel_size + 1, size + 2 + 1)
+    dilation_map = (torch.rand((shape[0], groups, *out), device=device) * 3).to(dtype).requires_grad_()
+    columns = ddu_ops.dynamic_dilation_unfold(input, kernel_size, dilation_map, padding=1, groups=groups)
+    kind = rng.randrange(4)
+    if kind == 0:
+        columns.float().square().sum().backward()
+    elif kind == 1:
+        gradients = torch.autograd.grad(columns.float().sum(), (input, dilation_map), create_graph=True)
+        torch.autograd.grad(gradients[1].float().square().sum(), (input, dilation_map), allow_unused=True)
+    elif kind == 2:
+        ddu_ops.dynamic_dilation_fold(columns, shape[2:], kernel_size, dilation_map, padding=1, groups=groups)
+    else:
+        try:
+            ddu_ops.dynamic_dilation_unfold(input, kernel_size, dilation_map[..., 1:], padding=1, groups=groups)
+        except RuntimeError:
+            return
+        raise AssertionError("a map of the wrong size was taken")
+
+
+def soak(seconds: float, device: str) -> tuple[int, list[int]]:
+    """How many rounds there were, and the memory after every twentieth but the first."""
+    rng = random.Random(0)
+    rounds, found = 0, []
+    start = time.monotonic()
+    for part in range(1, 21):
+        while rounds == 0 or time.monotonic() - start < seconds * part / 20:
+            one_round(rng, device)
+            rounds += 1
+        if part > 1:
+            found.append(resident(device))
+    return rounds, found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    arguments = parser.parse_args()
+    rounds, found = soak(arguments.seconds, arguments.device)
+    # The lowest of the last quarter against the highest of the first: a leak lifts both, noise does not.
+    grew = min(found[-5:]) - max(found[:5])
+    print(f"{rounds} rounds in {arguments.seconds:.0f} s on {arguments.device}")
+    print("memory in MiB:", " ".join(f"{size / 2**20:.1f}" for size in found))
+    print(f"grew by {grew / 2**20:.1f} MiB")
+    return 1 if grew > ALLOWED else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
