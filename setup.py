@@ -57,6 +57,7 @@ FLAGS = [
     "-fopenmp",
     "-fvisibility=hidden",
     "-g0",
+    f"-ffile-prefix-map={Path.cwd()}/=",  # the same library from any folder
     "-Wall",
     "-Wextra",
     "-Wno-psabi",  # vectors are returned by inlined functions only
