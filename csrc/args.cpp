@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 #include <c10/util/safe_numerics.h>
 
+#include <algorithm>
 #include <array>
 #include <sstream>
 #include <string>
@@ -61,6 +62,7 @@ const char* name(c10::ScalarType type) {
 struct Check {
   const char* op;
   Caller caller;
+  const char* groups_name = "groups";  // what the caller calls the groups of the map
   bool unbatched = false;
 
   // ---- options
@@ -73,6 +75,10 @@ struct Check {
     TORCH_CHECK(
         value.front() >= least && value.back() >= least, op, "(): expected ", argument, " to be at least ", least,
         ", but got ", tuple(value));
+  }
+
+  void at_least(const char* argument, int64_t value, int64_t least) const {
+    TORCH_CHECK(value >= least, op, "(): expected ", argument, " to be at least ", least, ", but got ", value);
   }
 
   // ---- sizes
@@ -133,8 +139,9 @@ struct Check {
     auto lead_type = lead.scalar_type();
     if (caller == Caller::kModel && (device.is_cpu() || device.is_cuda()) &&
         at::autocast::is_autocast_enabled(device.type())) {  // as they will be then: see autocast.cpp
-      lead_type = lead_type == at::kDouble ? at::kDouble : at::autocast::get_autocast_dtype(device.type());
-      type = type == at::kDouble ? at::kDouble : at::kFloat;
+      const auto cast = at::autocast::get_autocast_dtype(device.type());
+      lead_type = lead_type == at::kDouble ? at::kDouble : cast;
+      type = type == at::kDouble ? at::kDouble : or_float ? at::kFloat : cast;
     }
     or_float = or_float && (lead_type == at::kHalf || lead_type == at::kBFloat16);
     TORCH_CHECK(
@@ -178,7 +185,7 @@ struct Check {
     params.w = {0, 0, window.kernel_size.back(), window.stride.back(), window.padding.back(), window.dilation.back()};
     params.aligned = window.aligned;
     params.groups = window.groups;
-    TORCH_CHECK(window.groups >= 1, op, "(): expected groups to be at least 1, but got ", window.groups);
+    at_least(groups_name, window.groups, 1);
   }
 
   void grid(SymParams& params, const c10::SymInt& height, const c10::SymInt& width) const {
@@ -271,7 +278,7 @@ struct Check {
       const at::Tensor& dilation_map,
       const Window& window) const {
     TORCH_CHECK(
-        params.channels % params.groups == 0, op, "(): expected groups to divide the ", params.channels,
+        params.channels % params.groups == 0, op, "(): expected ", groups_name, " to divide the ", params.channels,
         " channels of ", lead_name, ", but got ", params.groups);
     grid(params, height, width);
     map(params, dilation_map);
@@ -285,6 +292,14 @@ struct Check {
     TORCH_CHECK(
         shape.size() == 3 && shape[0] == expected[0] && shape[1] == expected[1] && shape[2] == expected[2], op,
         "(): expected ", argument, " of shape ", written(expected), ", but got ", tuple(tensor.sym_sizes()));
+  }
+
+  // A tensor that has no batch to leave out or to broadcast.
+  void shaped(const char* argument, const at::Tensor& tensor, const Shape& expected) const {
+    const auto shape = tensor.sym_sizes();
+    TORCH_CHECK(
+        shape.size() == expected.size() && std::equal(shape.begin(), shape.end(), expected.begin()), op,
+        "(): expected ", argument, " of shape ", tuple(expected), ", but got ", tuple(shape));
   }
 
  private:
@@ -352,6 +367,70 @@ SymParams check_dot(
   check.columns(columns_name, columns, params);
   check.agrees(columns_name, columns, "input", input, /*or_float=*/false);
   return params;
+}
+
+SymParams check_convolution(
+    const char* op,
+    const at::Tensor& input,
+    const at::Tensor& weight,
+    const at::Tensor& dilation_map,
+    const at::Tensor& bias,
+    const at::Tensor& mask,
+    const Window& window,
+    int64_t groups,
+    int64_t workspace_limit,
+    Caller caller) {
+  Check check{op, caller, "dilation_groups"};
+  check.tensor("input", input);
+  check.tensor("weight", weight);
+  TORCH_CHECK(
+      weight.dim() == 4, op, "(): expected weight of shape (C_out, C / groups, kH, kW), but got ",
+      tuple(weight.sym_sizes()));
+  const auto params = check_input(check, input, dilation_map, window);
+  check.at_least("groups", groups, 1);
+  check.at_least("workspace_limit", workspace_limit, 0);
+  const auto rows = weight.sym_size(0);
+  TORCH_CHECK(
+      params.channels % groups == 0 && rows % groups == 0, op, "(): expected groups to divide the ", params.channels,
+      " channels of input and the ", rows, " of the output, but got ", groups);
+  check.shaped("weight", weight, {rows, params.channels / groups, params.h.kernel, params.w.kernel});
+  check.agrees("weight", weight, "input", input, /*or_float=*/false);
+  if (bias.defined()) {
+    check.tensor("bias", bias);
+    check.shaped("bias", bias, {rows});
+    check.agrees("bias", bias, "input", input, /*or_float=*/false);
+  }
+  if (mask.defined()) {
+    check.tensor("mask", mask);
+    const Shape expected = {
+        params.batch, check.product("the channels of mask", params.groups, check.taps(params)), params.h.out_size,
+        params.w.out_size};
+    const auto shape = check.batched(mask);
+    const bool broadcast = caller == Caller::kModel && !check.unbatched;
+    TORCH_CHECK(
+        shape.size() == 4 && (shape[0] == expected[0] || (broadcast && shape[0] == 1)) && shape[1] == expected[1] &&
+            shape[2] == expected[2] && shape[3] == expected[3],
+        op, "(): expected mask of shape ", check.written(expected), ", but got ", tuple(mask.sym_sizes()));
+    check.agrees("mask", mask, "input", input, /*or_float=*/false);
+  }
+  return params;
+}
+
+void check_convolution_gradient(
+    const char* op,
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const at::Tensor& weight,
+    const SymParams& params,
+    bool has_mask,
+    bool needs_mask) {
+  const Check check{op, Caller::kOperator};
+  check.tensor("grad_output", grad_output);
+  check.shaped("grad_output", grad_output, {params.batch, weight.sym_size(0), params.h.out_size, params.w.out_size});
+  check.agrees("grad_output", grad_output, "input", input, /*or_float=*/false);
+  TORCH_CHECK(
+      has_mask || !needs_mask, op, "(): expected mask to be a tensor, for output_mask asks for its gradient, but got ",
+      "None");
 }
 
 UnfoldParams concrete(const SymParams& params) {

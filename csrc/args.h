@@ -47,6 +47,31 @@ SymParams check_dot(
     const at::Tensor& dilation_map,
     const Window& window);
 
+// conv2d: weight [C_out, C / groups, kH, kW], bias [C_out] and mask [B, G * kH * kW, H_out, W_out] or undefined. The
+// window's groups are the dilation groups G, its kernel_size is the weight's.
+SymParams check_convolution(
+    const char* op,
+    const at::Tensor& input,
+    const at::Tensor& weight,
+    const at::Tensor& dilation_map,
+    const at::Tensor& bias,
+    const at::Tensor& mask,
+    const Window& window,
+    int64_t groups,
+    int64_t workspace_limit,
+    Caller caller = Caller::kOperator);
+
+// What conv2d_backward takes besides: grad_output [B, C_out, H_out, W_out], and no gradient of a mask that is not
+// there.
+void check_convolution_gradient(
+    const char* op,
+    const at::Tensor& grad_output,
+    const at::Tensor& input,
+    const at::Tensor& weight,
+    const SymParams& params,
+    bool has_mask,
+    bool needs_mask);
+
 // The same with plain integers, for a kernel.
 UnfoldParams concrete(const SymParams& params);
 

@@ -10,16 +10,26 @@ import ddu_ops._C  # registers the operators, which what follows calls
 # isort: on
 import ddu_ops._flops
 import ddu_ops._vmap  # noqa: F401
-from ddu_ops import reference
+from ddu_ops import layers, reference
 from ddu_ops._version import __version__
-from ddu_ops.functional import dynamic_dilation_fold, dynamic_dilation_unfold
-from ddu_ops.modules import DynamicDilationFold, DynamicDilationUnfold
+from ddu_ops.functional import (
+    dynamic_dilation_conv2d,
+    dynamic_dilation_fold,
+    dynamic_dilation_unfold,
+    to_offsets,
+)
+from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, DynamicDilationFold, DynamicDilationUnfold
 
 __all__ = [
+    "DilationPredictor",
+    "DynamicDilationConv2d",
     "DynamicDilationFold",
     "DynamicDilationUnfold",
     "__version__",
+    "dynamic_dilation_conv2d",
     "dynamic_dilation_fold",
     "dynamic_dilation_unfold",
+    "layers",
     "reference",
+    "to_offsets",
 ]

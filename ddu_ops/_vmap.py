@@ -1,10 +1,11 @@
-"""``torch.func.vmap`` of the operators: one rule for all, for all their tensors begin with the batch.
+"""``torch.func.vmap`` of the operators.
 
-The mapped dimension is folded into the batch and taken out of it again; what is not mapped is expanded. The composite
-operators are taken apart first (csrc/dispatch/composite.cpp).
+Where all tensors begin with the batch, the mapped dimension is folded into it and taken out of it again. The weight of
+a convolution has no batch, so there it is folded into the channels, and every mapped index is a group of its own. What
+is not mapped is expanded. The composite operators are taken apart first (csrc/dispatch/composite.cpp).
 
-The rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would add half as much time
-again to a small call. They are not in C++ for torch ships the header of the current level without what it includes.
+The first rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would add half as much
+time again to a small call. They are not in C++ for torch ships the header of the current level without what it includes.
 """
 
 from collections.abc import Callable
@@ -44,3 +45,45 @@ def _rule(name: str) -> Callable[..., Any]:
 
 for _name in ("unfold", "fold", "unfold_backward", "sample", "splat", "dot"):
     _library.impl(_name, _rule(_name), "FuncTorchBatched")
+
+
+def _register_convolution(name: str) -> None:
+    operator = getattr(torch.ops.ddu, name).default
+    parameters = [argument.name for argument in operator._schema.arguments]
+
+    def channels(parameter: str) -> int:
+        """The dimension that a tensor has its channels in."""
+        return 0 if parameter in ("weight", "bias") else 1
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        size: int = info.batch_size
+
+        def fold_in(parameter: str, value: Any, dim: int | None) -> Any:
+            if parameter in ("groups", "dilation_groups"):
+                return value * size
+            if not isinstance(value, Tensor):
+                return value
+            mapped = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            into = channels(parameter)
+            return mapped.movedim(0, into).flatten(into, into + 1) if mapped.dim() > into + 1 else mapped
+
+        def take_out(value: Tensor, dim: int) -> Tensor:
+            return value.unflatten(dim, (size, value.shape[dim] // max(size, 1)))
+
+        result = operator(*map(fold_in, parameters, args, in_dims))
+        if isinstance(result, Tensor):
+            return take_out(result, 1), 1
+        needed = args[parameters.index("output_mask")]
+        dims = [
+            channels(parameter.name.removeprefix("grad_")) if need else None
+            for parameter, need in zip(operator._schema.returns, needed, strict=True)
+        ]
+        return tuple(
+            value if dim is None else take_out(value, dim) for value, dim in zip(result, dims, strict=True)
+        ), tuple(dims)
+
+    torch.library.register_vmap(operator, rule)
+
+
+for _name in ("conv2d", "conv2d_backward"):
+    _register_convolution(_name)

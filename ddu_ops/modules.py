@@ -1,8 +1,19 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddu_ops.functional import IntOrPair, dynamic_dilation_fold, dynamic_dilation_unfold
+from ddu_ops.functional import (
+    IntOrPair,
+    dynamic_dilation_conv2d,
+    dynamic_dilation_fold,
+    dynamic_dilation_unfold,
+    pair,
+)
 
 
 class _Window(nn.Module):
@@ -98,3 +109,272 @@ class DynamicDilationFold(_Window):
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, {super().extra_repr()}"
+
+
+class DilationPredictor(nn.Conv2d):
+    r"""A convolution that predicts a dilation map.
+
+    Its result :math:`z` goes through a function :math:`f` with :math:`f(0) = 1` exactly, in every type. The weights
+    start at zero, so all rates start at one: what reads the map starts as what it is without one.
+
+    With ``bounds`` :math:`(l, u)` the rates lie between them,
+
+    .. math::
+        f(z) = 1 + s \tanh(z / s), \qquad s = u - 1 \text{ for } z > 0, \text{ else } 1 - l,
+
+    which has slope 1 at 0 from both sides. Without, :math:`f(z) = \log_2(1 + 2^z)`, a softplus, has no upper bound.
+
+    Args:
+        in_channels: channels of the input.
+        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`. With those of the layer that reads the
+            map, the map has the size that the layer expects.
+        dilation_groups: number of channel groups that get a map of their own. Default: 1.
+        per_axis: a rate for the height and one for the width. Default: one for both.
+        bounds: lower and upper bound of the rates, around 1, or ``None``. Default: (0, 4).
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
+        - Output: :math:`(B, G, H_{out}, W_{out})`, or :math:`2G` channels with ``per_axis``; in float32 where the
+          input is of a half type, for positions are not to be rounded.
+
+    Raises:
+        ValueError: for bounds that do not lie on both sides of 1.
+
+    Example:
+        >>> predictor = DilationPredictor(8, 3, padding=1)
+        >>> predictor(torch.randn(2, 8, 6, 7)).unique()
+        tensor([1.], grad_fn=<Unique2Backward0>)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair | str = 0,
+        dilation: IntOrPair = 1,
+        *,
+        dilation_groups: int = 1,
+        per_axis: bool = False,
+        bounds: tuple[float, float] | None = (0.0, 4.0),
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if bounds is not None and not bounds[0] < 1 < bounds[1]:
+            raise ValueError(f"DilationPredictor(): expected bounds on both sides of 1, but got {bounds}")
+        super().__init__(
+            in_channels,
+            2 * dilation_groups if per_axis else dilation_groups,
+            pair(kernel_size),
+            pair(stride),
+            padding if isinstance(padding, str) else pair(padding),
+            pair(dilation),
+            device=device,
+            dtype=dtype,
+        )
+        self.bounds = bounds
+
+    def reset_parameters(self) -> None:
+        """Starts at the map of ones."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        z = super().forward(input)
+        if z.dtype in (torch.float16, torch.bfloat16):
+            z = z.float()
+        if self.bounds is None:
+            # softplus(z ln 2) / ln 2: at 0 a division of equal numbers.
+            return F.softplus(z, beta=math.log(2))
+        lower, upper = self.bounds
+        above, below = (torch.full_like(z, span) for span in (upper - 1, 1 - lower))
+        span = torch.where(z > 0, above, below)
+        return 1 + span * torch.tanh(z / span)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, bounds={self.bounds}"  # type: ignore[no-untyped-call]
+
+
+class DynamicDilationConv2d(nn.Module):
+    """A convolution whose dilation rate differs from position to position, and that can predict it.
+
+    The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`. In the place of a :class:`torch.nn.Conv2d`, whose
+    arguments come first and whose parameters it has, it predicts the dilation map from its input by a
+    :class:`DilationPredictor` with the window of the layer. The rates start at one, so the layer starts as the
+    ``Conv2d`` with the same weights: on the CPU bit for bit, elsewhere up to the order of the additions.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
+            :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
+        dilation_groups: number of channel groups that have a map of their own. Default: 1.
+        per_axis: predict a rate for the height and one for the width. Default: one for both.
+        bounds: what the predicted rates lie between, or ``None`` for a softplus: see :class:`DilationPredictor`.
+            Default: (0, 4).
+        predict: ``False`` leaves the predictor out; every call then brings its map. Default: ``True``.
+        aligned, workspace_limit: as in :func:`~ddu_ops.dynamic_dilation_conv2d`.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Attributes:
+        weight, bias: as in :class:`torch.nn.Conv2d`, so that its ``state_dict`` can be loaded; with a predictor, by
+            ``strict=False``.
+        rate: the predictor, or ``None``.
+
+    Shape:
+        As in :func:`~ddu_ops.dynamic_dilation_conv2d`. ``forward(input, dilation_map=None, mask=None)`` takes the map
+        from the predictor where none is given.
+
+    Raises:
+        RuntimeError: in a call, as :func:`~ddu_ops.dynamic_dilation_conv2d`; without a predictor and without a map.
+        ValueError: from the constructor, for channels that ``groups`` or ``dilation_groups`` do not divide, and for
+            bounds that do not lie on both sides of 1.
+
+    Example:
+        >>> layer = DynamicDilationConv2d(8, 4, 3, padding=1)
+        >>> input = torch.randn(2, 8, 6, 7)
+        >>> torch.equal(layer(input), F.conv2d(input, layer.weight, layer.bias, padding=1))
+        True
+        >>> layer.rate(input).shape  # the map
+        torch.Size([2, 1, 6, 7])
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    rate: DilationPredictor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair | str = 0,
+        dilation: IntOrPair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        dilation_groups: int = 1,
+        per_axis: bool = False,
+        bounds: tuple[float, float] | None = (0.0, 4.0),
+        predict: bool = True,
+        aligned: bool = True,
+        workspace_limit: int = 2**28,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if dilation_groups < 1 or in_channels % dilation_groups:
+            raise ValueError(
+                f"DynamicDilationConv2d(): expected dilation_groups to divide in_channels = {in_channels}, but got "
+                f"{dilation_groups}"
+            )
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            pair(kernel_size),
+            pair(stride),
+            padding if isinstance(padding, str) else pair(padding),
+            pair(dilation),
+            groups,
+            bias,
+            **options,
+        )  # for its checks and its initial values
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = pair(kernel_size)
+        self.stride = pair(stride)
+        self.padding = padding if isinstance(padding, str) else pair(padding)
+        self.dilation = pair(dilation)
+        self.groups = groups
+        self.dilation_groups = dilation_groups
+        self.aligned = aligned
+        self.workspace_limit = workspace_limit
+        self.weight = conv.weight
+        self.register_parameter("bias", conv._parameters["bias"])
+        self.rate = None
+        if predict:
+            self.rate = DilationPredictor(
+                in_channels,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                dilation_groups=dilation_groups,
+                per_axis=per_axis,
+                bounds=bounds,
+                **options,
+            )
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "DynamicDilationConv2d":
+        """Make an adaptive layer of a trained one: it starts with its results.
+
+        Args:
+            conv: a two-dimensional convolution that pads with zeros. Its parameters are copied.
+            options: the keyword arguments of the constructor.
+
+        Raises:
+            TypeError: for another kind of layer, a transposed convolution among them.
+            ValueError: for another ``padding_mode``.
+
+        Example:
+            >>> conv = torch.nn.Conv2d(8, 4, 3, stride=2, padding=1)
+            >>> layer = DynamicDilationConv2d.from_conv(conv)
+            >>> input = torch.randn(2, 8, 6, 7)
+            >>> torch.equal(layer(input), conv(input))
+            True
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"from_conv(): expected conv to be a torch.nn.Conv2d, but got {type(conv).__name__}")
+        if conv.padding_mode != "zeros":
+            raise ValueError(
+                f"from_conv(): expected conv to have padding_mode='zeros', but got padding_mode={conv.padding_mode!r}"
+            )
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            **{"device": conv.weight.device, "dtype": conv.weight.dtype, **options},
+        )
+        with torch.no_grad():
+            for own, trained in ((layer.weight, conv.weight), (layer.bias, conv.bias)):
+                if own is not None and trained is not None:
+                    own.copy_(trained).requires_grad_(trained.requires_grad)
+        return layer.train(conv.training)
+
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if dilation_map is None:
+            if self.rate is None:
+                raise RuntimeError(
+                    "DynamicDilationConv2d(): expected dilation_map to be a tensor, for the layer predicts none, but "
+                    "got None"
+                )
+            dilation_map = self.rate(input)
+        return dynamic_dilation_conv2d(
+            input,
+            self.weight,
+            dilation_map,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            dilation_groups=self.dilation_groups,
+            mask=mask,
+            aligned=self.aligned,
+            workspace_limit=self.workspace_limit,
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
+            f"dilation_groups={self.dilation_groups}, aligned={self.aligned}"
+        )

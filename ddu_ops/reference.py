@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddu_ops.functional import IntOrPair
+from ddu_ops.functional import IntOrPair, pair
 
 #: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.
@@ -79,8 +79,8 @@ def dynamic_dilation_fold(
             columns[None], output_size, kernel_size, dilation_map[None], stride, padding, dilation, groups,
             aligned=aligned,
         )[0]  # fmt: skip
-    (batch, rows, size), (height, width) = columns.shape, _pair(output_size)
-    kernel_h, kernel_w = _pair(kernel_size)
+    (batch, rows, size), (height, width) = columns.shape, pair(output_size)
+    kernel_h, kernel_w = pair(kernel_size)
     taps = kernel_h * kernel_w
     per_group = rows // taps // groups
     window = (kernel_size, stride, padding, dilation, groups, aligned)
@@ -91,13 +91,6 @@ def dynamic_dilation_fold(
         where = index.unsqueeze(2).expand(shared.shape)
         image = image.scatter_add(-1, where.flatten(3), shared.flatten(3))
     return image.flatten(1, 2).unflatten(-1, (height, width))
-
-
-def _pair(value: IntOrPair) -> tuple[int, int]:
-    """``3``, ``(3,)`` and ``(3, 3)`` mean the same."""
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[-1]
 
 
 def _corners(
@@ -143,7 +136,7 @@ def _positions(
     aligned: bool,
 ) -> Tensor:
     """Where the taps sample along an axis: ``(B, G, kH, 1, H_out, W_out)`` for axis 0, ``(B, G, 1, kW, ...)`` for 1."""
-    k, s, p, d = (_pair(option)[axis] for option in (kernel_size, stride, padding, dilation))
+    k, s, p, d = (pair(option)[axis] for option in (kernel_size, stride, padding, dilation))
     a = 1 if aligned else 0
     # Index and tap run along the dimensions that this axis has among the last four, (kH, kW, H_out, W_out).
     i = torch.arange(rate.shape[4 + axis], dtype=rate.dtype, device=rate.device).view([-1, 1] if axis == 0 else [-1])

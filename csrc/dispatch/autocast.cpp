@@ -28,7 +28,8 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
-  for (const auto* name : {"unfold", "fold", "unfold_backward", "sample", "splat", "dot"}) {
+  for (const auto* name :
+       {"unfold", "fold", "unfold_backward", "sample", "splat", "dot", "conv2d", "conv2d_backward"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }

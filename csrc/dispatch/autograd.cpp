@@ -33,6 +33,7 @@
 
 #include "../ops.h"
 #include "../signatures.h"
+#include "node.h"
 
 namespace ddu {
 
@@ -334,18 +335,6 @@ struct FamilyNode final : Node {
   ImageSize image_size_;
   std::vector<SavedVariable> saved_;
 };
-
-// Node pointers are std::shared_ptr up to torch 2.12 and c10::intrusive_ptr after it.
-using NodePtr = decltype(torch::autograd::Edge::function);
-
-template <class N, class... Args>
-auto make_node(Args&&... args) {
-  if constexpr (std::is_same_v<NodePtr, std::shared_ptr<Node>>) {
-    return std::shared_ptr<N>(new N(std::forward<Args>(args)...), [](N* node) { deleteNode(node); });
-  } else {
-    return c10::make_intrusive<N>(std::forward<Args>(args)...);
-  }
-}
 
 // Op::value with its derivatives recorded, in the way of torch's own generated code.
 template <class Op>
