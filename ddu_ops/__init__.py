@@ -10,7 +10,7 @@ import ddu_ops._C  # registers the operators, which what follows calls
 # isort: on
 import ddu_ops._flops
 import ddu_ops._vmap  # noqa: F401
-from ddu_ops import layers, reference
+from ddu_ops import layers, receptive_field, reference, viz
 from ddu_ops._version import __version__
 from ddu_ops.functional import (
     dynamic_dilation_conv2d,
@@ -30,6 +30,8 @@ __all__ = [
     "dynamic_dilation_fold",
     "dynamic_dilation_unfold",
     "layers",
+    "receptive_field",
     "reference",
     "to_offsets",
+    "viz",
 ]

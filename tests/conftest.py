@@ -1,10 +1,13 @@
 """Devices, seeds and the hypothesis profile of the suite."""
 
+import os
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
+
+os.environ["MPLBACKEND"] = "Agg"  # no window for what is drawn
 
 hypothesis.settings.register_profile(
     "ddu",

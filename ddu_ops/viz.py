@@ -1,0 +1,258 @@
+"""Pictures of dilation maps and of what they make layers see.
+
+Needs matplotlib, ``pip install ddu_ops[viz]``; it is imported when something is drawn. Every function draws on the axes
+that it is given, or on new ones, and returns them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ddu_ops.functional import IntOrPair, dynamic_dilation_conv2d, pair, to_offsets
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Position = tuple[int, int]
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    if ax is not None:
+        return ax
+    from matplotlib import pyplot
+
+    return pyplot.subplots(layout="constrained")[1]
+
+
+def _image(image: Tensor) -> Any:
+    """What matplotlib shows: ``(H, W)``, or ``(H, W, 3)`` between 0 and 1."""
+    image = image.detach().float().cpu()
+    if image.dim() == 3:
+        image = image[0] if image.shape[0] not in (3, 4) else image.permute(1, 2, 0).clamp(0, 1)
+    return image.numpy()
+
+
+def tap_positions(
+    dilation_map: Tensor,
+    kernel_size: IntOrPair,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    *,
+    aligned: bool = True,
+) -> Tensor:
+    """Where the taps of every window lie, in pixels of the image.
+
+    Args:
+        dilation_map: the rates, as of :func:`~ddu_ops.dynamic_dilation_unfold`.
+        kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
+
+    Shape:
+        - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis.
+        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap.
+
+    Example:
+        >>> places = viz.tap_positions(torch.full((5, 5), 1.5), 3, padding=1)
+        >>> places[2, 2, 0]
+        tensor([0.5000, 0.5000])
+    """
+    rates = dilation_map.detach()
+    rates = rates[None] if rates.dim() == 2 else rates
+    height, width = rates.shape[1:]
+    kernel_h, kernel_w = pair(kernel_size)
+    options: dict[str, Any] = {"dtype": rates.dtype, "device": rates.device}
+    windows = [
+        torch.arange(size, **options) * s - p
+        for size, s, p in zip((height, width), pair(stride), pair(padding), strict=True)
+    ]
+    taps = [torch.arange(k, **options) * d for k, d in zip((kernel_h, kernel_w), pair(dilation), strict=True)]
+    window = torch.stack(torch.meshgrid(*windows, indexing="ij"), -1).view(height, width, 1, 2)
+    tap = torch.stack(torch.meshgrid(*taps, indexing="ij"), -1).view(1, 1, kernel_h * kernel_w, 2)
+    offsets = to_offsets(rates[None], kernel_size, dilation, aligned=aligned)[0]
+    return window + tap + offsets.view(kernel_h * kernel_w, 2, height, width).permute(2, 3, 0, 1)
+
+
+def draw_taps(
+    image: Tensor,
+    dilation_map: Tensor,
+    positions: Sequence[Position],
+    kernel_size: IntOrPair = 3,
+    stride: IntOrPair = 1,
+    padding: IntOrPair = 0,
+    dilation: IntOrPair = 1,
+    *,
+    aligned: bool = True,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Draw the taps of chosen output positions over the image, each position in a colour of its own.
+
+    Args:
+        image: what is looked at, :math:`(H, W)`, :math:`(1, H, W)` or, between 0 and 1, :math:`(3, H, W)`.
+        dilation_map: the rates, :math:`(H_{out}, W_{out})` or :math:`(2, H_{out}, W_{out})`.
+        positions: output positions (row, column).
+        kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
+        ax: what to draw on. Default: new axes.
+
+    Example:
+        >>> rates = torch.linspace(0.5, 3, 16).view(-1, 1).expand(16, 16)
+        >>> viz.draw_taps(torch.rand(16, 16), rates, [(3, 4), (11, 10)], padding=1).get_title()
+        'Taps of 2 windows'
+    """
+    ax = _axes(ax)
+    places = tap_positions(dilation_map, kernel_size, stride, padding, dilation, aligned=aligned).cpu()
+    shown = _image(image)
+    ax.imshow(shown, cmap="gray")
+    for index, (row, column) in enumerate(positions):
+        taps = places[row, column]
+        centre = taps.mean(0)
+        ax.scatter(taps[:, 1], taps[:, 0], s=28, color=f"C{index}", edgecolors="white", linewidths=0.7, zorder=3)
+        ax.scatter(centre[1], centre[0], s=60, marker="+", color=f"C{index}", zorder=4)
+    ax.set(xlim=(-0.5, shown.shape[1] - 0.5), ylim=(shown.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+    ax.set_title(f"Taps of {len(positions)} windows")
+    return ax
+
+
+def draw_map(dilation_map: Tensor, *, ax: "Axes | None" = None, **options: Any) -> "Axes":
+    """Draw a dilation map, with a bar that tells its colours.
+
+    Args:
+        dilation_map: the rates, :math:`(H_{out}, W_{out})`, with leading dimensions of size 1 if need be.
+        ax: what to draw on. Default: new axes.
+        options: of ``Axes.imshow``, such as ``vmin`` and ``vmax``.
+
+    Raises:
+        ValueError: for more than one map.
+
+    Example:
+        >>> viz.draw_map(torch.rand(1, 1, 8, 8) * 3).get_title()
+        'Dilation rate'
+    """
+    if dilation_map.shape[:-2].numel() != 1:
+        raise ValueError(f"draw_map(): expected dilation_map to be one map, but got shape {tuple(dilation_map.shape)}")
+    ax = _axes(ax)
+    shown = ax.imshow(_image(dilation_map.reshape(dilation_map.shape[-2:])), **{"cmap": "viridis", **options})
+    ax.figure.colorbar(shown, ax=ax, shrink=0.8)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title("Dilation rate")
+    return ax
+
+
+def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tensor, position: Position) -> Tensor:
+    """How much an output position depends on every pixel: the sum of the gradients' magnitudes over the channels.
+
+    After W. Luo, Y. Li, R. Urtasun and R. Zemel, "Understanding the Effective Receptive Field in Deep Convolutional
+    Neural Networks", 2016. Rates that are predicted from the input take part in the gradient.
+
+    Args:
+        function: a network or a layer, from :math:`(B, C, H, W)` to :math:`(B, C', H', W')`.
+        input: the images; magnitudes are averaged over the batch.
+        position: of the output, (row, column); the sum of its channels is what is differentiated.
+
+    Returns:
+        :math:`(H, W)`.
+
+    Example:
+        >>> conv = torch.nn.Conv2d(1, 1, 3, padding=2, dilation=2)
+        >>> field = viz.effective_receptive_field(conv, torch.randn(1, 1, 9, 9), (4, 4))
+        >>> int((field > 0).sum())
+        9
+    """
+    input = input.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        output = function(input)[..., position[0], position[1]].sum()
+    (gradient,) = torch.autograd.grad(output, input)
+    return gradient.abs().sum(1).mean(0)
+
+
+def draw_effective_receptive_field(
+    function: Callable[[Tensor], Tensor], input: Tensor, position: Position, *, ax: "Axes | None" = None
+) -> "Axes":
+    """Draw :func:`effective_receptive_field`, as parts of its largest value.
+
+    Args:
+        function, input, position: as in :func:`effective_receptive_field`.
+        ax: what to draw on. Default: new axes.
+
+    Example:
+        >>> layer = DynamicDilationConv2d(1, 1, 3, padding=1)
+        >>> viz.draw_effective_receptive_field(layer, torch.randn(4, 1, 9, 9), (4, 4)).get_title()
+        'Effective receptive field'
+    """
+    ax = _axes(ax)
+    field = effective_receptive_field(function, input, position).cpu()
+    ax.imshow(_image(field / field.max().clamp(min=torch.finfo(field.dtype).tiny)), cmap="magma", vmin=0, vmax=1)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title("Effective receptive field")
+    return ax
+
+
+def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size: int = 33) -> Tensor:
+    """How many paths lead from every pixel through a stack of layers to the output position in the middle.
+
+    With fixed integer rates that have a common factor a pixel has many paths or none: the gridding of F. Yu, V. Koltun
+    and T. Funkhouser, "Dilated Residual Networks", 2017. It is the effective receptive field of a stack whose weights
+    are all one; a path through a bilinear sample counts as much as its weight.
+
+    Args:
+        rates: of each layer, the one that reads the image first: a rate, or a map :math:`(size, size)`.
+        kernel_size: of every layer, odd. Default: 3.
+        size: height and width of the image. Default: 33.
+
+    Returns:
+        :math:`(size, size)`.
+
+    Raises:
+        ValueError: for an even kernel, which has no middle.
+
+    Example:
+        >>> pattern = viz.gridding_pattern([2, 2, 2], size=17)
+        >>> int((pattern > 0).sum()), int((viz.gridding_pattern([1, 2, 3], size=17) > 0).sum())
+        (49, 169)
+    """
+    if kernel_size % 2 == 0:
+        raise ValueError(f"gridding_pattern(): expected kernel_size to be odd, but got {kernel_size}")
+    weight = torch.ones(1, 1, kernel_size, kernel_size, dtype=torch.float64)
+
+    def stack(image: Tensor) -> Tensor:
+        for rate in rates:
+            dilation_map = torch.as_tensor(rate, dtype=torch.float64, device="cpu").expand(1, 1, size, size)
+            image = dynamic_dilation_conv2d(image, weight, dilation_map, padding=kernel_size // 2)
+        return image
+
+    return effective_receptive_field(stack, torch.zeros(1, 1, size, size, dtype=torch.float64), (size // 2, size // 2))
+
+
+def draw_gridding(
+    rates: Sequence[float | Tensor], fixed: Sequence[float | Tensor], kernel_size: int = 3, size: int = 33
+) -> "Figure":
+    """Draw the gridding pattern of a stack of layers beside that of a stack with fixed rates.
+
+    Pixels without a path are white.
+
+    Args:
+        rates: of each layer of the stack: see :func:`gridding_pattern`.
+        fixed: of each layer of the other.
+        kernel_size, size: as in :func:`gridding_pattern`.
+
+    Example:
+        >>> smooth = torch.linspace(1, 3, 33).expand(33, 33)
+        >>> figure = viz.draw_gridding([smooth] * 3, fixed=[2, 2, 2])
+        >>> [ax.get_title() for ax in figure.axes]
+        ['Fixed rates: 29% of the pixels in reach', 'Dynamic rates: 94% of the pixels in reach']
+    """
+    from matplotlib import colormaps, pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(7.5, 4), layout="constrained")
+    for ax, name, stack in zip(axes, ("Fixed", "Dynamic"), (fixed, rates), strict=True):
+        pattern = gridding_pattern(stack, kernel_size, size)
+        rows, columns = (pattern.sum(dim).nonzero() for dim in (1, 0))
+        box = pattern[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        share = (box > 0).double().mean().item()
+        colours = colormaps["viridis"].with_extremes(bad="white")
+        ax.imshow(_image(pattern.masked_fill(pattern == 0, torch.nan)), cmap=colours)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"{name} rates: {share:.0%} of the pixels in reach", fontsize=10)
+    return figure

@@ -1,0 +1,72 @@
+"""The pictures: what they show, and that they are drawn where they are told to be."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from matplotlib import pyplot
+
+import ddu_ops
+from cases import CASES, Case, make_tensors
+from ddu_ops import viz
+
+
+@pytest.fixture(autouse=True)
+def close() -> Iterator[None]:
+    yield
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.batch and case.groups == 1], ids=str)
+def test_tap_positions_are_the_operators(case: Case) -> None:
+    """The taps of two ramps, the row and the column of every pixel, wherever a tap lies inside."""
+    _, dilation_map, _ = make_tensors(case)
+    height, width = case.size
+    ramps = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).double()
+    columns = ddu_ops.dynamic_dilation_unfold(
+        ramps, case.kernel_size, dilation_map[0], case.stride, case.padding, case.dilation, aligned=case.aligned
+    )
+    sampled = columns.view(2, case.taps, *case.output_size).permute(2, 3, 1, 0)
+    places = viz.tap_positions(
+        dilation_map[0], case.kernel_size, case.stride, case.padding, case.dilation, aligned=case.aligned
+    )
+    last = torch.tensor([height - 1, width - 1])
+    inside = ((places >= 0) & (places <= last)).all(-1)
+    torch.testing.assert_close(places[inside], sampled[inside])
+
+
+def test_axes_are_those_that_were_given() -> None:
+    _, axes = pyplot.subplots(1, 3)
+    rates = torch.rand(8, 8) + 0.5
+    assert viz.draw_taps(torch.rand(3, 8, 8), rates, [(2, 2)], padding=1, ax=axes[0]) is axes[0]
+    assert viz.draw_map(rates, ax=axes[1], vmin=0, vmax=2) is axes[1]
+    assert axes[1].images[0].get_clim() == (0, 2)
+    conv = torch.nn.Conv2d(1, 1, 3, padding=1)
+    assert viz.draw_effective_receptive_field(conv, torch.rand(2, 1, 8, 8), (4, 4), ax=axes[2]) is axes[2]
+    taps = axes[0].collections[0].get_offsets()
+    expected = viz.tap_positions(rates, 3, padding=1)[2, 2].flip(-1)
+    torch.testing.assert_close(torch.tensor(taps.data), expected.double())
+
+
+def test_gridding() -> None:
+    """Of the rates 2, 2, 2: every second pixel, with as many paths as there are ways to add up three steps."""
+    pattern = viz.gridding_pattern([2, 2, 2], size=17)
+    ways = torch.tensor([1, 3, 6, 7, 6, 3, 1], dtype=torch.float64)
+    torch.testing.assert_close(pattern[2:15:2, 2:15:2], torch.outer(ways, ways))
+    assert pattern.sum() == 9**3
+    with pytest.raises(ValueError, match=r"^gridding_pattern\(\): expected kernel_size to be odd, but got 2"):
+        viz.gridding_pattern([1], kernel_size=2)
+
+
+def test_more_than_one_map_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^draw_map\(\): expected dilation_map to be one map, but got shape \(2, 8, 8"
+    ):
+        viz.draw_map(torch.rand(2, 8, 8))
+
+
+def test_matplotlib_is_imported_when_something_is_drawn() -> None:
+    program = "import sys, ddu_ops.viz; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
