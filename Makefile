@@ -25,13 +25,16 @@ raced_tests := -q tests/test_forward.py tests/test_backward.py -k "plain or lops
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench build cuda asan tsan fuzz soak lock lint format clean
+.PHONY: help demo docs test bench build cuda asan tsan fuzz soak lock lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
+
+docs: build $(call installed,demo docs)  ## build the documentation into build/docs, running its examples
+	$(python) -m sphinx -b html -W --keep-going $(ARGS) docs build/docs
 
 test: build $(call installed,test demo onnx)  ## run the tests
 	$(python) -m pytest $(ARGS)
@@ -76,7 +79,7 @@ format: $(call installed,lint)  ## format both languages, mend what ruff can
 	$(clang_format) -i $(cpp_files)
 
 clean:  ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info ddu_ops/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info ddu_ops/*.so docs/auto_tutorials docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 ifneq ($(VENV),)

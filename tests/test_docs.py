@@ -1,4 +1,4 @@
-"""Every example of the docstrings and of the README runs as printed."""
+"""Every example of the docstrings, of the README and of the documentation's pages runs as printed."""
 
 import doctest
 import importlib
@@ -13,7 +13,14 @@ import torch.nn.functional as F
 
 import ddu_ops
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(r"^```(?:python|pycon|py)\b[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Pages that show Python. What Sphinx runs when it builds the documentation, it checks by itself.
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if BLOCK.search(path.read_text(encoding="utf-8"))
+}
 FLAGS = doctest.NORMALIZE_WHITESPACE
 
 MODULES = ["ddu_ops", *(f"ddu_ops.{m.name}" for m in pkgutil.iter_modules(ddu_ops.__path__) if m.name != "_C")]
@@ -61,24 +68,28 @@ def test_everything_public_has_an_example() -> None:
     assert shown >= {"dynamic_dilation_unfold", "dynamic_dilation_fold"}
 
 
-def test_readme() -> None:
+def test_the_pages_are_found() -> None:
+    assert "README.md" in PAGES
+    assert any(name.startswith("docs/how_to/") for name in PAGES)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(name: str) -> None:
     """The blocks marked as Python, in order, in one namespace: as a reader would paste them."""
-    text = README.read_text(encoding="utf-8")
+    text = PAGES[name].read_text(encoding="utf-8")
     scope: dict[str, Any] = {}
-    blocks = list(re.finditer(r"^```(?:python|pycon|py)\b[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
-    assert blocks
-    for block in blocks:
+    for block in BLOCK.finditer(text):
         line = text[: block.start(1)].count("\n")
         source = block[1]
         if source.lstrip().startswith(">>>"):
-            test = doctest.DocTestParser().get_doctest(source, scope, f"README.md:{line + 1}", str(README), line)
+            test = doctest.DocTestParser().get_doctest(source, scope, f"{name}:{line + 1}", name, line)
             test.globs = scope  # and not a copy, so that the next block sees the names
             report: list[str] = []
             runner = doctest.DocTestRunner(optionflags=FLAGS)
             runner.run(test, out=report.append, clear_globs=False)
             assert runner.summarize(verbose=False).failed == 0, "".join(report)
         else:
-            exec(compile("\n" * line + source, str(README), "exec"), scope)
+            exec(compile("\n" * line + source, name, "exec"), scope)
 
 
 def test_every_row_has_its_test() -> None:

@@ -1,0 +1,67 @@
+"""Configuration of Sphinx: everything comes from this checkout, nothing from the network."""
+
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(Path(__file__).parent / "_ext")]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["MPLBACKEND"] = "Agg"
+
+import ddu_ops  # noqa: E402  # found on the path above
+
+project = "ddu_ops"
+author = "The ddu_ops authors"
+project_copyright = author
+release = version = ddu_ops.__version__
+
+extensions = [
+    "matplotlib.sphinxext.plot_directive",
+    "myst_parser",
+    "native_math",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
+exclude_patterns = ["_build", "tutorials"]
+suppress_warnings = ["config.cache"]  # the gallery's settings are objects
+
+html_theme = "furo"
+html_title = f"ddu_ops {release}"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+html_math_renderer = "native"
+html_copy_source = False
+pygments_style = "friendly"
+pygments_dark_style = "monokai"
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings give shapes and units, the signatures the types
+napoleon_custom_sections = [("Shape", "notes_style"), ("Types", "notes_style")]
+napoleon_use_ivar = True
+
+plot_formats = [("png", 130)]
+plot_html_show_formats = False
+plot_html_show_source_link = False
+plot_include_source = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "tutorials",
+    "gallery_dirs": "auto_tutorials",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "show_signature": False,
+    "min_reported_time": 1,
+    "reference_url": {"ddu_ops": None},
+    "remove_config_comments": True,
+}

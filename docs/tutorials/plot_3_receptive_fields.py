@@ -1,0 +1,62 @@
+r"""
+Receptive fields, seen
+======================
+
+What does an output pixel depend on? How far it reaches has a closed formula; which pixels within that reach take part,
+and how much, is what the gradient says.
+"""
+
+# %%
+# How far: the formula
+# --------------------
+#
+# Three layers, of dilation 1, 2 and 4, and three layers whose rate goes up to 2.5.
+
+import torch
+from matplotlib import pyplot
+
+from ddu_ops import DynamicDilationConv2d, receptive_field, viz
+
+fixed = [receptive_field.Layer(3, padding=d, dilation=d) for d in (1, 2, 4)]
+dynamic = [receptive_field.Layer(3, padding=1, rate=2.5)] * 3
+receptive_field.size(fixed), receptive_field.size(dynamic)
+
+# %%
+# With a map, the reach differs from position to position. Here the rates grow from 0.5 to 2.5 down the rows.
+
+rates = torch.linspace(0.5, 2.5, 48)
+for row in (10, 24, 38):
+    first, last = receptive_field.stack_interval(dynamic, row, dilation_maps=[rates] * 3)
+    print(f"row {row}: rows {first} to {last}")
+
+# %%
+# Which pixels: the gradient
+# --------------------------
+#
+# The effective receptive field of three random layers that read this map, at these rows.
+
+torch.manual_seed(0)
+layers = [DynamicDilationConv2d(1 if i == 0 else 16, 16, 3, padding=1, predict=False) for i in range(3)]
+dilation_map = rates.view(1, 1, -1, 1).expand(1, 1, 48, 48)
+
+
+def stack(image):
+    for layer in layers:
+        image = layer(image, dilation_map).relu()
+    return image
+
+
+figure, axes = pyplot.subplots(1, 4, figsize=(11, 3), layout="constrained")
+viz.draw_map(dilation_map, ax=axes[0])
+for ax, row in zip(axes[1:], (10, 24, 38), strict=True):
+    viz.draw_effective_receptive_field(stack, torch.randn(16, 1, 48, 48), (row, 24), ax=ax).set_title(f"Row {row}")
+
+# %%
+# Holes: gridding
+# ---------------
+#
+# Fixed rates with a common factor never read most of the pixels within their reach. Rates that vary a little, and are
+# not whole, read nearly all of them.
+
+wave = 2 + 0.5 * torch.sin(torch.linspace(0, 9, 33)).view(-1, 1) * torch.cos(torch.linspace(0, 7, 33))
+figure = viz.draw_gridding([wave] * 3, fixed=[2, 2, 2])
