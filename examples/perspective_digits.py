@@ -12,10 +12,15 @@ parameters to within a few per cent, learn from the same pictures:
 """
 
 import argparse
+import contextlib
+import functools
 import json
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -43,36 +48,35 @@ SETTLE = 1 / 3  # of the steps: until then the weights learn alone, and the rate
 
 def main(arguments: Sequence[str] | None = None) -> None:
     args = parse_args(arguments)
-    torch.set_num_threads(args.threads)
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    jobs = [Job(name, seed, args.steps, args.pictures) for seed in range(args.seeds) for name in VARIANTS]
+    results: dict[str, list[Scores]] = {name: [] for name in VARIANTS}
+    shown: Network | None = None
     start = time.perf_counter()
-    with tqdm(total=args.seeds * len(VARIANTS) * args.steps, unit="step", disable=None) as progress:
-        for seed in range(args.seeds):
-            train, test = make_pictures(seed, args.pictures)
-            for name, make_layers in VARIANTS.items():
-                progress.set_description(f"seed {seed}, {name}")
-                torch.manual_seed(seed)
-                network = Network(make_layers)
-                fit(network, *train, args.steps, progress)
-                results[name].append(evaluate(network, *test))
-                if name == "predicted map" and seed == 0:
-                    shown = network
-                    shown_test = test
-    print(f"{args.seeds} seeds, {args.steps} steps each: {time.perf_counter() - start:.0f} s")
+    with contextlib.ExitStack() as stack:
+        trained = map(train, jobs)
+        if args.workers > 1:
+            pool = ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"))
+            trained = stack.enter_context(pool).map(train, jobs)
+        for job, (network, scores) in zip(jobs, tqdm(trained, "networks", len(jobs)), strict=True):
+            results[job.name].append(scores)
+            if shown is None and job.name == PREDICTED:
+                shown = network
+    print(f"{len(jobs)} networks, {args.steps} steps each: {time.perf_counter() - start:.0f} s")
     report(results)
     if args.results is not None:
         args.results.parent.mkdir(parents=True, exist_ok=True)
         args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(args.output, shown, shown_test, results)
+    assert shown is not None
+    draw(args.output, shown, make_pictures(0, args.pictures)[1], results)
     print(f"wrote {args.output}")
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="networks of every kind [%(default)s]")
-    parser.add_argument("--steps", type=int, default=200, help="steps of training for each [%(default)s]")
+    parser.add_argument("--steps", type=int, default=300, help="steps of training for each [%(default)s]")
     parser.add_argument("--pictures", type=int, default=400, help="to train on [%(default)s]")
-    parser.add_argument("--threads", type=int, default=2, help="[%(default)s]")
+    parser.add_argument("--workers", type=int, default=2, help="networks at a time, on a core each [%(default)s]")
     parser.add_argument("--output", type=Path, default="perspective_digits.png", help="picture to write [%(default)s]")
     parser.add_argument("--results", type=Path, help="file to write all results to, as JSON")
     return parser.parse_args(arguments)
@@ -89,6 +93,7 @@ def true_scale() -> Tensor:
 Pictures = tuple[Tensor, Tensor]  # (N, 2, SIZE, SIZE): the picture and its rows' height; (N, SIZE, SIZE): classes
 
 
+@functools.lru_cache(1)
 def make_pictures(seed: int, count: int) -> tuple[Pictures, Pictures]:
     """For training and for testing, with no digit in common."""
     digits = load_digits()
@@ -196,20 +201,42 @@ class Predicted(Learned):
         return [self.predictor(features)] * LAYERS
 
 
+PREDICTED = "predicted map"
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
-    "dilation 1": lambda: Fixed(1),
-    "dilation 2": lambda: Fixed(2),
-    "dilation 4": lambda: Fixed(4),
-    "ASPP 1, 2, 4": lambda: Fixed(1, 2, 4),
+    "dilation 1": functools.partial(Fixed, 1),
+    "dilation 2": functools.partial(Fixed, 2),
+    "dilation 4": functools.partial(Fixed, 4),
+    "ASPP 1, 2, 4": functools.partial(Fixed, 1, 2, 4),
     "learned constant": Constant,
-    "predicted map": Predicted,
+    PREDICTED: Predicted,
 }
 
 
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-def fit(network: nn.Module, pictures: Tensor, classes: Tensor, steps: int, progress: tqdm) -> None:
+Scores = dict[str, float]
+
+
+class Job(NamedTuple):
+    """One network to be trained."""
+
+    name: str
+    seed: int
+    steps: int
+    pictures: int
+
+
+def train(job: Job) -> tuple[Network, Scores]:
+    torch.set_num_threads(1)
+    (pictures, classes), test = make_pictures(job.seed, job.pictures)
+    torch.manual_seed(job.seed)
+    network = Network(VARIANTS[job.name])
+    fit(network, pictures, classes, job.steps)
+    return network, evaluate(network, *test)
+
+
+def fit(network: nn.Module, pictures: Tensor, classes: Tensor, steps: int) -> None:
     predictors = [module for module in network.modules() if isinstance(module, DilationPredictor)]
     of_rates = [parameter for predictor in predictors for parameter in predictor.parameters()]
     others = [parameter for parameter in network.parameters() if all(parameter is not rate for rate in of_rates)]
@@ -231,12 +258,10 @@ def fit(network: nn.Module, pictures: Tensor, classes: Tensor, steps: int, progr
         loss.backward()
         optimizer.step()
         schedule.step()
-        progress.update()
-        progress.set_postfix_str(f"loss {loss.item():.2f}", refresh=False)
 
 
 @torch.no_grad()
-def evaluate(network: Network, pictures: Tensor, classes: Tensor) -> dict[str, float]:
+def evaluate(network: Network, pictures: Tensor, classes: Tensor) -> Scores:
     network.eval()
     predicted = torch.cat([network(part).argmax(1) for part in pictures.split(50)])
     union = [((predicted == c) | (classes == c)).sum() for c in range(1, CLASSES)]
@@ -251,7 +276,7 @@ def evaluate(network: Network, pictures: Tensor, classes: Tensor) -> dict[str, f
     }
 
 
-def report(results: dict[str, list[dict[str, float]]]) -> None:
+def report(results: dict[str, list[Scores]]) -> None:
     keys = ["mIoU", "far", "middle", "near"]
     print(f"{'':18}{'parameters':>11}" + "".join(f"{key:>16}" for key in keys))
     for name, runs in results.items():
@@ -260,7 +285,7 @@ def report(results: dict[str, list[dict[str, float]]]) -> None:
 
 
 @torch.no_grad()
-def draw(output: Path, network: Network, test: Pictures, results: dict[str, list[dict[str, float]]]) -> None:
+def draw(output: Path, network: Network, test: Pictures, results: dict[str, list[Scores]]) -> None:
     """A picture, the sizes in it, the dilation that the network predicts for it, and how well all networks do."""
     pictures, _ = test
     network.eval()

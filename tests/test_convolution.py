@@ -13,10 +13,21 @@ import torch
 import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import ddu_ops
 from cases import TOLERANCES, Case, assert_bits, assert_near, assert_same, make_tensors
 from ddu_ops import layers, reference
+
+# On CUDA, where cuBLAS is deterministic only with a setting of the whole process.
+pytestmark = pytest.mark.filterwarnings("ignore:Deterministic behavior was enabled:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's own in float32, which cuDNN would do in TF32."""
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
 
 
 @dataclass(frozen=True)
@@ -393,7 +404,7 @@ def away_from_ones(model: nn.Module) -> nn.Module:
 def test_compile_with_dynamic_shapes() -> None:
     torch._dynamo.reset()
     model = away_from_ones(Model())
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     for shape in ((2, 3, 12, 10), (5, 3, 9, 17)):
         input = torch.randn(shape)

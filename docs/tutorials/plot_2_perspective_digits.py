@@ -14,5 +14,16 @@ import perspective_digits
 
 folder = tempfile.TemporaryDirectory()
 perspective_digits.main(
-    ["--seeds", "1", "--steps", "40", "--pictures", "100", "--output", f"{folder.name}/perspective_digits.png"]
+    [
+        "--seeds",
+        "1",
+        "--steps",
+        "40",
+        "--pictures",
+        "100",
+        "--workers",
+        "1",
+        "--output",
+        f"{folder.name}/perspective_digits.png",
+    ]
 )
