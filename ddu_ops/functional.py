@@ -23,8 +23,8 @@ def dynamic_dilation_unfold(
 ) -> Tensor:
     r"""Extract sliding windows whose dilation rate is read from a map, position by position.
 
-    This is :func:`torch.nn.functional.unfold` with the dilation :math:`d` multiplied by
-    :math:`D = \text{dilation\_map}[b, g, i, j]` at output position :math:`(i, j)`. Tap :math:`(m, n)` of the window is
+    This is :func:`torch.nn.functional.unfold` with the dilation :math:`d` multiplied by :math:`D`, what
+    ``dilation_map[b, g, i, j]`` holds for output position :math:`(i, j)`. Tap :math:`(m, n)` of the window is
     the bilinear sample of the zero-padded input at
 
     .. math::

@@ -28,6 +28,8 @@ extensions = [
 exclude_patterns = ["_build", "tutorials"]
 suppress_warnings = ["config.cache"]  # the gallery's settings are objects
 
+smartquotes = False  # two hyphens are two hyphens: options are shown
+
 html_theme = "furo"
 html_title = f"ddu_ops {release}"
 html_static_path = ["_static"]
@@ -43,7 +45,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings give shapes and units, the signatures the types
+autodoc_typehints = "none"  # the docstrings say what an argument takes
 napoleon_custom_sections = [("Shape", "notes_style"), ("Types", "notes_style")]
 napoleon_use_ivar = True
 

@@ -63,14 +63,14 @@ torch.equal(ddu_ops.dynamic_dilation_conv2d(image, weight, ones, padding=1), F.c
 # --------------------
 #
 # The output is differentiable by the rates. Here is a small riddle: ``target`` was made with the map above. Which map?
-# Gradient descent from a map of ones finds it, where there is something to see.
+# Gradient descent from a rate of 2 everywhere finds it, nearly. A gradient looks no further than the pixels around a
+# tap, so the images are smooth: they slope in the right direction from further away.
 
-image = torch.rand(8, 3, 16, 16)
-image = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, stride=1)  # smooth: a slope to go down on
+image = F.interpolate(torch.rand(8, 3, 3, 3), (16, 16), mode="bicubic")
 weight = torch.randn(8, 3, 3, 3)
 target = ddu_ops.dynamic_dilation_conv2d(image, weight, dilation_map, padding=1)
 
-guess = torch.ones(1, 1, 16, 16, requires_grad=True)
+guess = torch.full((1, 1, 16, 16), 2.0, requires_grad=True)
 optimizer = torch.optim.Adam([guess], lr=0.05)
 for _ in range(200):
     difference = ddu_ops.dynamic_dilation_conv2d(image, weight, guess, padding=1) - target
@@ -123,18 +123,18 @@ for ax, shown, title in zip(
 # A network
 # ---------
 #
-# A stem, a few adaptive layers, a classifier for each pixel. The layers share one predictor, so that there is one map
-# to look at; each could have its own, by leaving ``predict=False`` and the map out. They start as convolutions of
-# dilation 2, which the map multiplies.
+# A stem that halves the resolution, a few adaptive layers, a classifier for each pixel. The layers share one predictor,
+# so that there is one map to look at; each could have its own, by leaving ``predict=False`` and the map out. They start
+# as convolutions of dilation 2, which the map multiplies by something between 0.5 and 3.
 
 
 class Network(torch.nn.Module):
     def __init__(self, channels=12, layers=3):
         super().__init__()
         self.stem = torch.nn.Sequential(
-            torch.nn.Conv2d(2, channels, 3, padding=1, bias=False), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()
+            torch.nn.Conv2d(2, channels, 5, 2, 2, bias=False), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()
         )
-        self.rate = ddu_ops.DilationPredictor(channels, 3, padding=1, bounds=(0, 3))
+        self.rate = ddu_ops.DilationPredictor(channels, 3, padding=1, bounds=(0.5, 3))
         self.layers = torch.nn.ModuleList(
             ddu_ops.DynamicDilationConv2d(channels, channels, 3, padding=2, dilation=2, predict=False)
             for _ in range(layers)
@@ -147,7 +147,7 @@ class Network(torch.nn.Module):
         rates = self.rate(features)
         for layer, norm in zip(self.layers, self.norms, strict=True):
             features = features + norm(layer(features, rates)).relu()
-        return self.classifier(features)
+        return F.interpolate(self.classifier(features), input.shape[2:], mode="bilinear")
 
 
 network = Network()
@@ -156,16 +156,16 @@ network = Network()
 # Training
 # --------
 #
-# As any network. The one thing to know: Adam moves each parameter by about its learning rate in a step, and a rate has
-# a longer way to go than a weight. So the predictor gets a larger one.
+# As any network. The one thing to know: while the weights are still random, small rates are the easy way to a lower
+# loss, and rates that have become small see too little to grow again. Two things help: a lower bound, and to let the
+# weights learn alone at first, at the rates where the layers start.
 
-STEPS = 150
-rates = list(network.rate.parameters())
-others = [p for name, p in network.named_parameters() if not name.startswith("rate.")]
-optimizer = torch.optim.AdamW([{"params": others, "lr": 5e-3}, {"params": rates, "lr": 5e-2}])
+STEPS, SETTLE = 200, 60
+optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
 weight = torch.tensor([0.3] + [1.0] * 10)  # most of a picture is ground
 losses = []
-for _ in range(STEPS):
+for step in range(STEPS):
+    network.rate.requires_grad_(step >= SETTLE)
     batch = torch.randint(len(pictures), (8,))
     loss = F.cross_entropy(network(pictures[batch]), classes[batch], weight)
     optimizer.zero_grad()
@@ -175,6 +175,7 @@ for _ in range(STEPS):
 
 figure, ax = pyplot.subplots(figsize=(6, 2.6), layout="constrained")
 ax.plot(losses)
+ax.axvline(SETTLE, color="0.7")
 ax.set(xlabel="step", ylabel="loss")
 
 # %%
