@@ -289,7 +289,8 @@ def draw(output: Path, network: Network, test: Pictures, results: dict[str, list
     """A picture, the sizes in it, the dilation that the network predicts for it, and how well all networks do."""
     pictures, _ = test
     network.eval()
-    dilation = torch.cat([START * network.layers.rates(network.stem(part))[0] for part in pictures.split(50)])[:, 0]
+    rates = torch.cat([network.layers.rates(network.stem(part))[0] for part in pictures.split(50)])
+    dilation = START * F.interpolate(rates, (SIZE, SIZE), mode="bilinear")[:, 0]
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
 
     def show(ax: Axes, title: str, image: Tensor, **options: object) -> None:
@@ -311,7 +312,7 @@ def draw(output: Path, network: Network, test: Pictures, results: dict[str, list
         values = [run["mIoU"] for run in runs]
         axes[1, 2].bar(index, np.mean(values), yerr=np.std(values), color="0.8", capsize=4)
         axes[1, 2].plot([index] * len(values), values, "k.", markersize=5)
-    axes[1, 2].set_xticks(range(len(results)), [name.replace(" ", "\n", 1) for name in results], fontsize=8)
+    axes[1, 2].set_xticks(range(len(results)), [name.replace(" ", "\n", 1) for name in results], fontsize=7)
     axes[1, 2].set(title=f"Mean IoU of the ten digits, {len(runs)} seeds")
 
     output.parent.mkdir(parents=True, exist_ok=True)
