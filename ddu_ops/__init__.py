@@ -11,6 +11,7 @@ import ddu_ops._C  # registers the operators, which what follows calls
 import ddu_ops._flops
 import ddu_ops._vmap  # noqa: F401
 from ddu_ops import layers, receptive_field, reference, viz
+from ddu_ops._decompositions import decompositions
 from ddu_ops._version import __version__
 from ddu_ops.functional import (
     dynamic_dilation_conv2d,
@@ -26,6 +27,7 @@ __all__ = [
     "DynamicDilationFold",
     "DynamicDilationUnfold",
     "__version__",
+    "decompositions",
     "dynamic_dilation_conv2d",
     "dynamic_dilation_fold",
     "dynamic_dilation_unfold",

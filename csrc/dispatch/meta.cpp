@@ -19,17 +19,8 @@ struct Meta {
 
 TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_operators<Meta>(m); }
 
-// No operator takes a tensor of these kinds. The checks say so, with the argument's name.
-TORCH_LIBRARY_IMPL(ddu, SparseCPU, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, SparseCUDA, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, SparseCsrCPU, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, SparseCsrCUDA, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, SparseMeta, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, SparseCsrMeta, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, MkldnnCPU, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, QuantizedCPU, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, QuantizedCUDA, m) { register_operators<Meta>(m); }
-TORCH_LIBRARY_IMPL(ddu, QuantizedMeta, m) { register_operators<Meta>(m); }
+// Sparse and quantised tensors and the like come to CompositeExplicitAutograd (plain.cpp), nested ones do not. No
+// operator takes any of them; the checks say so, with the argument's name.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_operators<Meta>(m); }

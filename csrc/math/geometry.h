@@ -42,14 +42,15 @@ DDU_HOST_DEVICE T tap_slope(const Axis<int64_t>& axis, int64_t tap) {
 }
 
 // The whole pixels of a window's centre: i * s - p + floor(a * d * (k - 1) / 2).
-DDU_HOST_DEVICE int64_t centre_pixel(const Axis<int64_t>& axis, int64_t out_index, bool aligned) {
+template <class Int>
+DDU_HOST_DEVICE int64_t centre_pixel(const Axis<Int>& axis, int64_t out_index, bool aligned) {
   const int64_t reach = aligned ? axis.dilation * (axis.kernel - 1) : 0;
   return out_index * axis.stride - axis.padding + reach / 2;
 }
 
 // What centre_pixel leaves: 0, or 1/2 for an aligned window whose centre lies between two pixels.
-template <class T>
-DDU_HOST_DEVICE T centre_fraction(const Axis<int64_t>& axis, bool aligned) {
+template <class T, class Int>
+DDU_HOST_DEVICE T centre_fraction(const Axis<Int>& axis, bool aligned) {
   return aligned && axis.kernel % 2 == 0 && axis.dilation % 2 != 0 ? T(0.5) : T(0);
 }
 

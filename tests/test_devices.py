@@ -1,0 +1,83 @@
+"""Devices other than the CPU and CUDA: what runs there, and that it says so once.
+
+Each test is a process of its own, for what makes a device cannot be unmade.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+def run(*arguments: str, **environment: str) -> str:
+    """The output of Python, with what it writes to stderr."""
+    tests = Path(__file__).parent
+    paths = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_a_device_without_kernels(tmp_path: Path) -> None:
+    """Every test of `numberwang.py`; one warning, in the first."""
+    tests = Path(__file__).with_name("numberwang.py")
+    output = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(tests), NUMBERWANG=str(tmp_path))
+    assert " passed" in output
+    assert output.count("Warning: ddu_ops") == 1, output
+    assert "built without kernels for device 'numberwang': its operators run in terms of ATen's" in output
+
+
+LAZY = """
+import torch
+import torch._lazy
+import torch._lazy.ts_backend
+from cases import Case, assert_near, make_tensors, unfold, unfold_reference
+
+torch._lazy.ts_backend.init()
+case = Case("case", 2, 4, padding=(1, 1), groups=2, rates=2)
+tensors = make_tensors(case, kinks=False)
+for _ in range(2):
+    leaves = [t.detach().to("lazy").requires_grad_() for t in tensors[:2]]
+    wide = [t.detach().requires_grad_() for t in tensors[:2]]
+    actual, expected = unfold(case, *leaves), unfold_reference(case, *wide)
+    assert actual.device.type == "lazy"
+    assert_near(actual.cpu(), expected)
+    grads = torch.autograd.grad(actual, leaves, tensors.columns.to("lazy"))
+    for a, e in zip(grads, torch.autograd.grad(expected, wide, tensors.columns)):
+        assert a.device.type == "lazy"
+        assert_near(a.cpu(), e)
+"""
+
+
+def test_a_device_that_traces() -> None:
+    """Lazy tensors, which like XLA's have no views of their own: the CPU's kernels run."""
+    output = run("-c", LAZY)
+    assert output.count("Warning: ddu_ops") == 1, output
+    assert "built without kernels for device 'lazy': its operators run on the CPU" in output
+
+
+PLAIN = """
+import torch
+import ddu_ops
+
+image, dilation_map = torch.randn(1, 2, 5, 5, requires_grad=True), torch.rand(1, 1, 5, 5)
+ddu_ops.dynamic_dilation_unfold(image, 3, dilation_map, padding=1).sum().backward()
+torch.ops.ddu.unfold(image.to("meta"), 3, dilation_map.to("meta"), padding=1)
+function = ddu_ops.decompositions()[torch.ops.ddu.unfold.default]
+function(image, [3, 3], dilation_map, [1, 1], [1, 1])
+"""
+
+
+def test_no_warning_where_there_are_kernels_or_a_decomposition_was_asked_for() -> None:
+    assert "Warning: ddu_ops" not in run("-c", PLAIN)
