@@ -1,18 +1,23 @@
 """torch.compile: what it captures, that it captures everything, and that one capture does for all sizes."""
 
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from expecttest import assert_expected_inline
-from functorch.compile import default_partition, make_boxed_func
+from functorch.compile import default_partition, make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import ddu_ops
 from cases import (
@@ -357,3 +362,171 @@ def test_every_operator_traces_symbolically() -> None:
         function = operator(name, case, first_order(name, case))
         traced = make_fx(lambda *t: function(*t), tracing_mode="symbolic")(*tensors)  # noqa: B023
         assert_same(traced(*tensors), function(*tensors))
+
+
+# ---- In a network ----
+
+
+class Network(nn.Module):
+    """Convolutions around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Conv2d(3, 4, 3, padding=1)
+        self.middle = Model()
+        self.after = nn.Conv2d(5, 2, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        features = F.relu(self.before(input))
+        return self.after(F.relu(self.middle(features)).unflatten(-1, input.shape[-2:]))
+
+
+def outcome(call: Callable[[Tensor], Tensor], model: nn.Module, input: Tensor) -> list[Tensor]:
+    """The output and all gradients."""
+    model.zero_grad()
+    leaf = input.clone().requires_grad_()
+    output = call(leaf)
+    output.square().mean().backward()
+    return [output.detach().clone(), leaf.grad, *(p.grad.clone() for p in model.parameters())]
+
+
+def assert_outcomes(actual: list[Tensor], expected: list[Tensor], tolerance: float = 1e-4) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=tolerance, atol=tolerance / 10)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+def test_modes(mode: str, device: torch.device) -> None:
+    network = Network().to(device)
+    compiled = torch.compile(network, mode=mode, fullgraph=True)
+    for _ in range(3):  # the third call is the one that a CUDA graph replays
+        input = torch.randn(2, 3, 6, 7, device=device)
+        assert_outcomes(outcome(compiled, network, input), outcome(network, network, input))
+
+
+def test_sizes_marked_as_dynamic(device: torch.device) -> None:
+    """No more than the sizes that are marked are free, and one compilation does for them."""
+    model = Model().to(device)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for shape in [(2, 4, 6, 7), (5, 4, 9, 8), (3, 4, 12, 5)]:
+        input = torch.randn(shape, device=device)
+        for dim in (0, 2, 3):
+            torch._dynamo.mark_dynamic(input, dim)
+        with torch.no_grad():
+            assert_outcomes([compiled(input)], [model(input)])
+    assert counter.frame_count == 1
+
+
+def test_autocast_with_gradients(device: torch.device) -> None:
+    network = Network().to(device)
+    input = torch.randn(2, 3, 6, 7, device=device)
+
+    def under_autocast(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def run(input: Tensor) -> Tensor:
+            with torch.autocast(device.type, torch.bfloat16):
+                return call(input)
+
+        return run
+
+    compiled = torch.compile(network, fullgraph=True)
+    actual, expected = (outcome(under_autocast(call), network, input) for call in (compiled, network))
+    assert actual[0].dtype == expected[0].dtype == torch.bfloat16
+    assert_outcomes(actual, expected, tolerance=3e-2)
+
+
+# ---- Compiled autograd ----
+
+# It looks at the gradients of all its inputs, leaves or not.
+not_leaves = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@not_leaves
+@operators
+def test_compiled_autograd_of_every_operator(name: str, device: torch.device) -> None:
+    """The backward of an eager forward, traced and compiled, once for all sizes."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(module: torch.fx.GraphModule) -> Any:
+        def compiler(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+            graphs.append(module)
+            return module.forward
+
+        return torch.compile(module, backend=compiler, fullgraph=True, dynamic=True)
+
+    options = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "groups": 2}
+    for rates, wanted in ((1, (True, True, True)), (2, (False, True, True))):
+        for size in ((9, 8), (12, 7), (6, 11)):
+            case = Case("compiled", 3, 4, size, **options, rates=rates)
+            tensors = pick(name, make_tensors(case, device=device, kinks=False))
+            function = operator(name, case, first_order(name, case))
+            grads = []
+            for enable in (False, True):
+                leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted[-len(tensors) :])]
+                total = torch.stack([r.square().sum() for r in as_list(function(*leaves))]).sum()
+                with torch._dynamo.compiled_autograd._enable(keep) if enable else contextlib.nullcontext():
+                    total.backward()
+                grads.append([leaf.grad for leaf in leaves if leaf.requires_grad])
+            for a, e in zip(*grads):
+                torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+    assert graphs
+    code = "".join(graph.code for graph in graphs)
+    assert "DynamicDilation" in code
+    assert len(graphs) <= 4, "a graph for every size"
+
+
+@not_leaves
+def test_compiled_autograd_of_a_network(device: torch.device) -> None:
+    network = Network().to(device)
+    input = torch.randn(2, 3, 6, 7, device=device)
+    expected = outcome(network, network, input)
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
+        assert_outcomes(outcome(compiled, network, input), expected)
+
+
+# ---- Selective activation checkpointing ----
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE], ids=lambda p: p.name)
+def test_selective_checkpointing(policy: CheckpointPolicy, compiled: bool, device: torch.device) -> None:
+    """The unfold is run once, or once more in the backward, as the policy says."""
+    model = Model().to(device)
+    input = torch.randn(2, 4, 6, 7, device=device)
+    expected = outcome(model, model, input)
+
+    def choose(context: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        return policy if function == torch.ops.ddu.unfold.default else CheckpointPolicy.PREFER_RECOMPUTE
+
+    def checkpointed(input: Tensor) -> Tensor:
+        contexts = partial(create_selective_checkpoint_contexts, choose)
+        return checkpoint(model, input, use_reentrant=False, context_fn=contexts)
+
+    runs = 2 if policy == CheckpointPolicy.PREFER_RECOMPUTE else 1
+    if compiled:
+        graphs: list[str] = []
+
+        def keep(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            graphs.append(code(module))
+            return make_boxed_func(module.forward)
+
+        backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition)
+        assert_outcomes(outcome(torch.compile(checkpointed, backend=backend, fullgraph=True), model, input), expected)
+        assert [graph.count("ops.ddu.unfold.default(") for graph in graphs] == [1, runs - 1]
+    else:
+        with Counted() as counted:
+            assert_outcomes(outcome(checkpointed, model, input), expected)
+        assert counted.calls[torch.ops.ddu.unfold.default] == runs
+
+
+class Counted(TorchDispatchMode):
+    """Counts calls of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls[function] += 1
+        return function(*args, **(kwargs or {}))

@@ -24,8 +24,11 @@
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
+#include <array>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -307,8 +310,53 @@ struct FamilyNode final : Node {
       needs.push_back(task_should_compute_output(i));
       x.push_back(saved_[i].unpack());
     }
-    const Family family{x.back(), window_, image_size_};
-    return Op::vjp(grads, x, family, order_of(family), needs);
+    return vjp(grads, x, window_, image_size_, needs);
+  }
+
+  // Compiled autograd asks a node for what its compiled form depends on, then for a call of a plain function on the
+  // saved tensors and sizes, for which it has put what it traces with.
+  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
+    args.collect(name());
+    for (const auto& option : options()) {
+      args.collect(c10::IntArrayRef(option));
+    }
+    args.collect(c10::SymIntArrayRef(image_size_));
+    args.collect(saved_, /*is_output=*/false);
+  }
+
+  variable_list apply_with_saved(
+      const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& saved) override {
+    namespace compiled = torch::dynamo::autograd;
+    saved.before(image_size_);
+    saved.before(saved_);
+    compiled::PackedArgs args;
+    for (const auto& option : options()) {
+      args.pack(std::vector<int64_t>(option.begin(), option.end()));
+    }
+    args.pack(std::vector<SymInt>(image_size_.begin(), image_size_.end()));
+    std::vector<bool> needs;
+    for (size_t i = 0; i < saved_.size(); ++i) {
+      needs.push_back(task_should_compute_output(i));
+    }
+    args.pack(needs);
+    for (const auto& variable : saved_) {
+      args.pack(variable.unpack());
+    }
+    std::vector<at::TypePtr> types;
+    for (const auto& value : args.vec()) {
+      types.push_back(value.isTensor() ? at::TensorType::get() : value.type());
+    }
+    const auto& compiler = compiled::getPyCompilerInterface();
+    const auto function = compiler->bind_function(
+        saved.get_py_compiler(), name(), &FamilyNode::apply_packed, types, /*is_custom_function=*/true,
+        /*is_traceable=*/true);
+    auto result = compiler->call_function(
+        saved.get_py_compiler(), "apply_functional", function, grads, args.vec(),
+        compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
+            compiled::get_input_metadata(next_edges())));
+    saved.after(image_size_);
+    saved.after(saved_);
+    return result;
   }
 
   void release_variables() override {
@@ -331,6 +379,36 @@ struct FamilyNode final : Node {
   }
 
  private:
+  static variable_list vjp(
+      const variable_list& grads, const Tensors& x, const Window& window, const ImageSize& size, const Needs& needs) {
+    const Family family{x.back(), window, size};
+    return Op::vjp(grads, x, family, order_of(family), needs);
+  }
+
+  // The window as lists of integers.
+  std::array<Window::Ints, 6> options() const {
+    return {window_.kernel_size, window_.stride, window_.padding,
+            window_.dilation,    window_.order,  {window_.groups, window_.aligned ? 1 : 0}};
+  }
+
+  // vjp with its arguments as apply_with_saved packs them.
+  static variable_list apply_packed(const variable_list& grads, const std::vector<c10::IValue>& packed) {
+    torch::dynamo::autograd::PackedArgs args(packed);
+    std::array<std::vector<int64_t>, 6> options;
+    for (auto& option : options) {
+      option = args.unpack<std::vector<int64_t>>();
+    }
+    const auto& [kernel_size, stride, padding, dilation, order, rest] = options;
+    const Window window(kernel_size, stride, padding, dilation, rest[0], rest[1] != 0, order);
+    const auto size = args.unpack<std::vector<SymInt>>();
+    const auto needs = args.unpack<std::vector<bool>>();
+    Tensors x;
+    for (size_t i = 0; i < needs.size(); ++i) {
+      x.push_back(args.unpack<Tensor>());
+    }
+    return vjp(grads, x, window, ImageSize(size.begin(), size.end()), Needs(needs.begin(), needs.end()));
+  }
+
   Window window_;
   ImageSize image_size_;
   std::vector<SavedVariable> saved_;
