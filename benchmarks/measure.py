@@ -57,7 +57,7 @@ def time_all(calls: dict[str, Callable[[], object]], clock: Clock, seconds: floa
 
     ``tiny`` calls are timed back to back, a millisecond at a time; that time is the host's, on CUDA too.
     """
-    count, most = (20, 1000) if tiny else (1, 100)
+    count, most = (20, 3000) if tiny else (1, 100)
 
     def times_of(rounds: int) -> list[list[float]]:
         if tiny:

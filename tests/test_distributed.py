@@ -21,7 +21,7 @@ from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, dynamic_dilation
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 
 WORLD_SIZE = 2
-TIMEOUT = datetime.timedelta(seconds=60)  # of one wait for another process
+TIMEOUT = datetime.timedelta(seconds=120)  # of one wait for another process
 DEADLINE = 2 * TIMEOUT  # of everything: nothing may hang
 
 # What the processes do, by name. They are started once and do it all.
