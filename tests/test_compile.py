@@ -489,7 +489,9 @@ def test_compiled_autograd_of_a_network(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "policy", [CheckpointPolicy.MUST_SAVE, CheckpointPolicy.PREFER_RECOMPUTE], ids=lambda p: p.name
+)
 def test_selective_checkpointing(policy: CheckpointPolicy, compiled: bool, device: torch.device) -> None:
     """The unfold is run once, or once more in the backward, as the policy says."""
     model = Model().to(device)
