@@ -60,6 +60,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"\.py$",
     "within_subsection_order": "FileNameSortKey",
     "abort_on_example_error": True,
+    "ignore_repr_types": r"matplotlib\.",
     "download_all_examples": False,
     "show_memory": False,
     "show_signature": False,

@@ -62,10 +62,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if shown is None and job.name == PREDICTED:
                 shown = network
     print(f"{len(jobs)} networks, {args.steps} steps each: {time.perf_counter() - start:.0f} s")
-    report(results)
+    print(table(results))
     if args.results is not None:
         args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        args.results.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        args.results.with_suffix(".md").write_text(table(results), encoding="utf-8")
     assert shown is not None
     draw(args.output, shown, make_pictures(0, args.pictures)[1], results)
     print(f"wrote {args.output}")
@@ -73,12 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5, help="networks of every kind [%(default)s]")
-    parser.add_argument("--steps", type=int, default=300, help="steps of training for each [%(default)s]")
+    parser.add_argument("--seeds", type=int, default=1, help="networks of every kind [%(default)s]")
+    parser.add_argument("--steps", type=int, default=800, help="steps of training for each [%(default)s]")
     parser.add_argument("--pictures", type=int, default=400, help="to train on [%(default)s]")
     parser.add_argument("--workers", type=int, default=2, help="networks at a time, on a core each [%(default)s]")
     parser.add_argument("--output", type=Path, default="perspective_digits.png", help="picture to write [%(default)s]")
-    parser.add_argument("--results", type=Path, help="file to write all results to, as JSON")
+    parser.add_argument("--results", type=Path, help="file to write all scores to, as .json, and their table, as .md")
     return parser.parse_args(arguments)
 
 
@@ -276,12 +277,16 @@ def evaluate(network: Network, pictures: Tensor, classes: Tensor) -> Scores:
     }
 
 
-def report(results: dict[str, list[Scores]]) -> None:
+def table(results: dict[str, list[Scores]]) -> str:
+    """Mean and standard deviation over the seeds, as Markdown."""
     keys = ["mIoU", "far", "middle", "near"]
-    print(f"{'':18}{'parameters':>11}" + "".join(f"{key:>16}" for key in keys))
+    lines = [f"| {' | '.join(['rates', 'parameters', *keys])} |", "| --- " * (2 + len(keys)) + "|"]
     for name, runs in results.items():
-        cells = [f"{np.mean([r[k] for r in runs]):8.3f} ± {np.std([r[k] for r in runs]):.3f}" for k in keys]
-        print(f"{name:18}{runs[0]['parameters']:11.0f}" + "".join(f"{cell:>16}" for cell in cells))
+        cells = [
+            f"{np.mean([run[key] for run in runs]):.3f} ± {np.std([run[key] for run in runs]):.3f}" for key in keys
+        ]
+        lines.append(f"| {' | '.join([name, str(int(runs[0]['parameters'])), *cells])} |")
+    return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()

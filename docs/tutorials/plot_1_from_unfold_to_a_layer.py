@@ -7,6 +7,8 @@ gets a dilation rate of its own at every position; then the rates are found by g
 network predicts them by itself, and learns.
 """
 
+# sphinx_gallery_thumbnail_number = 5
+
 # %%
 # The window
 # ----------
@@ -197,5 +199,5 @@ viz.draw_effective_receptive_field(network, test_pictures[:8], (8, 24), ax=axes[
 viz.draw_effective_receptive_field(network, test_pictures[:8], (40, 24), ax=axes[3]).set_title("What a near pixel sees")
 
 # %%
-# A few hundred steps more, several seeds, and fixed rates to compare with are the next page. To use the layer in a
+# More steps, several seeds, and fixed rates to compare with: :doc:`/study`. To use the layer in a
 # network of your own, replace a convolution by ``DynamicDilationConv2d.from_conv(conv)`` and go on training.
