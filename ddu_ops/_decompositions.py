@@ -40,6 +40,9 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
     for name in (
         "dynamic_dilation_unfold",
         "dynamic_dilation_fold",
+        "dynamic_dilation_conv2d",
+        "conv2d",
+        "conv2d_backward",
         "unfold",
         "fold",
         "unfold_backward",

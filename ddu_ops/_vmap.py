@@ -5,7 +5,8 @@ a convolution has no batch, so there it is folded into the channels, and every m
 is not mapped is expanded. The composite operators are taken apart first (csrc/dispatch/composite.cpp).
 
 The first rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would add half as much
-time again to a small call. They are not in C++ for torch ships the header of the current level without what it includes.
+time again to a small call. They are not in C++, for torch ships the header of the current level without what that
+includes.
 """
 
 from collections.abc import Callable

@@ -141,6 +141,9 @@ class Columns(torch.utils.data.Dataset[list[Tensor]]):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="torch refuses a backward in a child where it has one thread a GPU"
+)
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python's, of the threads that this process has
 @pytest.mark.filterwarnings("ignore:.*DataLoader will create:UserWarning")  # on a machine with fewer cores
 def test_fork_after_use() -> None:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Deterministic behavior was enabl
 def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's own in float32, which cuDNN would do in TF32."""
     if torch.cuda.is_available():
-        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch._dynamo.backends.common import aot_autograd
@@ -19,7 +20,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ddu_ops
-from cases import OPERATORS, Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
+from cases import Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
 from test_backward import (  # noqa: F401
     test_every_order_of_the_family,
     test_gradients_of_nothing,
@@ -81,7 +82,8 @@ def device() -> Iterator[torch.device]:
 
 def test_the_table_is_complete_and_the_callers_own() -> None:
     table = ddu_ops.decompositions()
-    assert set(table) == {getattr(torch.ops.ddu, name).default for name in OPERATORS}
+    defined = {schema.name for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("ddu::")}
+    assert {operator._schema.name for operator in table} == defined
     table.clear()
     assert ddu_ops.decompositions()
 
@@ -223,6 +225,50 @@ def test_inductor() -> None:
     torch._dynamo.reset()
     assert len(seen) == 2
     assert all(names <= {"aten", "prims", "inductor"} for names in seen), seen
+
+
+class Convolution(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = ddu_ops.DynamicDilationConv2d(4, 3, 3, padding=1, dilation_groups=2)
+        nn.init.normal_(self.layer.rate.weight, std=0.1)
+
+    def forward(self, input: Tensor, mask: Tensor) -> Tensor:
+        return self.layer(input, mask=mask)
+
+
+def test_the_convolution() -> None:
+    """Exported and taken apart; the backward, too, in what AOTAutograd traces."""
+    model = Convolution()
+    batch, height, width = (torch.export.Dim(name, min=2) for name in ("batch", "height", "width"))
+    sizes = {0: batch, 2: height, 3: width}
+    example = torch.randn(2, 4, 6, 7), torch.rand(2, 18, 6, 7)
+    program = torch.export.export(model, example, dynamic_shapes=(sizes, sizes))
+    assert "ddu" in namespaces(program.run_decompositions().graph)
+    taken_apart = program.run_decompositions(ddu_ops.decompositions())
+    assert namespaces(taken_apart.graph) == {"aten"}
+    for shape in SIZES:
+        input, mask = torch.randn(shape), torch.rand(shape[0], 18, *shape[2:])
+        torch.testing.assert_close(taken_apart.module()(input, mask), model(input, mask), rtol=1e-4, atol=1e-4)
+
+    seen: list[set[str]] = []
+
+    def compile_fx(module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        seen.append(namespaces(module.graph))
+        return make_boxed_func(module.forward)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=compile_fx, bw_compiler=compile_fx, decompositions=ddu_ops.decompositions())
+    results = []
+    for function in (torch.compile(model, backend=backend, fullgraph=True), model):
+        model.zero_grad()
+        leaves = [t.clone().requires_grad_() for t in example]
+        function(*leaves).square().sum().backward()
+        results.append([t.grad.clone() for t in (*leaves, *model.parameters())])
+    torch._dynamo.reset()
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    assert seen == [{"aten"}, {"aten"}]
 
 
 def test_a_decomposition_called_by_itself() -> None:

@@ -30,12 +30,12 @@ def run(*arguments: str, **environment: str) -> str:
 
 
 def test_a_device_without_kernels(tmp_path: Path) -> None:
-    """Every test of `numberwang.py`; one warning, in the first."""
-    tests = Path(__file__).with_name("numberwang.py")
-    output = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(tests), NUMBERWANG=str(tmp_path))
+    """Every test of `private_device.py`; one warning, in the first."""
+    tests = Path(__file__).with_name("private_device.py")
+    output = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(tests), PRIVATE_DEVICE=str(tmp_path))
     assert " passed" in output
     assert output.count("Warning: ddu_ops") == 1, output
-    assert "built without kernels for device 'numberwang': its operators run in terms of ATen's" in output
+    assert "built without kernels for device 'foreign': its operators run in terms of ATen's" in output
 
 
 LAZY = """

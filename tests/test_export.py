@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 import ddu_ops
 
+# What torch.export.load says of itself in torch 2.11.
+pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
+
 
 class Model(nn.Module):
     """The unfold with a map of its own making, and back."""

@@ -189,6 +189,9 @@ Arguments narrowed(const Arguments& a, int64_t start, int64_t size) {
       a.mask.defined() ? a.mask.narrow(0, start, size) : Tensor()};
 }
 
+// A program that is only traced has no memory to bound and no values to look at: it is the mathematics in one piece.
+bool is_traced(const Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_python_dispatch(); }
+
 // Whether every rate is one. Looks no further than the first that is not.
 bool all_ones(const Tensor& dilation_map) {
   const auto map = dilation_map.contiguous();
@@ -200,6 +203,9 @@ bool all_ones(const Tensor& dilation_map) {
 
 Tensor forward_in_chunks(const Arguments& a, const Options& options) {
   const auto sym = check("conv2d", a, options);
+  if (is_traced(a.input)) {
+    return forward(a, options);
+  }
   const auto& window = options.window;
   // The windows are a plain convolution's. Torch's own adds the products up in the order that it always does, so a
   // layer that begins there begins with the bits of Conv2d. On a GPU to look would be to wait for it.
@@ -225,6 +231,9 @@ variable_list backward_in_chunks(
     const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
   const auto sym = check("conv2d_backward", a, options);
   check_convolution_gradient("conv2d_backward", grad_output, a.input, a.weight, sym, a.mask.defined(), needs[kMask]);
+  if (is_traced(a.input)) {
+    return backward(grad_output, a, options, needs);
+  }
   const auto batch = a.input.size(0);
   const int64_t copies = (needs[kWeight] || needs[kMask] ? 1 : 0) +
       (needs[kInput] || needs[kMap] || needs[kMask] ? 1 : 0) + (a.mask.defined() ? 1 : 0);

@@ -1,6 +1,6 @@
 """Tests on a device without kernels of ours, which `test_devices.py` runs in a process of its own.
 
-The device is real: `numberwang.cpp` gives PrivateUse1, the dispatch key that PyTorch keeps for devices from elsewhere,
+The device is real: `private_device.cpp` gives PrivateUse1, the dispatch key that PyTorch keeps for devices from elsewhere,
 tensors and memory. Registering it changes the process for good.
 """
 
@@ -30,16 +30,16 @@ from cases import (
 )
 from test_errors import call, refusal
 
-_setup_privateuseone_for_python_backend("numberwang")
+_setup_privateuseone_for_python_backend("foreign")
 load(
-    "numberwang",
+    "foreign",
     [str(Path(__file__).with_suffix(".cpp"))],
     extra_cflags=["-O0", "-g0", "-w"],
-    build_directory=os.environ["NUMBERWANG"],
+    build_directory=os.environ["PRIVATE_DEVICE"],
     is_python_module=False,
 )
 
-DEVICE = torch.device("numberwang:0")
+DEVICE = torch.device("foreign:0")
 
 
 def moved(tensors: Tensors) -> Tensors:
@@ -97,7 +97,7 @@ def test_errors(name: str) -> None:
     """The words of the CPU."""
     arguments = {argument.name for argument in getattr(torch.ops.ddu, name).default._schema.arguments}
     leading = next(a for a in ("grad_output", "columns", "input") if a in arguments)
-    call(name, "numberwang:0")
+    call(name, "foreign:0")
     for changes in (
         {leading: lambda device: torch.zeros(2, 3, device=device)},
         {"dilation_map": lambda device: torch.zeros(2, 1, 7, 8, device=device)},
@@ -105,6 +105,6 @@ def test_errors(name: str) -> None:
         {"stride": 0},
         {"groups": 3},
     ):
-        assert refusal(name, "numberwang:0", **changes) == refusal(name, "cpu", **changes)
-    mixed = refusal(name, "numberwang:0", dilation_map=lambda _: torch.ones(2, 1, 8, 8))
-    assert "expected dilation_map on the device of" in mixed and "numberwang:0, but got one on cpu" in mixed
+        assert refusal(name, "foreign:0", **changes) == refusal(name, "cpu", **changes)
+    mixed = refusal(name, "foreign:0", dilation_map=lambda _: torch.ones(2, 1, 8, 8))
+    assert "expected dilation_map on the device of" in mixed and "foreign:0, but got one on cpu" in mixed
