@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddu_ops
 from cases import TOLERANCES, Case, assert_bits, assert_near, assert_same, make_tensors
@@ -752,3 +753,19 @@ def test_aspp_shares_its_rate(device: torch.device) -> None:
     assert sum(isinstance(module, ddu_ops.DilationPredictor) for module in head.modules()) == 1
     head.train()(input).square().sum().backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_vmap_is_one_call(device: torch.device) -> None:
+    """And not one for every item, as where torch has no rule."""
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            calls.append(func)
+            return func(*args, **(kwargs or {}))
+
+    calls: list[Any] = []
+    input, weight = torch.randn(3, 2, 4, 5, 6, device=device), torch.randn(2, 4, 3, 3, device=device)
+    dilation_map = torch.rand(3, 2, 1, 5, 6, device=device)
+    with Count():
+        torch.func.vmap(lambda x, d: ddu_ops.dynamic_dilation_conv2d(x, weight, d, padding=1))(input, dilation_map)
+    assert calls.count(torch.ops.ddu.conv2d.default) == 1

@@ -77,10 +77,68 @@ struct Arguments {
 enum Needs : size_t { kInput, kWeight, kMap, kMask, kGradients };  // what conv2d_backward returns, in this order
 using OutputMask = std::array<bool, kGradients>;
 
+// ---- the schemas' parameters, as functions of the arguments and options
+
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+template <Tensor (*f)(const Arguments&, const Options&)>
+Tensor conv2d_schema(
+    const Tensor& input,
+    const Tensor& weight,
+    const Tensor& dilation_map,
+    const OptionalTensor& bias,
+    const OptionalTensor& mask,
+    IntArrayRef stride,
+    IntArrayRef padding,
+    IntArrayRef dilation,
+    int64_t groups,
+    int64_t dilation_groups,
+    bool aligned,
+    int64_t workspace_limit) {
+  return f(
+      {input, weight, dilation_map, value_or_undefined(bias), value_or_undefined(mask)},
+      make_options(weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit));
+}
+
+template <variable_list (*f)(const Tensor&, const Arguments&, const Options&, const OutputMask&)>
+Gradients conv2d_backward_schema(
+    const Tensor& grad_output,
+    const Tensor& input,
+    const Tensor& weight,
+    const Tensor& dilation_map,
+    const OptionalTensor& mask,
+    IntArrayRef stride,
+    IntArrayRef padding,
+    IntArrayRef dilation,
+    int64_t groups,
+    int64_t dilation_groups,
+    bool aligned,
+    int64_t workspace_limit,
+    std::array<bool, 4> output_mask) {
+  const auto options =
+      make_options(weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit);
+  auto result = f(grad_output, {input, weight, dilation_map, Tensor(), value_or_undefined(mask)}, options, output_mask);
+  // A result of an operator is a tensor: an empty one stands for what was not asked for.
+  for (size_t i = 0; i < kGradients; ++i) {
+    result[i] = output_mask[i] ? result[i] : at::empty({0}, input.options());
+  }
+  return {result[kInput], result[kWeight], result[kMap], result[kMask]};
+}
+
+// ---- checks
+
 SymParams check(const char* op, const Arguments& a, const Options& options, Caller caller = Caller::kOperator) {
   return check_convolution(
       op, a.input, a.weight, a.dilation_map, a.bias, a.mask, options.window, options.groups, options.workspace_limit,
       caller);
+}
+
+SymParams check_backward(
+    const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
+  const auto* const op = "conv2d_backward";
+  const auto params = check(op, a, options);
+  check_convolution_gradient(op, grad_output, a.input, a.weight, params, a.mask.defined(), needs[kMask]);
+  return params;
 }
 
 // ---- the mathematics, in differentiable steps
@@ -229,8 +287,7 @@ Tensor forward_in_chunks(const Arguments& a, const Options& options) {
 
 variable_list backward_in_chunks(
     const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
-  const auto sym = check("conv2d_backward", a, options);
-  check_convolution_gradient("conv2d_backward", grad_output, a.input, a.weight, sym, a.mask.defined(), needs[kMask]);
+  const auto sym = check_backward(grad_output, a, options, needs);
   if (is_traced(a.input)) {
     return backward(grad_output, a, options, needs);
   }
@@ -279,8 +336,7 @@ Tensor forward_meta(const Arguments& a, const Options& options) {
 
 variable_list backward_meta(
     const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
-  const auto params = check("conv2d_backward", a, options);
-  check_convolution_gradient("conv2d_backward", grad_output, a.input, a.weight, params, a.mask.defined(), needs[kMask]);
+  check_backward(grad_output, a, options, needs);
   const auto like = [](bool needed, const Tensor& tensor) {
     return needed ? tensor.new_empty_symint(tensor.sym_sizes()) : Tensor();
   };
@@ -291,39 +347,9 @@ variable_list backward_meta(
 
 // ---- the operators through the dispatcher
 
-using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-using Conv2d = Tensor(
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const OptionalTensor&,
-    const OptionalTensor&,
-    IntArrayRef,
-    IntArrayRef,
-    IntArrayRef,
-    int64_t,
-    int64_t,
-    bool,
-    int64_t);
-
-using Conv2dBackward = Gradients(
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const Tensor&,
-    const OptionalTensor&,
-    IntArrayRef,
-    IntArrayRef,
-    IntArrayRef,
-    int64_t,
-    int64_t,
-    bool,
-    int64_t,
-    std::array<bool, 4>);
-
 Tensor conv2d(const Arguments& a, const Options& options) {
-  static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("ddu::conv2d", "").typed<Conv2d>();
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("ddu::conv2d", "").typed<decltype(conv2d_schema<&forward_meta>)>();
   const auto& w = options.window;
   return op.call(
       a.input, a.weight, a.dilation_map, as_optional(a.bias), as_optional(a.mask), w.stride, w.padding, w.dilation,
@@ -332,8 +358,9 @@ Tensor conv2d(const Arguments& a, const Options& options) {
 
 variable_list conv2d_backward(
     const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("ddu::conv2d_backward", "").typed<Conv2dBackward>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("ddu::conv2d_backward", "")
+                             .typed<decltype(conv2d_backward_schema<&backward_meta>)>();
   const auto& w = options.window;
   auto [grad_input, grad_weight, grad_dilation_map, grad_mask] = op.call(
       grad_output, a.input, a.weight, a.dilation_map, as_optional(a.mask), w.stride, w.padding, w.dilation,
@@ -432,9 +459,7 @@ variable_list backward_autograd(
   auto tensors = a.list();
   tensors.push_back(grad_output);
   if (any_tangent(tensors) || any_requires_grad(tensors)) {
-    const auto params = check("conv2d_backward", a, options);
-    check_convolution_gradient(
-        "conv2d_backward", grad_output, a.input, a.weight, params, a.mask.defined(), needs[kMask]);
+    check_backward(grad_output, a, options, needs);
     return backward(grad_output, a, options, needs);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
@@ -478,55 +503,14 @@ Tensor dynamic_dilation_conv2d(
       {input, weight, over_batch(dilation_map, params.batch), a.bias, over_batch(a.mask, params.batch)}, options);
 }
 
-// ---- registration
-
-template <Tensor (*f)(const Arguments&, const Options&)>
-Tensor conv2d_schema(
-    const Tensor& input,
-    const Tensor& weight,
-    const Tensor& dilation_map,
-    const OptionalTensor& bias,
-    const OptionalTensor& mask,
-    IntArrayRef stride,
-    IntArrayRef padding,
-    IntArrayRef dilation,
-    int64_t groups,
-    int64_t dilation_groups,
-    bool aligned,
-    int64_t workspace_limit) {
-  return f(
-      {input, weight, dilation_map, value_or_undefined(bias), value_or_undefined(mask)},
-      make_options(weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit));
-}
-
-template <variable_list (*f)(const Tensor&, const Arguments&, const Options&, const OutputMask&)>
-Gradients conv2d_backward_schema(
-    const Tensor& grad_output,
-    const Tensor& input,
-    const Tensor& weight,
-    const Tensor& dilation_map,
-    const OptionalTensor& mask,
-    IntArrayRef stride,
-    IntArrayRef padding,
-    IntArrayRef dilation,
-    int64_t groups,
-    int64_t dilation_groups,
-    bool aligned,
-    int64_t workspace_limit,
-    std::array<bool, 4> output_mask) {
-  const auto options =
-      make_options(weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit);
-  auto result = f(grad_output, {input, weight, dilation_map, Tensor(), value_or_undefined(mask)}, options, output_mask);
-  // A result of an operator is a tensor: an empty one stands for what was not asked for.
-  for (size_t i = 0; i < kGradients; ++i) {
-    result[i] = output_mask[i] ? result[i] : at::empty({0}, input.options());
-  }
-  return {result[kInput], result[kWeight], result[kMap], result[kMask]};
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ddu, CompositeImplicitAutograd, m) {
+  m.impl("dynamic_dilation_conv2d", TORCH_FN(dynamic_dilation_conv2d));
+}
+
+// Under vmap alone nothing else takes it apart: see composite.cpp.
+TORCH_LIBRARY_IMPL(ddu, FuncTorchBatchedDecomposition, m) {
   m.impl("dynamic_dilation_conv2d", TORCH_FN(dynamic_dilation_conv2d));
 }
 
