@@ -1,14 +1,31 @@
-"""Builds the extension ``ddu_ops._C`` from csrc/; everything else is in pyproject.toml.
+"""Builds the extension ``ddu_ops._C`` from what csrc/build.json lists; everything else is in pyproject.toml.
 
 An incremental build in the checkout: ``python setup.py build_ext --inplace``.
+
+DDU_WITH_CUDA      1 or 0 forces or forbids the CUDA kernels; a GPU need not be visible
+DDU_RELEASE        1: a wheel for other machines, which says in its version and its requirements which torch it is for
+DDU_SANITIZE       names for the compiler's -fsanitize=: tools/sanitize.py sets it, and builds into a folder of its own
 """
 
+import json
 import os
+import re
+import sysconfig
 from pathlib import Path
 
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+
+ROOT = Path(__file__).resolve().parent
+
+
+def switch(name: str) -> bool | None:
+    """Of an environment variable."""
+    value = os.environ.get(name, "")
+    if value not in ("", "0", "1"):
+        raise SystemExit(f"expected {name} to be 0, 1 or empty, but got {value!r}")
+    return None if value == "" else value == "1"
 
 
 def with_cuda() -> bool:
@@ -16,76 +33,95 @@ def with_cuda() -> bool:
 
     A GPU need not be visible. TORCH_CUDA_ARCH_LIST says which ones to build for; its default is those that are there.
     """
-    wish = os.environ.get("DDU_WITH_CUDA", "")
-    if wish not in ("", "0", "1"):
-        raise SystemExit(f"expected DDU_WITH_CUDA to be 0, 1 or empty, but got {wish!r}")
+    wish = switch("DDU_WITH_CUDA")
     missing = [
         name
         for name, found in (("torch built for CUDA", torch.version.cuda), ("nvcc (CUDA_HOME)", CUDA_HOME))
         if not found
     ]
-    if wish == "1" and missing:
+    if wish and missing:
         raise SystemExit(f"DDU_WITH_CUDA=1 needs {' and '.join(missing)}")
-    use = wish != "0" and not missing
-    why = "DDU_WITH_CUDA=0" if wish == "0" else f"no {' and no '.join(missing)}" if missing else CUDA_HOME
+    use = wish is not False and not missing
+    why = "DDU_WITH_CUDA=0" if wish is False else f"no {' and no '.join(missing)}" if missing else CUDA_HOME
     print(f"ddu_ops: torch {torch.__version__}, CUDA {'on' if use else 'off'} ({why})", flush=True)
     return use
 
 
+LISTS: dict[str, list[str]] = json.loads((ROOT / "csrc" / "build.json").read_text())
 USE_CUDA = with_cuda()
-# Names for the compiler's -fsanitize=: tools/sanitize.py sets it, and builds into a folder of its own.
+RELEASE = switch("DDU_RELEASE")
 SANITIZERS = os.environ.get("DDU_SANITIZE", "")
-SOURCES = sorted(
-    str(path)
-    for path in Path("csrc").rglob("*")
-    if (path.suffix == ".cpp" and "cuda" not in path.parts) or (USE_CUDA and path.suffix in (".cpp", ".cu"))
-)
+# One file for every CPython from 3.10 on, what torch sets Py_LIMITED_API to: the extension calls next to nothing
+# of Python. A free-threaded one has no limited API.
+LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
+CUDA_FLAGS = LISTS["nvcc_flags"]
+
+
+def version() -> str:
+    """Of the package, and, in a wheel for others, the build of torch that it is for: 1.2.3+torch2.13.cu130."""
+    (public,) = re.findall(r'__version__ = "(.*)"', (ROOT / "ddu_ops" / "_version.py").read_text())
+    if not RELEASE:
+        return public
+    cuda = f"cu{torch.version.cuda.replace('.', '')}" if USE_CUDA else "cpu"
+    return f"{public}+torch{'.'.join(torch.__version__.split('.')[:2])}.{cuda}"
+
+
+def requirements() -> list[str]:
+    """Torch's C++ interface changes from one minor version to the next."""
+    return [f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*" if RELEASE else "torch>=2.11"]
 
 
 class Build(BuildExtension):
-    """Keeps the objects in build/, also for an editable install, so that only what changed is compiled again."""
+    """Keeps the objects in build/, also for an editable install, so that only what changed is compiled again.
+
+    Beside the extension goes what it was built for: see ddu_ops/_extension.py.
+    """
 
     def initialize_options(self) -> None:
         super().initialize_options()
         self.build_temp = f"build/objects{SANITIZERS and '-' + SANITIZERS}"
 
+    def run(self) -> None:
+        super().run()
+        path = Path(self.get_ext_fullpath("ddu_ops._C"))
+        for other in set(path.parent.glob("_C*.so")) - {path}:  # an older build's: Python may prefer its name
+            other.unlink()
+        record = path.with_name("_built_for.json")
+        record.write_text(
+            json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda if USE_CUDA else None}) + "\n"
+        )
 
-FLAGS = [
-    "-O3",
-    "-fno-math-errno",
-    "-fno-trapping-math",  # no value changes: both let loops be vectorised
-    "-fopenmp",
-    "-fvisibility=hidden",
-    "-g0",
-    f"-ffile-prefix-map={Path.cwd()}/=",  # the same library from any folder
-    "-Wall",
-    "-Wextra",
-    "-Wno-psabi",  # vectors are returned by inlined functions only
-    "-Wno-unused-parameter",
-]
 
-LINK_FLAGS: list[str] = []
-INCLUDES: list[str] = []
-if SANITIZERS:
-    FLAGS += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}"]
-    LINK_FLAGS += [f"-fsanitize={SANITIZERS}"]
-    if SANITIZERS == "thread":
-        INCLUDES.append(str(Path("tools/threads").resolve()))  # its ATen/Parallel.h in place of torch's
-    else:
-        FLAGS.append("-fsanitize-coverage=trace-pc")
-        SOURCES.append("tools/coverage.cpp")
-
-CUDA_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler=-fvisibility=hidden", "--threads=2"]
-
-if USE_CUDA:
-    compile_args = {"cxx": [*FLAGS, "-DDDU_WITH_CUDA"], "nvcc": CUDA_FLAGS}
-    extension = CUDAExtension(
-        "ddu_ops._C", SOURCES, include_dirs=INCLUDES, extra_compile_args=compile_args, extra_link_args=LINK_FLAGS
+def extension() -> CppExtension:
+    parts = ["library", "python", *(["cuda"] if USE_CUDA else [])]
+    sources = [f"csrc/{path}" for part in parts for path in LISTS[part]]
+    # The same library from any folder.
+    flags = [*LISTS["cxx_flags"], "-g0", f"-ffile-prefix-map={ROOT}/=", *(["-DDDU_WITH_CUDA"] if USE_CUDA else [])]
+    link_flags = ["-Wl,--strip-all"] if RELEASE else []
+    includes: list[str] = []
+    if SANITIZERS:
+        flags += ["-O1", "-g1", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZERS}"]
+        link_flags += [f"-fsanitize={SANITIZERS}"]
+        if SANITIZERS == "thread":
+            includes.append(str(ROOT / "tools" / "threads"))  # its ATen/Parallel.h in place of torch's
+        else:
+            flags.append("-fsanitize-coverage=trace-pc")
+            sources.append("tools/coverage.cpp")
+    return (CUDAExtension if USE_CUDA else CppExtension)(
+        "ddu_ops._C",
+        sources,
+        include_dirs=includes,
+        extra_compile_args={"cxx": flags, "nvcc": CUDA_FLAGS},
+        extra_link_args=link_flags,
+        py_limited_api=LIMITED_API,
     )
-else:
-    extension = CppExtension(
-        "ddu_ops._C", SOURCES, include_dirs=INCLUDES, extra_compile_args=FLAGS, extra_link_args=LINK_FLAGS
-    )
+
 
 if __name__ == "__main__":
-    setup(ext_modules=[extension], cmdclass={"build_ext": Build})
+    setup(
+        version=version(),
+        install_requires=requirements(),
+        ext_modules=[extension()],
+        cmdclass={"build_ext": Build},
+        options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},
+    )

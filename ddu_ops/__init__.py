@@ -1,25 +1,34 @@
 """Dynamic dilation unfold: ``F.unfold`` in which every output position reads its own dilation rate.
 
-Importing the package loads the extension, which registers the operators as ``torch.ops.ddu.*``.
+Importing the package loads the extension, which registers the operators as ``torch.ops.ddu.*``. Without an extension
+that fits the installed torch there is a warning with the command that mends it, and only ``ddu_ops.reference``.
 """
 
-# isort: off
-import torch  # noqa: F401  # loads the libraries that the extension needs
-import ddu_ops._C  # registers the operators, which what follows calls
+import warnings
 
-# isort: on
-import ddu_ops._flops
-import ddu_ops._vmap  # noqa: F401
-from ddu_ops import layers, receptive_field, reference, viz
-from ddu_ops._decompositions import decompositions
+from ddu_ops import _extension, reference
 from ddu_ops._version import __version__
-from ddu_ops.functional import (
-    dynamic_dilation_conv2d,
-    dynamic_dilation_fold,
-    dynamic_dilation_unfold,
-    to_offsets,
-)
-from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, DynamicDilationFold, DynamicDilationUnfold
+
+if _extension.problem is None:
+    import ddu_ops._flops
+    import ddu_ops._vmap  # noqa: F401
+    from ddu_ops import layers, receptive_field, viz
+    from ddu_ops._decompositions import decompositions
+    from ddu_ops.functional import (
+        dynamic_dilation_conv2d,
+        dynamic_dilation_fold,
+        dynamic_dilation_unfold,
+        to_offsets,
+    )
+    from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, DynamicDilationFold, DynamicDilationUnfold
+else:
+    warnings.warn(_extension.problem, RuntimeWarning, stacklevel=2)
+
+    def __getattr__(name: str) -> object:
+        if name in __all__:
+            _extension.require()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "DilationPredictor",

@@ -7,7 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IntOrPair = int | Sequence[int]
+from ddu_ops import _extension
+from ddu_ops._pairs import IntOrPair, pair
+
+_extension.require()
 
 
 def dynamic_dilation_unfold(
@@ -297,10 +300,3 @@ def to_offsets(
         centre = torch.tensor([dilation_h * (kernel_h - 1) / 2, dilation_w * (kernel_w - 1) / 2], **options)
         offsets = offsets - centre.view(1, 1, 1, 2, 1, 1)
     return offsets.flatten(1, 3)
-
-
-def pair(value: IntOrPair) -> tuple[int, int]:
-    """``3``, ``(3,)`` and ``(3, 3)`` mean the same."""
-    if isinstance(value, int):
-        return value, value
-    return value[0], value[-1]

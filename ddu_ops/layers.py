@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddu_ops.functional import IntOrPair
+from ddu_ops._pairs import IntOrPair
 from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d
 
 

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ddu_ops._pairs import IntOrPair, pair
 from ddu_ops.functional import (
-    IntOrPair,
     dynamic_dilation_conv2d,
     dynamic_dilation_fold,
     dynamic_dilation_unfold,
-    pair,
 )
 
 

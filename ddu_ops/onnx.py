@@ -79,7 +79,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
 
     def slopes(kernel_size: Sequence[int], dilation: Sequence[int]) -> Any:
         """How far each tap moves with the rates, (2, kH * kW)."""
-        twice = [(2 * np.arange(k) - (k - 1)) * d for k, d in zip(kernel_size, dilation, strict=True)]
+        twice: list[Any] = [(2 * np.arange(k) - (k - 1)) * d for k, d in zip(kernel_size, dilation, strict=True)]
         return np.stack(np.meshgrid(*twice, indexing="ij")).reshape(2, -1) / 2
 
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddu_ops.functional import IntOrPair, pair
+from ddu_ops._pairs import IntOrPair, pair
 
 Interval = tuple[float, float]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddu_ops.functional import IntOrPair, pair
+from ddu_ops._pairs import IntOrPair, pair
 
 #: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddu_ops.functional import IntOrPair, dynamic_dilation_conv2d, pair, to_offsets
+from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops.functional import dynamic_dilation_conv2d, to_offsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
