@@ -25,7 +25,7 @@ raced_tests := -q tests/test_forward.py tests/test_backward.py -k "plain or lops
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo docs test bench build cuda asan tsan fuzz soak lock lint format clean
+.PHONY: help demo docs test bench build cuda asan tsan fuzz soak packages wheel sdist try lock lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,19 @@ fuzz: $(call installed,torch build test)  ## call the operators with anything, u
 
 soak: build  ## random calls for minutes: memory has to be flat
 	PYTHONPATH=.:$$PYTHONPATH $(python) tools/soak.py $(ARGS)
+
+packages: build $(call installed,test cmake)  ## build, install and use the CMake package, and the wheel of the source distribution
+	DDU_PACKAGES=1 $(python) -m pytest $(or $(ARGS),-q tests/test_cmake.py tests/test_package.py)
+
+wheel: build $(call installed,wheel)  ## dist/*.whl, for the torch that is installed and every CPython from 3.10 on, audited
+	$(python) tools/distribute.py wheel
+	$(python) -m abi3audit --strict $$(ls -t dist/*.whl | head -1)
+
+sdist: build  ## dist/*.tar.gz, which builds the same
+	$(python) tools/distribute.py sdist
+
+try: wheel  ## install the wheel in a new environment, and run tests there
+	$(python) tools/distribute.py try --torch "$(TORCH)" -- $(or $(ARGS),-q)
 
 lock: $(call installed,lint)  ## after a change of requirements/: write the hashes of what is to be installed
 	$(pip_install) --quiet uv

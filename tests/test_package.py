@@ -1,13 +1,22 @@
 """What users get: a wheel with what it should have, an import that asks nobody, locked tools."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+
+import distribute
 
 ROOT = Path(__file__).parents[1]
 LISTS = sorted((ROOT / "requirements").glob("*.txt"))
@@ -15,32 +24,143 @@ LISTS = sorted((ROOT / "requirements").glob("*.txt"))
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in a checkout")
 
 
-def run(*command: str, **environment: str) -> str:
+def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
     done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path) -> None:
-    """Built from the objects that are there, into folders of its own."""
-    build = ["build", "--build-lib", str(tmp_path / "lib")]
-    wheel = ["bdist_wheel", "--bdist-dir", str(tmp_path / "wheel"), "--dist-dir", str(tmp_path)]
-    run(sys.executable, "setup.py", "--quiet", *build, *wheel)
-    (archive,) = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(archive).namelist())
+    """Of the objects that are there."""
+    path = distribute.wheel(tmp_path)
+    archive = zipfile.ZipFile(path)
+    public = re.search(r"\d+\.\d+\.\d+", (ROOT / "ddu_ops" / "_version.py").read_text())
+    assert public
+    minor = ".".join(torch.__version__.split(".")[:2])
+    cuda = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    version = f"{public[0]}+torch{minor}.{cuda}"
+    platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert path.name == f"ddu_ops-{version}-cp310-abi3-{platform}.whl"
+
     sources = {
         str(path.relative_to(ROOT)) for path in (ROOT / "ddu_ops").glob("*.py*") if path.suffix in (".py", ".pyi")
     }
-    extension = {name for name in names if re.fullmatch(r"ddu_ops/_C\.[\w.-]*\.?(so|pyd)", name)}
-    assert len(extension) == 1
-    version = re.search(r"\d+\.\d+\.\d+", (ROOT / "ddu_ops" / "_version.py").read_text())
-    assert version
-    info = f"ddu_ops-{version[0]}.dist-info"
+    extension, record, info = "ddu_ops/_C.abi3.so", "ddu_ops/_built_for.json", f"ddu_ops-{version}.dist-info"
     metadata = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}
-    assert names == sources | extension | metadata | {"ddu_ops/py.typed"}
-    assert "Requires-Dist: torch>=2.11\n" in zipfile.ZipFile(archive).read(f"{info}/METADATA").decode()
+    assert set(archive.namelist()) == sources | metadata | {extension, record, "ddu_ops/py.typed"}
+    assert f"Requires-Dist: torch=={minor}.*\n" in archive.read(f"{info}/METADATA").decode()
+    built_for = json.loads(archive.read(record))
+    assert built_for == {"torch": torch.__version__, "cuda": torch.version.cuda}
+
+    archive.extract(extension, tmp_path)
+    assert ".symtab" not in run("objdump", "--section-headers", str(tmp_path / extension))
+
+
+@pytest.mark.skipif(os.environ.get("DDU_PACKAGES") != "1", reason="takes minutes: DDU_PACKAGES=1")
+def test_the_source_distribution_builds_the_same(tmp_path: Path) -> None:
+    wheel, sources = distribute.wheel(tmp_path), distribute.sdist(tmp_path)
+    with tarfile.open(sources) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (folder,) = (tmp_path / "unpacked").iterdir()
+    (tmp_path / "again").mkdir()
+    again = distribute.wheel(tmp_path / "again", folder)
+    assert again.name == wheel.name
+    one, other = zipfile.ZipFile(wheel), zipfile.ZipFile(again)
+    assert sorted(one.namelist()) == sorted(other.namelist())
+    for name in one.namelist():
+        assert one.read(name) == other.read(name), name
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package, to be broken; the path to import it from."""
+    shutil.copytree(ROOT / "ddu_ops", tmp_path / "ddu_ops", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+WITHOUT = """
+import sys
+import warnings
+
+# An editable install would find the parts of the checkout that are missing here.
+sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in getattr(finder, "__module__", "")]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import ddu_ops
+(warning,) = caught
+print(warning.category.__name__, warning.message)
+
+import torch
+assert ddu_ops.reference.dynamic_dilation_unfold(torch.ones(1, 1, 3, 3), 3, torch.ones(1, 1, 1, 1)).numel() == 9
+for statement in ("from ddu_ops import dynamic_dilation_unfold", "import ddu_ops.modules", "ddu_ops.layers"):
+    try:
+        exec(statement)
+    except ImportError as error:
+        assert str(error) == str(warning.message)
+    else:
+        raise AssertionError(statement)
+try:
+    ddu_ops.no_such_name
+except AttributeError as error:
+    assert "no_such_name" in str(error)
+"""
+MEND = r"run `pip install --no-build-isolation --no-deps --no-cache-dir --force-reinstall --no-binary ddu_ops ddu_ops`"
+
+
+def extension_of(package: Path) -> Path:
+    (extension,) = (package / "ddu_ops").glob("_C*.so")
+    return extension
+
+
+def test_built_for_another_torch(package: Path) -> None:
+    (package / "ddu_ops" / "_built_for.json").write_text('{"torch": "2.99.1+cu199", "cuda": "19.9"}')
+    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    installed = re.escape(torch.__version__)
+    assert re.fullmatch(
+        rf"RuntimeWarning ddu_ops was built for torch 2\.99\.1\+cu199, but torch {installed} is installed: {MEND}\n",
+        text,
+    )
+
+
+def test_not_built(package: Path) -> None:
+    extension_of(package).unlink()
+    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    assert re.fullmatch(rf"RuntimeWarning the extension of ddu_ops is not built: {MEND}\n", text)
+
+
+def test_not_built_in_a_checkout(package: Path) -> None:
+    """There it is the checkout that has to be built."""
+    extension_of(package).unlink()
+    (package / "setup.py").touch()
+    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    assert text.endswith(f": run `pip install --no-build-isolation --no-deps -e {package}`\n")
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_what_does_not_load(package: Path, recorded: bool) -> None:
+    extension_of(package).write_bytes(b"no library")
+    if not recorded:
+        (package / "ddu_ops" / "_built_for.json").unlink()
+    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    built = re.escape(torch.__version__) if recorded else "of unknown version"
+    assert re.fullmatch(
+        rf"RuntimeWarning ddu_ops, built for torch {built}, CUDA [\w.]+, does not load where torch .* is installed "
+        rf"\(.*: (file too short|invalid ELF header)\): {MEND}\n",
+        text,
+    )
+
+
+def test_the_import_is_quiet_and_brings_nothing_along() -> None:
+    """What takes time to import, torch has imported already, or is left until it is needed."""
+    program = "import sys, torch; before = set(sys.modules); import ddu_ops; print(*sorted(set(sys.modules) - before))"
+    text = run(sys.executable, "-W", "error", "-c", program, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    new = {name for name in text.split() if name.split(".")[0] not in sys.stdlib_module_names}
+    assert {name for name in new if not re.match(r"ddu_ops\b", name)} <= {
+        "torch.utils.flop_counter",
+        "torch.utils.module_tracker",
+    }
 
 
 PROGRAM = """
