@@ -325,6 +325,17 @@ def test_the_derivative_on_a_whole_pixel_is_the_one_from_the_right(axis: int, de
         assert torch.equal(tangent[0, :, 0], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rate", [1e-9, -1e-9, 1e-30, -1e-30], ids=str)
+def test_a_tiny_rate_keeps_a_tap_on_its_side_of_a_pixel(rate: float, dtype: torch.dtype, device: torch.device) -> None:
+    """What lies below a pixel by less than a rounded fraction can tell was in the cell above it."""
+    image = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=dtype, device=device).view(1, 1, 1, 5)
+    dilation_map = torch.full((1, 1, 1, 5), rate, dtype=dtype, device=device)
+    derivative = torch.ops.ddu.sample(image, (1, 3), dilation_map, padding=(0, 1), order=[1])
+    below, above = 4 - 2, 8 - 4  # the slopes of the cells around the pixel in the middle
+    assert derivative[0, :, 2].tolist() == ([-below, 0, above] if rate > 0 else [-above, 0, below])
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if c.batch and c.channels], ids=str)
 @pytest.mark.parametrize("rate", [-2.0, -1.0, 0.0, 1.0, 2.0], ids=str)
 def test_one_sided_derivatives_are_the_references(case: Case, rate: float, device: torch.device) -> None:

@@ -22,6 +22,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ddu_ops
 from cases import Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
 from test_backward import (  # noqa: F401
+    test_a_tiny_rate_keeps_a_tap_on_its_side_of_a_pixel,
     test_every_order_of_the_family,
     test_gradients_of_nothing,
     test_one_sided_derivatives_are_the_references,

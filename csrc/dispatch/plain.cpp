@@ -66,7 +66,7 @@ TapsOfAxis locate(const Axis<SymInt>& axis, int64_t tap_dim, bool aligned, const
   const Tensor part = safe - whole_rate;
   const Tensor coarse = (part * split).round() / split;
   const Tensor rest = slope * whole_rate - whole + fraction + slope * coarse + slope * (part - coarse);
-  const Tensor carry = rest.floor();
+  const Tensor carry = rest.floor().clamp_max(0);
 
   const Tensor first = at::arange(Scalar(axis.out_size), indices) * axis.stride + centre_pixel(axis, 0, aligned);
   const Tensor position = along(tap_dim + 2, first) + whole.to(at::kLong) + carry.to(at::kLong);

@@ -77,7 +77,8 @@ DDU_HOST_DEVICE Neighbours<T, Index> neighbours(Index size, Index centre, T cent
   const bool near = std::fabs(offset) < limit;  // false for NaN
   const T whole = near ? offset : T(0);
   const T rest = std::fma(slope, rate, centre_fraction - whole);
-  const T carry = std::floor(rest);  // -1 where the product was rounded up to a whole pixel, else 0
+  // The product was rounded up to a whole pixel. (A rest of 1 is one that was rounded: it stays in its cell.)
+  const T carry = rest < 0 ? T(-1) : T(0);
   const Index pixels = static_cast<Index>(whole) + static_cast<Index>(carry);
   // The same as -1 <= centre + pixels < size, without a sum that could wrap around.
   const bool inside = near & (pixels >= -1 - centre) & (pixels < size - centre);
