@@ -14,7 +14,7 @@ ARGS ?=
 python := $(if $(VENV),$(VENV)/bin/python,$(PYTHON))
 pip_install := $(python) -m pip install --disable-pip-version-check
 clang_format := $(if $(VENV),$(VENV)/bin/)clang-format
-cpp_files = $(shell find csrc tests tools examples -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+cpp_files = $(shell find csrc tests tools examples benchmarks -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 # $(call installed,build test): the stamps of what a target needs in the virtual environment.
 installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))

@@ -1,0 +1,1 @@
+"""The same operators through LibTorch's stable ABI: ``python -m benchmarks.stable_abi --help``."""
