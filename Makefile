@@ -85,6 +85,7 @@ lint: $(call installed,torch lint)  ## check formatting, style and types of both
 	$(python) -m mypy
 	$(clang_format) --dry-run --Werror $(cpp_files)
 	$(python) -m codespell_lib
+	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 format: $(call installed,lint)  ## format both languages, mend what ruff can
 	$(python) -m ruff check --fix --exit-zero .
