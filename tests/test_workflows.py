@@ -22,7 +22,8 @@ def read(name: str) -> str:
 
 
 def oldest_torch() -> str:
-    (version,) = set(re.findall(r'"torch>=([\d.]+)"', read("pyproject.toml")))  # to build and to run
+    texts = (read("pyproject.toml"), read("setup.py"))  # to build and to run
+    (version,) = {version for text in texts for version in re.findall(r'"torch>=([\d.]+)"', text)}
     return f"{version}.0"
 
 
