@@ -324,6 +324,77 @@ def first_order(name: str, case: Case) -> list[int]:
     return [1] if case.rates == 1 else [0, 1]
 
 
+# ---- The convolution ----
+
+
+@dataclass(frozen=True)
+class ConvolutionCase(Case):
+    """The sizes of a convolution: ``groups`` are the dilation groups."""
+
+    out_channels: int = 4
+    conv_groups: int = 1
+    bias: bool = True
+    mask: bool = True
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.channels // self.conv_groups, *self.kernel_size)
+
+    @property
+    def mask_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.groups * self.taps, *self.output_size)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.conv_groups,
+            "dilation_groups": self.groups,
+            "aligned": self.aligned,
+        }
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def make_arguments(
+    case: ConvolutionCase, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu", kinks: bool = True
+) -> dict[str, Tensor]:
+    """The tensors of a call, without those that the case leaves out."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
+
+    input, dilation_map, _ = make_tensors(case, dtype, device=device, kinks=kinks)
+    arguments = {"input": input, "weight": draw(*case.weight_shape), "dilation_map": dilation_map}
+    if case.bias:
+        arguments["bias"] = draw(case.out_channels)
+    if case.mask:
+        arguments["mask"] = draw(*case.mask_shape)
+    return arguments
+
+
+def convolve_reference(case: ConvolutionCase, arguments: dict[str, Tensor]) -> Tensor:
+    """Every product of the definition, from the columns of the reference."""
+    *options, aligned = case.options
+    columns = reference.dynamic_dilation_unfold(
+        arguments["input"], case.kernel_size, arguments["dilation_map"], *options, aligned=aligned
+    )
+    taps = columns.reshape(case.batch, case.channels, case.taps, math.prod(case.output_size))
+    if "mask" in arguments:
+        per_group = case.channels // case.groups
+        mask = arguments["mask"].reshape(case.batch, case.groups, case.taps, math.prod(case.output_size))
+        taps = taps * mask.repeat_interleave(per_group, 1) if per_group else taps
+    inner = case.channels // case.conv_groups * case.taps
+    taps = taps.reshape(case.batch, case.conv_groups, inner, math.prod(case.output_size))
+    weight = arguments["weight"].reshape(case.conv_groups, case.out_channels // case.conv_groups, inner)
+    output = torch.einsum("gok,bgkl->bgol", weight, taps).reshape(case.batch, case.out_channels, *case.output_size)
+    return output + arguments["bias"][:, None, None] if "bias" in arguments else output
+
+
 # ---- Drawn cases ----
 
 

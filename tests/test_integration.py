@@ -20,10 +20,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from cases import (
     OPERATORS,
     Case,
+    ConvolutionCase,
     as_list,
     assert_same,
     first_order,
     fold,
+    make_arguments,
     make_tensors,
     operator,
     operators,
@@ -31,7 +33,13 @@ from cases import (
     unfold,
     unfold_backward,
 )
-from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, dynamic_dilation_fold, dynamic_dilation_unfold
+from ddu_ops import (
+    DynamicDilationFold,
+    DynamicDilationUnfold,
+    dynamic_dilation_conv2d,
+    dynamic_dilation_fold,
+    dynamic_dilation_unfold,
+)
 
 CASE = Case("integration", 2, 4, padding=(1, 1), groups=2, rates=2)
 
@@ -153,6 +161,54 @@ def test_flops(rates: int, device: torch.device) -> None:
         with FlopCounterMode(display=False) as counter:
             operator(name, case, order)(*pick(name, tensors))
         assert counter.get_total_flops() == flops, name
+
+
+@pytest.mark.parametrize("rates", [1, 2])
+@pytest.mark.parametrize("mask", [False, True])
+def test_flops_of_the_convolution(mask: bool, rates: int, device: torch.device) -> None:
+    """By hand: sampling as above, a multiplication by the mask, and a multiply-add for every use of a weight."""
+    case = ConvolutionCase(
+        "flops", 2, 8, (5, 6), (3, 2), padding=(1, 0), groups=4, rates=rates, out_channels=6, conv_groups=2, mask=mask
+    )
+    positions = 2 * (5 * 5)
+    entries = 8 * (3 * 2) * positions
+    product = 2 * 6 * (8 // 2 * 3 * 2) * positions
+    arguments = make_arguments(case, device=device)
+    with FlopCounterMode(display=False) as counter:
+        output = dynamic_dilation_conv2d(**arguments, **case.keywords)
+    assert counter.get_total_flops() == (8 + mask) * entries + product
+
+    of_map = 8 + rates * 10
+    for wanted, flops in {
+        ("input",): product + (mask + 8) * entries,
+        ("weight",): (8 + mask) * entries + product,
+        ("dilation_map",): product + (mask + of_map) * entries,
+        ("bias",): 0,
+        ("mask",): product + (8 + 2) * entries,
+        ("input", "dilation_map"): product + (mask + of_map) * entries,
+        tuple(arguments): 2 * product + (mask + of_map + 8 + mask + 2 * mask) * entries,
+    }.items():
+        if not set(wanted) <= set(arguments):
+            continue
+        leaves = {name: tensor.clone().requires_grad_(name in wanted) for name, tensor in arguments.items()}
+        output = dynamic_dilation_conv2d(**leaves, **case.keywords)
+        with FlopCounterMode(display=False) as counter:
+            output.sum().backward()
+        assert counter.get_total_flops() == flops, wanted
+
+
+def test_flops_of_a_map_of_ones_are_those_of_conv2d_and_the_sampling(device: torch.device) -> None:
+    input, weight = torch.randn(2, 4, 6, 7, device=device), torch.randn(6, 2, 3, 3, device=device)
+    ones = torch.ones(2, 1, 6, 7, device=device)
+
+    def count(call: Callable[[], Any]) -> int:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    theirs = count(lambda: nn.functional.conv2d(input, weight, padding=1, groups=2))
+    sampling = count(lambda: torch.ops.ddu.unfold(input, [3, 3], ones, padding=[1, 1]))
+    assert count(lambda: dynamic_dilation_conv2d(input, weight, ones, padding=1, groups=2)) == theirs + sampling
 
 
 def test_flops_of_a_model(model: Model, images: Tensor) -> None:
