@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,10 +24,12 @@ from cases import (
     CASES,
     OPERATORS,
     Case,
+    ConvolutionCase,
     arguments,
     as_list,
     assert_same,
     first_order,
+    make_arguments,
     make_tensors,
     operator,
     operators,
@@ -446,38 +448,75 @@ def test_autocast_with_gradients(device: torch.device) -> None:
 not_leaves = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
-@not_leaves
-@operators
-def test_compiled_autograd_of_every_operator(name: str, device: torch.device) -> None:
-    """The backward of an eager forward, traced and compiled, once for all sizes."""
-    graphs: list[torch.fx.GraphModule] = []
+class CompiledBackward:
+    """Compiled autograd that keeps its graphs, and compiles each for all sizes."""
 
-    def keep(module: torch.fx.GraphModule) -> Any:
+    def __init__(self) -> None:
+        self.graphs: list[torch.fx.GraphModule] = []
+
+    def __call__(self, module: torch.fx.GraphModule) -> Any:
         def compiler(module: torch.fx.GraphModule, inputs: list[Any]) -> Any:
-            graphs.append(module)
+            self.graphs.append(module)
             return module.forward
 
         return torch.compile(module, backend=compiler, fullgraph=True, dynamic=True)
 
+    def check(self, function: Callable[..., Any], tensors: Sequence[Tensor], wanted: Sequence[bool]) -> None:
+        """The gradients that are wanted are those of the backward that is not compiled."""
+        grads = []
+        for enable in (False, True):
+            leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+            total = torch.stack([r.square().sum() for r in as_list(function(*leaves))]).sum()
+            with torch._dynamo.compiled_autograd._enable(self) if enable else contextlib.nullcontext():
+                total.backward()
+            grads.append([leaf.grad for leaf in leaves if leaf.requires_grad])
+        for a, e in zip(*grads, strict=True):
+            torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
+
+    @property
+    def code(self) -> str:
+        return "".join(graph.code for graph in self.graphs)
+
+
+@not_leaves
+@operators
+def test_compiled_autograd_of_every_operator(name: str, device: torch.device) -> None:
+    """The backward of an eager forward, traced and compiled, once for all sizes."""
+    backward = CompiledBackward()
     options = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "groups": 2}
     for rates, wanted in ((1, (True, True, True)), (2, (False, True, True))):
         for size in ((9, 8), (12, 7), (6, 11)):
             case = Case("compiled", 3, 4, size, **options, rates=rates)
             tensors = pick(name, make_tensors(case, device=device, kinks=False))
-            function = operator(name, case, first_order(name, case))
-            grads = []
-            for enable in (False, True):
-                leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted[-len(tensors) :])]
-                total = torch.stack([r.square().sum() for r in as_list(function(*leaves))]).sum()
-                with torch._dynamo.compiled_autograd._enable(keep) if enable else contextlib.nullcontext():
-                    total.backward()
-                grads.append([leaf.grad for leaf in leaves if leaf.requires_grad])
-            for a, e in zip(*grads):
-                torch.testing.assert_close(a, e, rtol=1e-10, atol=1e-10)
-    assert graphs
-    code = "".join(graph.code for graph in graphs)
-    assert "DynamicDilation" in code
-    assert len(graphs) <= 4, "a graph for every size"
+            backward.check(operator(name, case, first_order(name, case)), tensors, wanted[-len(tensors) :])
+    assert "DynamicDilation" in backward.code
+    assert len(backward.graphs) <= 4, "a graph for every size"
+
+
+@not_leaves
+@pytest.mark.parametrize("workspace_limit", [0, 2**28])
+def test_compiled_autograd_of_the_convolution(workspace_limit: int, device: torch.device) -> None:
+    """With every argument, without bias and mask, and where the bias alone is trained."""
+    backward = CompiledBackward()
+    options = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "groups": 2, "conv_groups": 2}
+    for left_out, wanted in (
+        ((), (True, True, True, True, True)),
+        ((), (False, True, False, True, False)),
+        ((), (False, False, False, True, False)),
+        (("bias", "mask"), (True, True, True)),
+    ):
+        for size in ((9, 8), (12, 7), (6, 11)):
+            optional = {name: name not in left_out for name in ("bias", "mask")}
+            case = ConvolutionCase("compiled", 3, 4, size, **options, rates=2, **optional)
+            arguments = make_arguments(case, device=device, kinks=False)
+
+            def function(*tensors: Tensor) -> Tensor:
+                named = dict(zip(arguments, tensors, strict=True))  # noqa: B023
+                return ddu_ops.dynamic_dilation_conv2d(**named, **case.keywords, workspace_limit=workspace_limit)  # noqa: B023
+
+            backward.check(function, list(arguments.values()), wanted)
+    assert "DynamicDilationConv2dBackward" in backward.code
+    assert len(backward.graphs) <= 8, "a graph for every size"
 
 
 @not_leaves

@@ -21,18 +21,9 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/stack.h>
-#include <torch/csrc/autograd/VariableTypeUtils.h>
-#include <torch/csrc/autograd/functions/utils.h>
-#include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/dynamo/compiled_autograd.h>
 #include <torch/library.h>
 
-#include <array>
-#include <optional>
-#include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
+#include <tuple>
 
 #include "../ops.h"
 #include "../signatures.h"
@@ -43,13 +34,9 @@ namespace ddu {
 namespace {
 
 using at::Tensor;
-using c10::SymInt;
 using c10::SymIntArrayRef;
-using torch::autograd::Node;
-using torch::autograd::SavedVariable;
-using torch::autograd::variable_list;
 using Order = Window::Ints;
-using ImageSize = c10::SmallVector<SymInt, 2>;  // as its caller gave it, like Window
+using ImageSize = Sizes;
 
 Tensor sum_of(const Tensor& a, const Tensor& b) { return !a.defined() ? b : !b.defined() ? a : at::add(a, b); }
 
@@ -147,7 +134,6 @@ struct Family {
 
 // The tensors of a call, its dilation map last.
 using Tensors = variable_list;
-using Needs = c10::SmallVector<bool, 3>;
 
 // Each of the four below has the derivatives of one operator at x = (leading tensors..., dilation map):
 //     value(x)              the operator itself
@@ -289,160 +275,31 @@ struct UnfoldBackward {
   }
 };
 
-// ---- how: one node for all of them
+// ---- how: one formula for the node of each of them
 
 template <class Op>
-struct FamilyNode final : Node {
-  FamilyNode(const Window& window, const ImageSize& image_size) : window_(window), image_size_(image_size) {}
+struct FamilyFormula {
+  static constexpr const char* kName = Op::kName;
+  using Options = Window;
 
-  variable_list apply(variable_list&& grads) override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    Needs needs;
-    Tensors x;
-    bool any = false;
-    for (const auto& grad : grads) {
-      any = any || grad.defined();
-    }
-    if (!any) {
-      return variable_list(saved_.size());
-    }
-    for (size_t i = 0; i < saved_.size(); ++i) {
-      needs.push_back(task_should_compute_output(i));
-      x.push_back(saved_[i].unpack());
-    }
-    return vjp(grads, x, window_, image_size_, needs);
-  }
+  static Needs saved(const Needs& needs) { return Op::saved(needs); }
 
-  // Compiled autograd asks a node for what its compiled form depends on, then for a call of a plain function on the
-  // saved tensors and sizes, for which it has put what it traces with.
-  void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
-    args.collect(name());
-    for (const auto& option : options()) {
-      args.collect(c10::IntArrayRef(option));
-    }
-    args.collect(c10::SymIntArrayRef(image_size_));
-    args.collect(saved_, /*is_output=*/false);
-  }
-
-  variable_list apply_with_saved(
-      const variable_list& grads, torch::dynamo::autograd::SwapSavedVariables& saved) override {
-    namespace compiled = torch::dynamo::autograd;
-    saved.before(image_size_);
-    saved.before(saved_);
-    compiled::PackedArgs args;
-    for (const auto& option : options()) {
-      args.pack(std::vector<int64_t>(option.begin(), option.end()));
-    }
-    args.pack(std::vector<SymInt>(image_size_.begin(), image_size_.end()));
-    std::vector<bool> needs;
-    for (size_t i = 0; i < saved_.size(); ++i) {
-      needs.push_back(task_should_compute_output(i));
-    }
-    args.pack(needs);
-    for (const auto& variable : saved_) {
-      args.pack(variable.unpack());
-    }
-    std::vector<at::TypePtr> types;
-    for (const auto& value : args.vec()) {
-      types.push_back(value.isTensor() ? at::TensorType::get() : value.type());
-    }
-    const auto& compiler = compiled::getPyCompilerInterface();
-    const auto function = compiler->bind_function(
-        saved.get_py_compiler(), name(), &FamilyNode::apply_packed, types, /*is_custom_function=*/true,
-        /*is_traceable=*/true);
-    auto result = compiler->call_function(
-        saved.get_py_compiler(), "apply_functional", function, grads, args.vec(),
-        compiled::IValuePacker<std::vector<std::optional<torch::autograd::InputMetadata>>>::pack(
-            compiled::get_input_metadata(next_edges())));
-    saved.after(image_size_);
-    saved.after(saved_);
-    return result;
-  }
-
-  void release_variables() override {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& saved : saved_) {
-      saved.reset_data();
-    }
-  }
-
-  std::string name() const override { return Op::kName; }
-
-  void save(const Tensors& x, const Needs& saved) {
-    for (size_t i = 0; i < x.size(); ++i) {
-      saved_.push_back(saved[i] ? SavedVariable(x[i], /*is_output=*/false) : SavedVariable());
-    }
-  }
-
-  static Order order_of(const Family& family) {
-    return family.window.order.empty() ? family.zero() : family.window.order;
-  }
-
- private:
   static variable_list vjp(
       const variable_list& grads, const Tensors& x, const Window& window, const ImageSize& size, const Needs& needs) {
     const Family family{x.back(), window, size};
     return Op::vjp(grads, x, family, order_of(family), needs);
   }
 
-  // The window as lists of integers.
-  std::array<Window::Ints, 6> options() const {
-    return {window_.kernel_size, window_.stride, window_.padding,
-            window_.dilation,    window_.order,  {window_.groups, window_.aligned ? 1 : 0}};
+  static Order order_of(const Family& family) {
+    return family.window.order.empty() ? family.zero() : family.window.order;
   }
-
-  // vjp with its arguments as apply_with_saved packs them.
-  static variable_list apply_packed(const variable_list& grads, const std::vector<c10::IValue>& packed) {
-    torch::dynamo::autograd::PackedArgs args(packed);
-    std::array<std::vector<int64_t>, 6> options;
-    for (auto& option : options) {
-      option = args.unpack<std::vector<int64_t>>();
-    }
-    const auto& [kernel_size, stride, padding, dilation, order, rest] = options;
-    const Window window(kernel_size, stride, padding, dilation, rest[0], rest[1] != 0, order);
-    const auto size = args.unpack<std::vector<SymInt>>();
-    const auto needs = args.unpack<std::vector<bool>>();
-    Tensors x;
-    for (size_t i = 0; i < needs.size(); ++i) {
-      x.push_back(args.unpack<Tensor>());
-    }
-    return vjp(grads, x, window, ImageSize(size.begin(), size.end()), Needs(needs.begin(), needs.end()));
-  }
-
-  Window window_;
-  ImageSize image_size_;
-  std::vector<SavedVariable> saved_;
 };
 
-// Op::value with its derivatives recorded, in the way of torch's own generated code.
+// Op::value with its derivatives recorded.
 template <class Op>
 Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& image_size) {
-  Needs needs;
-  bool any_grad = false;
-  bool any_tangent = false;
-  for (const auto& tensor : x) {
-    needs.push_back(at::GradMode::is_enabled() && tensor.requires_grad());
-    any_grad = any_grad || needs.back();
-    any_tangent = any_tangent || tensor._fw_grad(/*level=*/0).defined();
-  }
-
-  decltype(make_node<FamilyNode<Op>>(window, image_size)) node;
-  if (any_grad) {
-    node = make_node<FamilyNode<Op>>(window, image_size);
-    node->set_next_edges(torch::autograd::collect_next_edges(x));
-    // The dual tensors themselves: forward over reverse needs their tangents.
-    node->save(x, Op::saved(needs));
-  }
-  auto results = [&] {
-    const at::AutoDispatchBelowADInplaceOrView guard;
-    return Op::value(x, window, image_size);
-  }();
-  if (any_grad) {
-    for (const auto& result : results) {
-      torch::autograd::set_history(result, node);
-    }
-  }
-  if (any_tangent) {
+  auto results = recorded<FamilyFormula<Op>>(x, window, image_size, [&] { return Op::value(x, window, image_size); });
+  if (any_tangent(x)) {
     Tensors primals;
     Tensors tangents;
     for (const auto& tensor : x) {
@@ -450,7 +307,7 @@ Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& 
       tangents.push_back(tensor._fw_grad(/*level=*/0));
     }
     const Family family{primals.back(), window, image_size};
-    const auto result_tangents = Op::jvp(tangents, primals, family, FamilyNode<Op>::order_of(family));
+    const auto result_tangents = Op::jvp(tangents, primals, family, FamilyFormula<Op>::order_of(family));
     for (size_t i = 0; i < results.size(); ++i) {
       if (result_tangents[i].defined()) {
         results[i]._set_fw_grad(result_tangents[i], /*level=*/0, /*is_inplace_op=*/false);

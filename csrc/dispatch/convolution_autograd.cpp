@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// Autograd of the convolution. Its backward is an operator, so that its columns are temporary, too: see convolution.h.
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include "convolution.h"
+#include "node.h"
+
+namespace ddu::convolution {
+
+namespace {
+
+using at::Tensor;
+
+// Of x = Arguments::list().
+struct Formula {
+  static constexpr const char* kName = "DynamicDilationConv2dBackward";
+  using Options = convolution::Options;
+
+  static OutputMask output_mask(const Needs& needs) { return {needs[0], needs[1], needs[2], needs[4]}; }
+
+  static bool any(const OutputMask& mask) { return mask != OutputMask{}; }
+
+  // The backward looks at all of them, if only for their shapes; the bias has no part in it.
+  static Needs saved(const Needs& needs) {
+    const bool backward = any(output_mask(needs));
+    return {backward, backward, backward, false, backward};
+  }
+
+  static variable_list vjp(
+      const variable_list& grads, const variable_list& x, const Options& options, const Sizes&, const Needs& needs) {
+    variable_list result(x.size());
+    const auto& grad = grads[0];
+    const auto wanted = output_mask(needs);
+    if (any(wanted)) {
+      const auto gradients = conv2d_backward(grad, {x[0], x[1], x[2], Tensor(), x[4]}, options, wanted);
+      result[0] = gradients[kInput];
+      result[1] = gradients[kWeight];
+      result[2] = gradients[kMap];
+      result[4] = gradients[kMask];
+    }
+    if (needs[3]) {
+      result[3] = grad.sum(at::IntArrayRef({0, 2, 3}));
+    }
+    return result;
+  }
+};
+
+Tensor forward_autograd(const Arguments& a, const Options& options) {
+  const auto tensors = a.list();
+  if (any_tangent(tensors)) {
+    check("conv2d", a, options);
+    return forward(a, options);
+  }
+  return recorded<Formula>(tensors, options, {}, [&] { return variable_list{conv2d(a, options)}; })[0];
+}
+
+Gradients backward_autograd(
+    const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
+  auto tensors = a.list();
+  tensors.push_back(grad_output);
+  if (any_tangent(tensors) || any(needs_gradient(tensors))) {
+    check_backward(grad_output, a, options, needs);
+    return backward(grad_output, a, options, needs);
+  }
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return conv2d_backward(grad_output, a, options, needs);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, Autograd, m) {
+  m.impl("conv2d", TORCH_FN(conv2d_schema<&forward_autograd>));
+  m.impl("conv2d_backward", TORCH_FN(conv2d_backward_schema<&backward_autograd>));
+}
+
+}  // namespace ddu::convolution
