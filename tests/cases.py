@@ -326,6 +326,8 @@ def first_order(name: str, case: Case) -> list[int]:
 
 # ---- The convolution ----
 
+CONVOLUTIONS = ("conv2d", "conv2d_backward", "dynamic_dilation_conv2d")
+
 
 @dataclass(frozen=True)
 class ConvolutionCase(Case):

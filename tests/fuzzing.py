@@ -7,7 +7,7 @@ them, ``tools/fuzz.py`` as many as there is time for, in a process of its own.
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cases import (
+    CONVOLUTIONS,
     OPERATORS,
     TOLERANCES,
     Case,
+    ConvolutionCase,
     Pair,
     as_list,
+    convolve_reference,
     derivative,
     fold_reference,
     sum_over_group,
@@ -70,6 +73,8 @@ def _filled(spec: TensorSpec, shape: tuple[int, ...], device: str) -> Tensor:
         return torch.empty(shape, dtype=spec.dtype, device="meta")
     generator = torch.Generator().manual_seed(spec.seed)
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if spec.fill == "ones":
+        values = torch.ones_like(values)
     if spec.fill.startswith("rates"):  # multiples of a power of two, so that float64 has every position exactly
         values = (torch.rand(shape, generator=generator, dtype=torch.float64) * 448 - 192).round() / 64
     flat = values.view(-1)
@@ -139,8 +144,11 @@ class Call:
         if not (isinstance(lead, TensorSpec) and isinstance(rates, TensorSpec)):
             return None
         try:
-            k, s, p, d = (_pair(a[key]) for key in ("kernel_size", "stride", "padding", "dilation"))
-            if type(a["groups"]) is not int or type(a["aligned"]) is not bool:
+            convolution = self.name in CONVOLUTIONS
+            groups = a["dilation_groups"] if convolution else a["groups"]
+            s, p, d = (_pair(a[key]) for key in ("stride", "padding", "dilation"))
+            k = _pair(a["weight"].shape[2:] if convolution else a["kernel_size"])
+            if any(type(n) is not int for n in (groups, a["groups"])) or type(a["aligned"]) is not bool:
                 return None
             image = a.get("input")
             size = image.shape[-2:] if image is not None else _pair(a["output_size"])
@@ -148,7 +156,12 @@ class Call:
             channels = image.shape[-3] if image is not None else columns.shape[-2] // max(math.prod(k), 1)
             dims = 4 if image is not None else 3
             batch = (image or columns).shape[0] if len((image or columns).shape) == dims else 1
-            case = Case("fuzzed", batch, channels, size, k, s, p, d, a["groups"], 1, a["aligned"])
+            case = Case("fuzzed", batch, channels, size, k, s, p, d, groups, 1, a["aligned"])
+            if convolution:
+                given = {key: a.get(key) is not None for key in ("bias", "mask")}
+                case = ConvolutionCase(
+                    **vars(case), out_channels=a["weight"].shape[0], conv_groups=max(a["groups"], 1), **given
+                )
             per_axis = rates.shape[-3] == 2 * case.groups
             return replace(case, rates=2 if per_axis else 1) if min(case.output_size) >= 1 else None
         except (TypeError, ValueError, IndexError, ZeroDivisionError, AttributeError):
@@ -165,7 +178,11 @@ class Call:
 
 def _work(case: Case) -> int:
     """Numbers that are read, written or worked with, other than pixels."""
-    return math.prod(case.columns_shape) + math.prod(case.map_shape) + sum(case.kernel_size)
+    work = math.prod(case.columns_shape) + math.prod(case.map_shape) + sum(case.kernel_size)
+    if isinstance(case, ConvolutionCase):
+        output = (case.batch, case.out_channels, *case.output_size)
+        work += math.prod(case.weight_shape) + math.prod(case.mask_shape) + math.prod(output)
+    return work
 
 
 def _exact(case: Case) -> bool:
@@ -227,10 +244,26 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, rates: 
     return TensorSpec(shape, dtype, kind, fill, seed=draw(st.integers(0, 7)))
 
 
+WORKSPACE_LIMITS = [0, 1, 1000, 10_000, 100_000, 2**28, 2**63 - 1]
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, case: Case) -> ConvolutionCase:
+    """A convolution whose columns are those of the case."""
+    conv_groups = draw(st.sampled_from([n for n in (1, 1, 2, 3, case.channels) if n and case.channels % n == 0]))
+    return ConvolutionCase(
+        **vars(case),
+        out_channels=conv_groups * draw(st.sampled_from([0, 1, 1, 2, 3])),
+        conv_groups=conv_groups,
+        bias=draw(st.booleans()),
+        mask=draw(st.booleans()),
+    )
+
+
 @st.composite
 def calls(draw: st.DrawFn) -> Call:
     """Any call: a problem, stated well or not."""
-    name = draw(st.sampled_from(sorted(OPERATORS)))
+    name = draw(st.sampled_from([*sorted(OPERATORS), *CONVOLUTIONS]))
     flavour = draw(st.sampled_from(["sensible", "sensible", "huge", "absurd", "absurd", "absurd"]))
     huge = [draw(st.booleans()) for _ in range(2)] if flavour == "huge" else [False, False]
     height, width = (draw(axes(h)) for h in huge)
@@ -270,6 +303,23 @@ def calls(draw: st.DrawFn) -> Call:
         "aligned": case.aligned,
         "order": draw(st.sampled_from([[], [0] * case.rates, [1] + [0] * (case.rates - 1), [1] * case.rates])),
     }
+    if name in CONVOLUTIONS:
+        problem = draw(convolutions(case))
+        mask_shape = (1 if shared else problem.batch, *problem.mask_shape[1:])
+        output_shape = (problem.batch, problem.out_channels, *problem.output_size)
+        available |= {
+            "grad_output": draw(tensors(shape(output_shape), dtype)),
+            "weight": draw(tensors(problem.weight_shape, dtype)),
+            "bias": draw(tensors((problem.out_channels,), dtype)) if problem.bias else None,
+            "mask": draw(tensors(shape(mask_shape), dtype)) if problem.mask else None,
+            "groups": problem.conv_groups,
+            "dilation_groups": problem.groups,
+            "workspace_limit": draw(st.sampled_from(WORKSPACE_LIMITS)),
+            "output_mask": [draw(st.sampled_from([True, True, False])) for _ in range(3)]
+            + [problem.mask and draw(st.sampled_from([True, True, False]))],
+        }
+        if draw(st.integers(0, 3)) == 0:  # torch's own convolution then
+            available["dilation_map"] = replace(available["dilation_map"], kind="contiguous", fill="ones")
     schema = getattr(torch.ops.ddu, name).default._schema
     arguments = {argument.name: available[argument.name] for argument in schema.arguments}
     if flavour == "absurd":
@@ -289,8 +339,12 @@ def absurd(draw: st.DrawFn, key: str, value: Any) -> Any:
         return draw(st.one_of(st.lists(absurd_ints, max_size=4), absurd_ints, st.just([*_as_list(value), 1])))
     if key == "order":
         return draw(st.lists(absurd_ints, max_size=4))
-    if key in ("groups", "aligned"):
+    if key in ("groups", "aligned", "dilation_groups", "workspace_limit"):
         return draw(absurd_ints)
+    if key == "output_mask":
+        return draw(st.lists(st.sampled_from([True, False, True, False, 1, None]), max_size=5))
+    if key in ("bias", "mask") and draw(st.booleans()):
+        return None
     if not isinstance(value, TensorSpec):
         return value
     what = draw(st.sampled_from(["shape", "rank", "dtype", "kind", "device", "transposed"]))
@@ -321,6 +375,7 @@ def _as_list(value: Any) -> list[Any]:
 REFUSALS = [
     re.compile(r"\w+\(\): expected .+, but got .+", re.DOTALL),  # the operators' own
     re.compile(r"ddu::\w+\(\) .+", re.DOTALL),  # of the schema
+    re.compile(r"Tried to convert a List with \d elements to a fixed-size array of size 4"),  # bool[4], as torch's own
     re.compile(r"ddu\.\w+\.default"),  # of a class of tensors that brings its own operators
 ]
 NO_MEMORY = re.compile(
@@ -376,9 +431,16 @@ def judge(call: Call) -> str:
         torch.linspace(-1, 1, r.numel(), dtype=torch.float64).view(r.shape).to(r) if small else r.detach()
         for r in results
     ]
-    if leaves:
+    asked = [bool(needed) for needed in arguments.get("output_mask", [True] * len(results))]
+    assert all(need or result.shape == (0,) for result, need in zip(results, asked, strict=True))
+    if leaves and any(asked):
         with refusing(call) as refusals:
-            gradients = torch.autograd.grad(results, [arguments[key] for key in leaves], weights, allow_unused=True)
+            gradients = torch.autograd.grad(
+                [result for result, need in zip(results, asked) if need],
+                [arguments[key] for key in leaves],
+                [weight for weight, need in zip(weights, asked) if need],
+                allow_unused=True,
+            )
         if refusals:
             return "refused"
     case = call.case()
@@ -392,11 +454,22 @@ def judge(call: Call) -> str:
     }
     expected = _reference(call, case, wide)
     finite = all(value.isfinite().all() for value in tensors.values())
-    if case.channels == 0:  # sums of nothing, whatever the rates are
+    if case.channels == 0 and "bias" not in tensors:  # sums of nothing, whatever the rates are
         expected = [e.nan_to_num() for e in expected]
-    for result, reference in zip(results, expected, strict=True):
-        _compare(result, reference.reshape(result.shape), everywhere=finite or not _differentiates(call))
-    if leaves and finite:
+    convolution = isinstance(case, ConvolutionCase)
+    scale = _magnitude(call, case, wide, weights) if isinstance(case, ConvolutionCase) else None
+    # The columns in between have the type of the input, whatever the map's.
+    least = tensors["input"].dtype if convolution else None
+    for index, (result, reference) in enumerate(zip(results, expected, strict=True)):
+        _compare(
+            result,
+            reference.reshape(result.shape),
+            slack=scale(GRADIENTS[index] if len(results) > 1 else "output") if scale else 0,
+            everywhere=finite or not _differentiates(call),
+            where_finite=not finite and convolution and _torch_takes_over(tensors),
+            dtype=least,
+        )
+    if leaves and finite and any(asked):
         outputs = [(e, w.double().reshape(e.shape)) for e, w in zip(expected, weights) if e.requires_grad]
         wanted: Sequence[Tensor | None] = [None] * len(leaves)
         if outputs:
@@ -409,7 +482,10 @@ def judge(call: Call) -> str:
                 torch.zeros_like(tensors[key]) if gradient is None else gradient,
                 zero if reference_gradient is None else reference_gradient,
                 # What a sum cancels to is as exact as its terms.
-                slack=sum(float(value.detach().norm()) for value in wide.values() if value.isfinite().all()),
+                slack=scale(key)
+                if scale
+                else sum(float(value.detach().norm()) for value in wide.values() if value.isfinite().all()),
+                dtype=least,
             )
     return "answered"
 
@@ -428,6 +504,9 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
         columns, rates = columns[None], rates[None]
     rates = rates.expand(case.map_shape)
     case, image, crop = _without_empty_images(case, image)
+    if isinstance(case, ConvolutionCase):
+        assert image is not None
+        return _convolution_reference(call, case, {**tensors, "input": image, "dilation_map": rates}, crop)
     # Of no numbers there is nothing to differentiate, and what is differentiated thrice vanishes for good.
     order = [min(times, 3) for times in call.arguments.get("order", [])] if case.batch else []
 
@@ -455,6 +534,36 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     return [crop(derivative(case, lambda r: fold_reference(case, columns, r), rates, order))]
 
 
+GRADIENTS = ("input", "weight", "dilation_map", "mask")  # the results of conv2d_backward
+
+
+def _magnitude(
+    call: Call, case: ConvolutionCase, tensors: dict[str, Tensor], weights: Sequence[Tensor]
+) -> Callable[[str], float]:
+    """The norm that a convolution's output, or the gradient by an argument, has where the signs are random.
+
+    Both are sums of the same terms, one for each use of an entry of the weight: a product of entries of all tensors but
+    that argument. The sum of a few may be as small as chance will have it; the error is that of the terms.
+    """
+    uses = math.prod(case.weight_shape) * case.batch * math.prod(case.output_size)
+
+    def root_mean_square(key: str) -> float:
+        values = tensors[key].detach()
+        values = values[values.isfinite()]
+        return float(values.square().mean().sqrt()) if values.numel() else 0.0
+
+    def magnitude(of: str) -> float:
+        terms = [root_mean_square(key) for key in tensors if key not in (of, "dilation_map", "bias")]
+        if of != "output" and (call.name != "conv2d_backward" or call.gradient):
+            terms += [
+                max((float(weight.double().square().mean().sqrt()) for weight in weights if len(weight)), default=0)
+            ]
+        bias = float(tensors["bias"].detach().nan_to_num(0, 0, 0).norm()) if "bias" in tensors else 0
+        return math.sqrt(uses) * math.prod(terms) + (bias if of == "output" else 0)
+
+    return magnitude
+
+
 def _without_empty_images(case: Case, image: Tensor | None) -> tuple[Case, Tensor | None, Any]:
     """An axis without pixels is like one of two zeros in a padding that is smaller by one; what to cut off then."""
     height, width = case.size
@@ -468,23 +577,66 @@ def _without_empty_images(case: Case, image: Tensor | None) -> tuple[Case, Tenso
     return replace(case, size=size, padding=padding), image, lambda result: result[..., :height, :width]
 
 
+def _convolution_reference(
+    call: Call, case: ConvolutionCase, tensors: dict[str, Tensor], crop: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    if "mask" in tensors:
+        tensors["mask"] = tensors["mask"].expand(case.mask_shape)
+    if call.name != "conv2d_backward":
+        return [convolve_reference(case, tensors)]
+    grad_output = tensors.pop("grad_output")
+    needed = [key for key, need in zip(GRADIENTS, call.arguments["output_mask"], strict=True) if need]
+    for key in needed:
+        if not tensors[key].requires_grad:
+            tensors[key] = tensors[key].detach().requires_grad_()
+    answer = convolve_reference(case, tensors)
+    found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64))
+    if needed:
+        wide = [tensors[key] for key in needed]
+        found |= dict(
+            zip(needed, torch.autograd.grad(answer, wide, grad_output, create_graph=True, materialize_grads=True))
+        )
+    if "input" in needed:
+        found["input"] = crop(found["input"])
+    return list(found.values())
+
+
 def _differentiates(call: Call) -> bool:
-    return call.name == "unfold_backward" or any(call.arguments.get("order", []))
+    return call.name in ("unfold_backward", "conv2d_backward") or any(call.arguments.get("order", []))
 
 
-def _compare(actual: Tensor, expected: Tensor, slack: float = 0.0, everywhere: bool = True) -> None:
+def _torch_takes_over(tensors: dict[str, Tensor]) -> bool:
+    """Whether torch multiplies in a way of its own by what is not finite.
+
+    With rates of one that is its convolution, which skips the padding and reads no neighbour of a whole pixel; and
+    where it differentiates, what it knows to be zero makes everything zero.
+    """
+    return bool((tensors["dilation_map"] == 1).all()) or any(value._is_zerotensor() for value in tensors.values())
+
+
+def _compare(
+    actual: Tensor,
+    expected: Tensor,
+    slack: float = 0.0,
+    everywhere: bool = True,
+    where_finite: bool = False,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Near the reference, not finite in the same places.
 
     Not ``everywhere``: an infinite entry times the derivative of a tap outside the image, which is zero, is NaN, and the
-    reference's zero is not asked for.
+    reference's zero is not asked for. ``where_finite``: nothing is asked where the one or the other is not finite.
     """
     assert actual.shape == expected.shape
     actual_double, expected = actual.detach().double(), expected.detach()
     finite = expected.isfinite()
-    if not everywhere:
+    if where_finite:
+        finite = finite & actual_double.isfinite()
+    elif not everywhere:
         assert not (actual_double.isfinite() & ~finite).any(), "an entry is finite that is not by the reference"
         finite = actual_double.isfinite()
-    assert torch.equal(actual_double.isfinite(), finite), "other entries than the reference's are not finite"
+    if not where_finite:
+        assert torch.equal(actual_double.isfinite(), finite), "other entries than the reference's are not finite"
     error = (actual_double - expected)[finite].norm().item()
     scale = max(expected[finite].norm().item(), slack)
-    assert error <= TOLERANCES[actual.dtype] * scale, f"wrong by {error:.2e}, of {scale:.2e}"
+    assert error <= TOLERANCES[dtype or actual.dtype] * scale, f"wrong by {error:.2e}, of {scale:.2e}"

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddu_ops
 from cases import (
+    CONVOLUTIONS,
     TOLERANCES,
     ConvolutionCase,
     assert_bits,
@@ -210,6 +211,15 @@ def test_a_map_of_ones_is_conv2d(dtype: torch.dtype, requires_grad: bool, device
             assert_bits(output, expected.contiguous())
         else:
             assert (output - expected).norm() <= 2 * TOLERANCES[dtype] * expected.norm()
+
+
+def test_a_map_of_ones_without_output_channels(device: torch.device) -> None:
+    """Torch's own convolution, which such a map calls, refuses it in groups."""
+    input, weight = torch.randn(2, 4, 5, 6, device=device), torch.randn(0, 2, 3, 3, device=device)
+    for rate in (1.0, 1.5):
+        dilation_map = torch.full((2, 1, 5, 6), rate, device=device)
+        output = ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=2)
+        assert output.shape == (2, 0, 5, 6)
 
 
 def test_channels_last_as_conv2d() -> None:
@@ -502,6 +512,23 @@ def test_messages_of_the_backward() -> None:
 conv2d_backward(): expected grad_output of shape (2, 6, 5, 6), but got (1, 6, 5, 6)
 conv2d_backward(): expected mask to be a tensor, for output_mask asks for its gradient, but got None""",
     )
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_nested_tensors_are_refused_by_name(name: str) -> None:
+    """In every argument; they met words of the dispatcher's."""
+    nested = torch.nested.nested_tensor([torch.ones(2, 3, 4), torch.ones(1, 3, 4)])
+    given = {**make_arguments(FULL, torch.float32), "grad_output": torch.randn(2, 6, 5, 6)}
+    given |= {**FULL.keywords, "workspace_limit": 0, "output_mask": [True] * 4}
+    operator = getattr(torch.ops.ddu, name)
+    names = [argument.name for argument in operator.default._schema.arguments]
+    tensors = [key for key in names if isinstance(given[key], Tensor)]
+    assert len(tensors) == 5
+    for key in tensors:
+        with pytest.raises(RuntimeError) as caught:
+            operator(**{**{name: given[name] for name in names}, key: nested})
+        assert str(caught.value) == f"{name}(): expected {key} to be a dense tensor, but got a nested one"
 
 
 def test_messages_of_to_offsets() -> None:

@@ -72,7 +72,8 @@ Tensor forward_in_chunks(const Arguments& a, const Options& options) {
   const auto& window = options.window;
   // The windows are a plain convolution's. Torch's own adds the products up in the order that it always does, so a
   // layer that begins there begins with the bits of Conv2d. On a GPU to look would be to wait for it.
-  if (a.input.is_cpu() && a.input.numel() != 0 && !a.mask.defined() && window.aligned && all_ones(a.dilation_map)) {
+  if (a.input.is_cpu() && a.input.numel() != 0 && a.weight.numel() != 0 && !a.mask.defined() && window.aligned &&
+      all_ones(a.dilation_map)) {
     return at::conv2d(
                a.input, a.weight, as_optional(a.bias), window.stride, window.padding, window.dilation, options.groups)
         .contiguous();
@@ -184,9 +185,20 @@ TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
   m.impl("conv2d_backward", TORCH_FN(conv2d_backward_schema<&backward_in_chunks>));
 }
 
-TORCH_LIBRARY_IMPL(ddu, Meta, m) {
+namespace {
+
+void register_shapes(torch::Library& m) {
   m.impl("conv2d", TORCH_FN(conv2d_schema<&forward_meta>));
   m.impl("conv2d_backward", TORCH_FN(conv2d_backward_schema<&backward_meta>));
 }
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_shapes(m); }
+
+// To refuse them: see meta.cpp.
+TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_shapes(m); }
+TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_shapes(m); }
+TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_shapes(m); }
 
 }  // namespace ddu::convolution

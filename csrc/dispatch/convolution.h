@@ -65,8 +65,8 @@ struct Options {
 
  private:
   static std::array<int64_t, 2> kernel_size_of(const at::Tensor& weight) {
-    // A weight of another rank is refused by the checks; until then any kernel will do.
-    if (!weight.defined() || weight.dim() != 4) {
+    // A weight of another rank, or a nested one, is refused by the checks; until then any kernel will do.
+    if (!weight.defined() || weight.is_nested() || weight.dim() != 4) {
       return {1, 1};
     }
     return {weight.sym_size(2).guard_int(__FILE__, __LINE__), weight.sym_size(3).guard_int(__FILE__, __LINE__)};
