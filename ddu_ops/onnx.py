@@ -1,8 +1,8 @@
 """Translations of the operators for ``torch.onnx.export``.
 
-The unfold is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates and whose weights pick out one tap
-each; the fold adds up the four neighbours of every tap by ``ScatterElements``. Exporting needs the packages of
-``ddu_ops[onnx]``; onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
+The convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates; the unfold is one whose
+weights pick out one tap each. The fold adds up the four neighbours of every tap by ``ScatterElements``. Exporting needs
+the packages of ``ddu_ops[onnx]``; onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +16,9 @@ _LIMIT = 2.0**30  # a tap so far away lies outside of every image, and its posit
 def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any], Callable[..., Any]]:
     """ONNX translations of the operators, for opset 19 and above.
 
-    Batch and image size may be dynamic. Rates that are not finite make their windows NaN, as everywhere. A pixel that
-    is not finite does so, too, to all taps of the windows that see it, for a ``DeformConv`` adds them up, all but one
-    times zero. What the operators check, the exported program does not.
+    Batch and image size may be dynamic. Rates that are not finite make their windows NaN, as everywhere. In the
+    columns of the unfold a pixel that is not finite does so, too, to all taps of the windows that see it, for a
+    ``DeformConv`` adds them up, all but one times zero. What the operators check, the exported program does not.
 
     Args:
         dtype: what the program computes in, ``torch.float64`` or ``torch.float32``. The positions of ``DeformConv``
@@ -82,6 +82,51 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         twice: list[Any] = [(2 * np.arange(k) - (k - 1)) * d for k, d in zip(kernel_size, dilation, strict=True)]
         return np.stack(np.meshgrid(*twice, indexing="ij")).reshape(2, -1) / 2
 
+    def deform_conv(
+        input: Any,
+        weight: Any,
+        bias: Any,
+        dilation_map: Any,
+        mask: Any,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        dilation_groups: int,
+        aligned: bool,
+    ) -> Any:
+        """The convolution with a map, of ``weight`` and ``bias`` in the type that the program computes in."""
+        taps = kernel_size[0] * kernel_size[1]
+        batch, grid = size(dilation_map, 0), op.Shape(dilation_map, start=2)
+        rates, unit = rates_and_unit(dilation_map, dilation_groups)
+        # From where the taps of a plain convolution lie: with rates of 1, nowhere, or up to the first of them.
+        slope = slopes(kernel_size, dilation)
+        shift = -slope if aligned else -np.indices(kernel_size).reshape(2, -1) * np.reshape(dilation, (2, 1))
+        offsets = op.Add(  # (B, G, kH * kW, 2, H_out, W_out)
+            op.Mul(op.Transpose(rates, perm=[0, 1, 3, 2, 4, 5]), real(slope.T[None, None, :, :, None, None])),
+            real(shift.T[None, None, :, :, None, None]),
+        )
+        offsets = op.Clip(offsets, real(-_LIMIT), real(_LIMIT))
+        if mask is None:
+            factors = op.Expand(unit, shape(1, 1, 1, taps, 1, 1))
+        else:
+            factors = op.Mul(unit, op.Reshape(op.Cast(mask, to=to), shape(batch, dilation_groups, 1, taps, grid)))
+        output = op.DeformConv(
+            op.Cast(input, to=to),
+            weight,
+            op.Reshape(offsets, shape(batch, dilation_groups * taps * 2, grid)),
+            bias,
+            op.Reshape(factors, shape(batch, dilation_groups * taps, grid)),
+            kernel_shape=list(kernel_size),
+            strides=list(stride),
+            pads=[*padding, *padding],
+            dilations=list(dilation),
+            group=groups,
+            offset_group=dilation_groups,
+        )
+        return op.CastLike(output, input)
+
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.
 
     def unfold(
@@ -95,30 +140,28 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         aligned: bool = True,
     ) -> Any:
         taps, channels = kernel_size[0] * kernel_size[1], input.shape[1]
-        batch, grid = size(dilation_map, 0), op.Shape(dilation_map, start=2)
-        rates, unit = rates_and_unit(dilation_map, groups)
-        # From where the taps of a plain convolution lie: with rates of 1, nowhere, or up to the first of them.
-        slope = slopes(kernel_size, dilation)
-        shift = -slope if aligned else -np.indices(kernel_size).reshape(2, -1) * np.reshape(dilation, (2, 1))
-        offsets = op.Add(  # (B, G, kH * kW, 2, H_out, W_out)
-            op.Mul(op.Transpose(rates, perm=[0, 1, 3, 2, 4, 5]), real(slope.T[None, None, :, :, None, None])),
-            real(shift.T[None, None, :, :, None, None]),
-        )
-        offsets = op.Clip(offsets, real(-_LIMIT), real(_LIMIT))
-        columns = op.DeformConv(
-            op.Cast(input, to=to),
-            real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1))),
-            op.Reshape(offsets, shape(batch, groups * taps * 2, grid)),
-            None,
-            op.Reshape(op.Expand(unit, shape(1, 1, 1, taps, 1, 1)), shape(batch, groups * taps, grid)),
-            kernel_shape=list(kernel_size),
-            strides=list(stride),
-            pads=[*padding, *padding],
-            dilations=list(dilation),
-            group=channels,
-            offset_group=groups,
-        )
-        return op.CastLike(op.Reshape(columns, shape(0, 0, -1)), input)
+        each = real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1)))
+        window = (kernel_size, stride, padding, dilation)
+        columns = deform_conv(input, each, None, dilation_map, None, *window, channels, groups, aligned)
+        return op.Reshape(columns, shape(0, 0, -1))
+
+    def conv2d(
+        input: Any,
+        weight: Any,
+        dilation_map: Any,
+        bias: Any,
+        mask: Any,
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        dilation_groups: int,
+        aligned: bool,
+        workspace_limit: int,
+    ) -> Any:
+        weight_and_bias = (op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to))
+        window = (list(weight.shape[2:]), stride, padding, dilation)
+        return deform_conv(input, *weight_and_bias, dilation_map, mask, *window, groups, dilation_groups, aligned)
 
     def fold(
         columns: Any,
@@ -174,4 +217,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         result = op.Reshape(result, shape(batch, channels, bordered))
         return op.CastLike(op.Slice(result, shape(2, 2), op.Add(output_size, shape(2)), shape(2, 3)), columns)
 
-    return {torch.ops.ddu.unfold.default: unfold, torch.ops.ddu.fold.default: fold}
+    return {
+        torch.ops.ddu.unfold.default: unfold,
+        torch.ops.ddu.fold.default: fold,
+        torch.ops.ddu.conv2d.default: conv2d,
+    }

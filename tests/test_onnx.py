@@ -1,5 +1,6 @@
 """Models exported to ONNX, run by onnxruntime beside PyTorch."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cases import DTYPES, Case, assert_near, fold, fold_reference, make_tensors, unfold, unfold_reference
+import ddu_ops.layers
+from cases import (
+    DTYPES,
+    Case,
+    ConvolutionCase,
+    assert_near,
+    convolve_reference,
+    fold,
+    fold_reference,
+    make_arguments,
+    make_tensors,
+    unfold,
+    unfold_reference,
+)
 from ddu_ops import DynamicDilationUnfold, dynamic_dilation_fold
 
 onnxruntime = pytest.importorskip("onnxruntime", minversion="1.26")  # the first with a DeformConv for CPUs
@@ -27,9 +41,17 @@ ANY_SIZE = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.e
 
 
 def exported(
-    model: nn.Module, *inputs: Tensor, dtype: torch.dtype = torch.float64, opset: int = 19, sizes: Any = None
+    model: nn.Module,
+    *inputs: Tensor,
+    dtype: torch.dtype = torch.float64,
+    opset: int = 19,
+    sizes: Any = None,
+    nodes: dict[str, int] | None = None,
 ) -> Run:
-    """A model in onnxruntime, for any batch and, unless it is said otherwise, any size of the image."""
+    """A model in onnxruntime, for any batch and, unless it is said otherwise, any size of the image.
+
+    ``nodes`` are how many there have to be of some operators.
+    """
     program = torch.onnx.export(
         model.eval(),
         inputs,
@@ -41,6 +63,8 @@ def exported(
     )
     assert program is not None
     assert {imported.domain: imported.version for imported in program.model_proto.opset_import} == {"": opset}
+    operators = Counter(node.op_type for node in program.model.graph.all_nodes())
+    assert {name: operators[name] for name in nodes or {}} == (nodes or {})
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
     names = [input.name for input in session.get_inputs()]
 
@@ -139,6 +163,101 @@ def test_precision_does_not_fall_with_the_size_of_the_image() -> None:
     assert_near(exported(Unfold(case), input, dilation_map)(input, dilation_map), expected)
     narrow = exported(Unfold(case), input, dilation_map, dtype=torch.float32)(input, dilation_map)
     torch.testing.assert_close(narrow.double(), expected, rtol=0, atol=0.1)
+
+
+class Convolution(nn.Module):
+    """Of constant weights, so that only what has a batch is an input of the program."""
+
+    def __init__(self, case: ConvolutionCase, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.case = case
+        self.weight = nn.Parameter(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, input: Tensor, dilation_map: Tensor, mask: Tensor | None = None) -> Tensor:
+        return ddu_ops.dynamic_dilation_conv2d(
+            input, self.weight, dilation_map, self.bias, mask=mask, **self.case.keywords
+        )
+
+
+CONVOLUTIONS = [
+    ConvolutionCase("plain", 2, 3, (6, 7), padding=(1, 1), bias=False, mask=False),
+    ConvolutionCase("bias", 2, 4, (6, 7), (2, 3), (1, 1), (2, 1), (2, 1), aligned=False, mask=False),
+    ConvolutionCase("depthwise", 2, 4, (6, 7), padding=(1, 1), conv_groups=4, out_channels=8, bias=False),
+    ConvolutionCase("both_groups", 2, 12, (9, 8), (3, 2), (2, 1), (1, 0), (1, 2), 3, 2, True, 6, 2),
+]
+
+
+def tensors_of(case: ConvolutionCase, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """All arguments, and those of the program."""
+    arguments = make_arguments(case, dtype)
+    return arguments, [arguments[key] for key in ("input", "dilation_map", "mask") if key in arguments]
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution(case: ConvolutionCase) -> None:
+    """One DeformConv, for other sizes than it was exported with; rates that are huge or not finite."""
+    arguments, inputs = tensors_of(case)
+    model = Convolution(case, arguments["weight"], arguments.get("bias"))
+    run = exported(model, *inputs, nodes={"DeformConv": 1, "MatMul": 0, "Gemm": 0, "Conv": 0})
+    for batch, size in ((case.batch, case.size), (1, (11, 8)), (5, (8, 15))):
+        other = replace(case, batch=batch, size=size)
+        arguments = tensors_of(other)[0] | {key: arguments[key] for key in ("weight", "bias") if key in arguments}
+        for rate in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0, 1.0):
+            if rate == 1:
+                arguments["dilation_map"] = torch.ones_like(arguments["dilation_map"])
+            elif rate is not None:
+                arguments["dilation_map"][0, 0, 1, 2] = rate
+            actual = run(*(arguments[key] for key in ("input", "dilation_map", "mask") if key in arguments))
+            assert actual.dtype == torch.float32
+            assert_near(actual, convolve_reference(other, {key: t.double() for key, t in arguments.items()}))
+
+
+def test_convolution_of_what_is_not_finite() -> None:
+    """A pixel and an entry of the mask: in the same places as by the reference."""
+    case = CONVOLUTIONS[-1]
+    arguments, inputs = tensors_of(case)
+    run = exported(Convolution(case, arguments["weight"], arguments["bias"]), *inputs)
+    for key, value in (("input", torch.nan), ("mask", torch.nan)):
+        given = {name: tensor.clone() for name, tensor in arguments.items()}
+        given[key][0, 3, 1, 2] = value
+        expected = convolve_reference(case, {name: t.double() for name, t in given.items()})
+        assert 0 < expected.isnan().sum() < expected.numel()
+        assert_near(run(*(given[name] for name in ("input", "dilation_map", "mask"))), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_types_of_the_convolution(dtype: torch.dtype) -> None:
+    case = CONVOLUTIONS[-1]
+    arguments, inputs = tensors_of(case, dtype)
+    actual = exported(Convolution(case, arguments["weight"], arguments["bias"]), *inputs, opset=20)(*inputs)
+    assert actual.dtype == dtype
+    assert_near(actual, convolve_reference(case, {key: t.double() for key, t in arguments.items()}))
+
+
+class Layers(nn.Module):
+    """Predict their rates, the one its mask, too; behind a convolution of torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = ddu_ops.DynamicDilationConv2d(4, 8, 3, stride=2, padding=1, dilation_groups=2, per_axis=True)
+        self.third = ddu_ops.layers.AdaptiveDilationConv2d(8, 4, 3, padding="same", groups=2)
+        for module in self.modules():
+            if isinstance(module, ddu_ops.DilationPredictor):
+                nn.init.normal_(module.weight, std=0.2)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.third(self.second(self.first(input).relu()).relu())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_model_of_convolutions(dtype: torch.dtype) -> None:
+    model = Layers()
+    run = exported(model, torch.randn(2, 3, 8, 9), dtype=dtype, nodes={"DeformConv": 2})
+    for shape in ((2, 3, 8, 9), (1, 3, 16, 11), (3, 3, 5, 20)):
+        input = torch.randn(shape)
+        torch.testing.assert_close(run(input), model(input), rtol=1e-4, atol=1e-4)
 
 
 class Network(nn.Module):
