@@ -7,8 +7,15 @@ everyone. Every operator and every derivative then computes without communicatio
 - along the channels, where each shard holds whole groups and their part of the map; of a single group, whole channels
   beside a replicated map, whose gradient is then a pending sum (``Partial``);
 
-and passes a pending sum on where it is linear. What is placed in another way, along the image for example, or has
-groups that do not divide evenly, is redistributed first, in the cheapest way that DTensor knows.
+and passes a pending sum on where it is linear. The convolution and its backward compute without communication, too,
+
+- along the batch, beside a replicated weight, whose gradient is a pending sum;
+- along the channels of input and output, where each shard holds whole groups of the weight and, of the map and the
+  mask, whole dilation groups or the only one, whose gradients are pending sums;
+- with one group, along the channels of the output, beside a replicated input.
+
+What is placed in another way, along the image for example, or has groups that do not divide evenly, is redistributed
+first, in the cheapest way that DTensor knows.
 
 Example:
     >>> import torch.distributed as dist
@@ -24,7 +31,7 @@ Example:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -35,74 +42,57 @@ from torch.distributed.tensor._op_schema import OpSchema, OpSpec, OpStrategy, Ru
 from torch.distributed.tensor.experimental import register_sharding
 from torch.utils._pytree import tree_map, tree_unflatten
 
-# The tensors that the operators return and take, in the order of their schemas. A gradient has the shape of a map.
-_SAMPLE = (["columns"], ["image", "map"])
-_SPLAT = (["image"], ["columns", "map"])
-_OPERATORS = {
-    "unfold": _SAMPLE,
-    "sample": _SAMPLE,
-    "fold": _SPLAT,
-    "splat": _SPLAT,
-    "dot": (["gradient"], ["columns", "image", "map"]),
-    "unfold_backward": (["image", "gradient"], ["columns", "image", "map"]),
-}
-
-
-def _acceptable_shardings(name: str, groups: int) -> list[tuple[list[Placement], list[Placement]]]:
-    """The placements on one dimension of a mesh, of results and arguments, that need no communication."""
-    outputs, inputs = _OPERATORS[name]
-
-    def each(place: Callable[[str], Placement]) -> tuple[list[Placement], list[Placement]]:
-        return [place(tensor) for tensor in outputs], [place(tensor) for tensor in inputs]
-
-    along_channels: dict[str, Placement] = {
-        "image": Shard(1),
-        "columns": Shard(1),
-        "map": Shard(1) if groups > 1 else Replicate(),
-        "gradient": Shard(1) if groups > 1 else Partial(),  # a sum over the channels of a group
-    }
-    # Linear in the image and in the columns: a pending sum of the one is a pending sum of all that depends on it, and
-    # no image depends on an image.
-    pending: list[tuple[list[Placement], list[Placement]]] = [
-        (
-            [Replicate() if tensor == summed else Partial() for tensor in outputs],
-            [Partial() if tensor == summed else Replicate() for tensor in inputs],
-        )
-        for summed in inputs
-        if summed != "map"
-    ]
-    return [each(lambda _: Replicate()), each(lambda _: Shard(0)), each(along_channels.__getitem__), *pending]
-
+Shardings = list[tuple[list[Placement], list[Placement]]]  # of results and arguments, on one dimension of a mesh
 
 # Private to torch; its own operators with such needs, convolution for one, are registered there.
 _dispatcher: Any = DTensor._op_dispatcher
 _propagator: Any = _dispatcher.sharding_propagator
 
 
-def _shards(spec: Any) -> int:
-    """Into how many parts the channels of an image or of columns are cut."""
-    return math.prod(spec.mesh.size(i) for i, placement in enumerate(spec.placements) if placement.is_shard(1))
+def _place(op: OpOverload, name: str) -> int:
+    return [argument.name for argument in op._schema.arguments].index(name)
 
 
-def _register(name: str) -> None:
-    op: OpOverload = getattr(torch.ops.ddu, name).default
-    names = [argument.name for argument in op._schema.arguments]
-    groups_at, kernel_size_at = names.index("groups"), names.index("kernel_size")
+class _Arguments:
+    """Those of a call, by name."""
 
-    def groups_of(args: tuple[Any, ...]) -> int:
-        return args[groups_at] if len(args) > groups_at else 1  # defaults at the end are left out
+    def __init__(self, op: OpOverload, values: Sequence[Any]) -> None:
+        self._op, self._values = op, values
+
+    def __getitem__(self, name: str) -> Any:
+        place = _place(self._op, name)
+        return self._values[place] if place < len(self._values) else 1  # groups: defaults at the end are left out
+
+
+def _shards(spec: Any, dim: int) -> int:
+    """Into how many parts a dimension is cut."""
+    return math.prod(spec.mesh.size(i) for i, placement in enumerate(spec.placements) if placement.is_shard(dim))
+
+
+def _register(
+    op: OpOverload,
+    shardings: Callable[[_Arguments], Shardings],
+    lead: tuple[int, int],
+    units: Callable[[_Arguments], int],
+    divided: Callable[[_Arguments], Sequence[str]],
+) -> None:
+    """Registers how the tensors of an operator may lie on the processes.
+
+    Args:
+        op: the operator.
+        shardings: those that need no communication.
+        lead: the place, among the tensors as among the arguments, of the one whose shards count, and the dimension that
+            they are cut along.
+        units: how many of what is cut into shards, of which all shards have to have as many.
+        divided: the options of which a shard has its part, where there is more than one.
+    """
+    lead_at, lead_dim = lead
 
     def evenly(strategy: Callable[[OpSchema], OpStrategy], schema: OpSchema) -> OpStrategy:
-        """Those of a strategy's shardings in which each shard has as many groups, or channels of the only group."""
-        args: tuple[Any, ...] = schema.args_schema
-        units = groups_of(args)
-        if units == 1:
-            leading, kernel_size = args[0], args[kernel_size_at]
-            taps = 1 if leading.ndim == 4 else kernel_size[0] * kernel_size[-1]
-            units = leading.shape[1] // taps
+        whole = units(_Arguments(op, schema.args_schema))
 
         def even(spec: OpSpec) -> bool:
-            return units % _shards(spec.input_spec(0)) == 0
+            return whole % _shards(spec.input_spec(lead_at), lead_dim) == 0
 
         return OpStrategy(list(filter(even, strategy(schema).strategies)))
 
@@ -119,13 +109,15 @@ def _register(name: str) -> None:
         if sharding.needs_redistribute:
             _dispatcher.redistribute_local_args(call, sharding.redistribute_schema, False)
         local_args = list(tree_unflatten(list(call.local_args), call.args_tree_spec))
-        groups = groups_of(args)
-        if groups > 1:
-            schema = sharding.redistribute_schema if sharding.needs_redistribute else call.schema
-            local_args[groups_at] = groups // _shards(schema.args_schema[0])
+        schema = sharding.redistribute_schema if sharding.needs_redistribute else call.schema
+        parts = _shards(schema.args_schema[lead_at], lead_dim)
+        given = _Arguments(op, args)
+        for name in divided(given):
+            if given[name] > 1:
+                local_args[_place(op, name)] = given[name] // parts
         return _dispatcher.wrap(op(*local_args, **call.local_kwargs), sharding.output_spec)
 
-    register_sharding(op)(lambda *args: _acceptable_shardings(name, groups_of(args)))
+    register_sharding(op)(lambda *args: shardings(_Arguments(op, args)))
     # The rest of what it takes, which register_sharding has no argument for: that shards are even; that the kernel size
     # and what follows it decide the shape of the result, so that a placement found for one is not used for another; and
     # that the groups of a shard are fewer.
@@ -134,9 +126,120 @@ def _register(name: str) -> None:
     _dispatcher._custom_op_handlers[op] = dispatch
 
 
+# ---- The unfold, the fold and their derivatives ----
+
+# The tensors that the operators return and take, in the order of their schemas. A gradient has the shape of a map.
+_SAMPLE = (["columns"], ["image", "map"])
+_SPLAT = (["image"], ["columns", "map"])
+_OPERATORS = {
+    "unfold": _SAMPLE,
+    "sample": _SAMPLE,
+    "fold": _SPLAT,
+    "splat": _SPLAT,
+    "dot": (["gradient"], ["columns", "image", "map"]),
+    "unfold_backward": (["image", "gradient"], ["columns", "image", "map"]),
+}
+
+
+def _shardings(name: str, args: _Arguments) -> Shardings:
+    groups = args["groups"]
+    outputs, inputs = _OPERATORS[name]
+
+    def each(place: Callable[[str], Placement]) -> tuple[list[Placement], list[Placement]]:
+        return [place(tensor) for tensor in outputs], [place(tensor) for tensor in inputs]
+
+    along_channels: dict[str, Placement] = {
+        "image": Shard(1),
+        "columns": Shard(1),
+        "map": Shard(1) if groups > 1 else Replicate(),
+        "gradient": Shard(1) if groups > 1 else Partial(),  # a sum over the channels of a group
+    }
+    # Linear in the image and in the columns: a pending sum of the one is a pending sum of all that depends on it, and
+    # no image depends on an image.
+    pending: Shardings = [
+        (
+            [Replicate() if tensor == summed else Partial() for tensor in outputs],
+            [Partial() if tensor == summed else Replicate() for tensor in inputs],
+        )
+        for summed in inputs
+        if summed != "map"
+    ]
+    return [each(lambda _: Replicate()), each(lambda _: Shard(0)), each(along_channels.__getitem__), *pending]
+
+
+def _groups_or_channels(op: OpOverload, args: _Arguments) -> int:
+    """Groups, or channels of the only one."""
+    if args["groups"] > 1:
+        return args["groups"]
+    leading, kernel_size = args[op._schema.arguments[0].name], args["kernel_size"]
+    taps = 1 if leading.ndim == 4 else kernel_size[0] * kernel_size[-1]
+    return leading.shape[1] // taps
+
+
 for _name in _OPERATORS:
-    _register(_name)
+    _operator: OpOverload = getattr(torch.ops.ddu, _name).default
+    _register(
+        _operator,
+        partial(_shardings, _name),
+        lead=(0, 1),
+        units=partial(_groups_or_channels, _operator),
+        divided=lambda _: ["groups"],
+    )
+
+# ---- The convolution ----
+
+
+def _shardings_of_convolution(op: OpOverload, args: _Arguments) -> Shardings:
+    tensors = [argument.name for argument in op._schema.arguments if "Tensor" in str(argument.type)]
+    inputs = [name for name in tensors if args[name] is not None]
+    if op is torch.ops.ddu.conv2d.default:
+        outputs = ["output"]
+    else:  # an empty tensor is not cut, and in the place of what is not asked for
+        asked = zip(op._schema.returns, args["output_mask"], strict=True)
+        outputs = [result.name if need else "empty" for result, need in asked]
+
+    def sharding(others: Placement, **placements: Placement) -> tuple[list[Placement], list[Placement]]:
+        """Of tensors by name."""
+        placements["empty"] = Replicate()
+        return [placements.get(name, others) for name in outputs], [placements.get(name, others) for name in inputs]
+
+    along_batch = sharding(Shard(0), weight=Replicate(), bias=Replicate(), grad_weight=Partial())
+    along_channels: dict[str, Placement] = {
+        **dict.fromkeys(("weight", "bias", "grad_weight"), Shard(0)),
+        **dict.fromkeys(("output", "grad_output"), Shard(1)),
+    }
+    if args["groups"] == 1:  # the channels of the output; each is made of all of the input
+        along_channels |= dict.fromkeys(("grad_input", "grad_dilation_map", "grad_mask"), Partial())
+    elif args["dilation_groups"] == 1:
+        along_channels |= dict.fromkeys(("input", "grad_input"), Shard(1))
+        along_channels |= dict.fromkeys(("grad_dilation_map", "grad_mask"), Partial())
+    else:
+        maps = ("dilation_map", "mask", "grad_dilation_map", "grad_mask")
+        along_channels |= dict.fromkeys(("input", "grad_input", *maps), Shard(1))
+    return [sharding(Replicate()), along_batch, sharding(Replicate(), **along_channels)]
+
+
+def _groups_or_output_channels(args: _Arguments) -> int:
+    """Groups and their dilation groups, if those are more than the only one; or channels of the output."""
+    groups, dilation_groups = args["groups"], args["dilation_groups"]
+    if groups == 1:
+        return args["weight"].shape[0]
+    return groups if dilation_groups == 1 else math.gcd(groups, dilation_groups)
+
+
+for _operator in (torch.ops.ddu.conv2d.default, torch.ops.ddu.conv2d_backward.default):
+    _register(
+        _operator,
+        partial(_shardings_of_convolution, _operator),
+        lead=(_place(_operator, "weight"), 0),
+        units=_groups_or_output_channels,
+        divided=lambda args: ["groups", "dilation_groups"] if args["groups"] > 1 else [],
+    )
 
 # In inference mode these come here as they are, and as they are they would run on the shards.
-for _composite in (torch.ops.ddu.dynamic_dilation_unfold.default, torch.ops.ddu.dynamic_dilation_fold.default):
+for _composite in (
+    torch.ops.ddu.dynamic_dilation_unfold.default,
+    torch.ops.ddu.dynamic_dilation_fold.default,
+    torch.ops.ddu.dynamic_dilation_conv2d.default,
+):
     _dispatcher._custom_op_handlers[_composite] = lambda op, args, kwargs: op.decompose(*args, **kwargs)

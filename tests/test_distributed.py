@@ -7,6 +7,8 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +17,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cases import Case, assert_near, fold, fold_reference, make_tensors, operator, pick, unfold, unfold_reference
-from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, dynamic_dilation_fold, dynamic_dilation_unfold
+from cases import (
+    Case,
+    ConvolutionCase,
+    assert_near,
+    convolve_reference,
+    fold,
+    fold_reference,
+    make_arguments,
+    make_tensors,
+    operator,
+    pick,
+    unfold,
+    unfold_reference,
+)
+from ddu_ops import (
+    DynamicDilationFold,
+    DynamicDilationUnfold,
+    dynamic_dilation_conv2d,
+    dynamic_dilation_fold,
+    dynamic_dilation_unfold,
+)
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 
@@ -337,6 +358,153 @@ def test_the_public_functions() -> None:
         assert_near(batched.full_tensor(), unfold_reference(case, input, dilation_map[:1]))
         assert_near(unbatched.full_tensor(), unfold_reference(case, input, dilation_map)[0])
         assert_near(folded.full_tensor(), fold_reference(case, columns, dilation_map))
+
+
+# ---- DTensor, the convolution ----
+
+CONVOLUTION = ConvolutionCase("convolution", 2, 4, padding=(1, 1), out_channels=6)
+NAMES = ("input", "weight", "dilation_map", "bias", "mask")
+
+
+def check_convolution(case: ConvolutionCase, given: list[Any], result: Any, gradients: list[Any], counts: Any) -> None:
+    """As check_sharding: placements are in the order of NAMES."""
+    tensors = make_arguments(case, kinks=False)
+    places, gradients_at = dict(zip(NAMES, given, strict=True)), dict(zip(NAMES, gradients, strict=True))
+    plain = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+    expected = convolve_reference(case, plain)
+    cotangent = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, list(plain.values()), cotangent)
+
+    placed = distribute(tensors.values(), [places[name] for name in tensors])
+    leaves = {name: t.requires_grad_() for name, t in zip(tensors, placed, strict=True)}
+    with collectives(counts[0]):
+        actual = dynamic_dilation_conv2d(**leaves, **case.keywords)
+    (grad,) = distribute([cotangent], [result])
+    with collectives(counts[1]):
+        actual_gradients = torch.autograd.grad(actual, list(leaves.values()), grad)
+    assert actual.placements == (result,)
+    assert [g.placements for g in actual_gradients] == [(gradients_at[name],) for name in tensors]
+    for a, e in zip([actual, *actual_gradients], [expected, *expected_gradients], strict=True):
+        assert a.shape == e.shape
+        assert_near(a.full_tensor(), e.detach())
+
+
+@in_processes
+def test_a_convolution_sharded_along_the_batch() -> None:
+    """Evenly and not; the weight is the same everywhere, and its gradient a sum over the processes."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    given = [Shard(0), Replicate(), Shard(0), Replicate(), Shard(0)]
+    gradients = [Shard(0), Partial(), Shard(0), Partial(), Shard(0)]
+    for changes in ({}, {"batch": 5, "mask": False}, {"groups": 2, "rates": 2, "conv_groups": 2}, {"bias": False}):
+        check_convolution(replace(CONVOLUTION, **changes), given, Shard(0), gradients, (0, 0))
+
+
+@in_processes
+def test_a_convolution_sharded_along_groups() -> None:
+    """With dilation groups of their own, several for each, and beside one map."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    along = [Shard(1), Shard(0), Shard(1), Shard(0), Shard(1)]
+    for conv_groups, groups, rates in ((2, 2, 1), (2, 4, 2), (4, 2, 1)):
+        case = replace(CONVOLUTION, conv_groups=conv_groups, groups=groups, rates=rates, out_channels=8)
+        check_convolution(case, along, Shard(1), along, (0, 0))
+    given = [Shard(1), Shard(0), Replicate(), Shard(0), Replicate()]
+    gradients = [Shard(1), Shard(0), Partial(), Shard(0), Partial()]
+    check_convolution(replace(CONVOLUTION, conv_groups=2), given, Shard(1), gradients, (0, 0))
+
+
+@in_processes
+def test_a_convolution_sharded_along_the_channels_of_its_output() -> None:
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    given = [Replicate(), Shard(0), Replicate(), Shard(0), Replicate()]
+    gradients = [Partial(), Shard(0), Partial(), Shard(0), Partial()]
+    for changes in ({}, {"groups": 2, "rates": 2}):
+        check_convolution(replace(CONVOLUTION, **changes), given, Shard(1), gradients, (0, 0))
+
+
+@in_processes
+def test_a_convolution_that_is_not_even_is_gathered() -> None:
+    """Five channels of the output, three groups, groups that share a dilation group, and channels of one group."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    everywhere = [Replicate()] * 5
+    rows = [Replicate(), Shard(0), Replicate(), Replicate(), Replicate()]
+    images = [Shard(1), Replicate(), Replicate(), Replicate(), Replicate()]
+    for case, given in (
+        (replace(CONVOLUTION, out_channels=5), rows),
+        (replace(CONVOLUTION, channels=6, conv_groups=3), images),
+        (replace(CONVOLUTION, channels=6, conv_groups=2, groups=3), images),
+        (CONVOLUTION, images),
+    ):
+        check_convolution(case, given, Replicate(), everywhere, (1, 1))
+
+
+@in_processes
+def test_one_gradient_of_a_convolution() -> None:
+    """What is not asked for is an empty tensor, and lies nowhere."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    tensors = make_arguments(CONVOLUTION, kinks=False)
+    cotangent = torch.randn(2, 6, 6, 7, dtype=torch.float64)
+    (grad,) = distribute([cotangent], [Shard(0)])
+    places = dict(zip(NAMES, [Shard(0), Replicate(), Shard(0), Replicate(), Shard(0)], strict=True))
+    for needed in NAMES:
+        plain = {name: t.clone().requires_grad_(name == needed) for name, t in tensors.items()}
+        (expected,) = torch.autograd.grad(convolve_reference(CONVOLUTION, plain), plain[needed], cotangent)
+        leaves = dict(zip(tensors, distribute(tensors.values(), [places[name] for name in tensors]), strict=True))
+        leaves[needed].requires_grad_()
+        with collectives(0):
+            output = dynamic_dilation_conv2d(**leaves, **CONVOLUTION.keywords)
+            (actual,) = torch.autograd.grad(output, leaves[needed], grad)
+        assert actual.placements == (Partial() if places[needed] == Replicate() else places[needed],)
+        assert_near(actual.full_tensor(), expected)
+
+
+@in_processes
+def test_second_derivatives_of_a_convolution() -> None:
+    """By DTensor's own rules, for they are ATen's operators; the gradient of the weight is summed up on the way."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    def penalty(convolve: Callable[[dict[str, Any]], Any], leaves: dict[str, Any]) -> tuple[Any, ...]:
+        values = list(leaves.values())
+        first = torch.autograd.grad(convolve(leaves).square().sum(), values, create_graph=True)
+        return torch.autograd.grad(torch.stack([f.square().sum() for f in first]).sum(), values)
+
+    tensors = make_arguments(CONVOLUTION, kinks=False)
+    expected = penalty(
+        partial(convolve_reference, CONVOLUTION), {name: t.clone().requires_grad_() for name, t in tensors.items()}
+    )
+    placed = distribute(tensors.values(), [Replicate() if n in ("weight", "bias") else Shard(0) for n in tensors])
+    leaves = {name: t.requires_grad_() for name, t in zip(tensors, placed, strict=True)}
+    actual = penalty(lambda given: dynamic_dilation_conv2d(**given, **CONVOLUTION.keywords), leaves)
+    for a, e in zip(actual, expected, strict=True):
+        assert_near(a.full_tensor(), e)
+
+
+@in_processes
+def test_the_public_convolution() -> None:
+    """With a map and a mask that are broadcast, without gradients, in inference mode and compiled."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    tensors = make_arguments(CONVOLUTION)
+    tensors |= {name: tensors[name][:1] for name in ("dilation_map", "mask")}
+    whole = {name: tensors[name].expand(2, -1, -1, -1) for name in ("dilation_map", "mask")}
+    expected = convolve_reference(CONVOLUTION, {**tensors, **whole})
+    placed = distribute(tensors.values(), [Shard(0) if name == "input" else Replicate() for name in tensors])
+    arguments = dict(zip(tensors, placed, strict=True))
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context(), collectives(0):
+            result = dynamic_dilation_conv2d(**arguments, **CONVOLUTION.keywords)
+        assert result.placements == (Shard(0),)
+        assert_near(result.full_tensor(), expected)
+    compiled = torch.compile(
+        lambda **t: dynamic_dilation_conv2d(**t, **CONVOLUTION.keywords) * 2, backend="aot_eager", fullgraph=True
+    )
+    result = compiled(**arguments)
+    assert result.placements == (Shard(0),)
+    assert_near(result.full_tensor(), 2 * expected)
 
 
 @in_processes
