@@ -591,11 +591,11 @@ def _convolution_reference(
             tensors[key] = tensors[key].detach().requires_grad_()
     answer = convolve_reference(case, tensors)
     found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64))
-    if needed:
+    found |= {key: torch.zeros_like(tensors[key]) for key in needed}
+    if needed and answer.requires_grad:  # by a mask of no channels, nothing is
         wide = [tensors[key] for key in needed]
-        found |= dict(
-            zip(needed, torch.autograd.grad(answer, wide, grad_output, create_graph=True, materialize_grads=True))
-        )
+        gradients = torch.autograd.grad(answer, wide, grad_output, create_graph=True, materialize_grads=True)
+        found |= dict(zip(needed, gradients, strict=True))
     if "input" in needed:
         found["input"] = crop(found["input"])
     return list(found.values())

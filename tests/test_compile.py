@@ -425,6 +425,45 @@ def test_sizes_marked_as_dynamic(device: torch.device) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("backend, gradients", [("aot_eager", True), ("inductor", False)])
+def test_sizes_marked_as_dynamic_in_a_network(backend: str, gradients: bool, device: torch.device) -> None:
+    """The operators make no size between convolutions a constant.
+
+    With gradients in inductor, torch 2.13 does by itself, around F.unfold or nothing at all: docs/pytorch.md.
+    """
+
+    class Convolution(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Conv2d(3, 4, 3, padding=1)
+            self.middle = ddu_ops.DynamicDilationConv2d(4, 4, 3, padding=1)
+            self.after = nn.Conv2d(4, 2, 1)
+            nn.init.normal_(self.middle.rate.weight, std=0.2)
+
+        def forward(self, input: Tensor) -> Tensor:
+            return self.after(F.relu(self.middle(F.relu(self.before(input)))))
+
+    for network in (Network().to(device), Convolution().to(device)):
+        counter = CompileCounterWithBackend(backend)
+        compiled = torch.compile(network, backend=counter, fullgraph=True)
+        for shape in [(2, 3, 6, 7), (5, 3, 9, 8), (3, 3, 12, 5)]:
+            input = torch.randn(shape, device=device)
+            for dim in (0, 2, 3):
+                torch._dynamo.mark_dynamic(input, dim)
+            if gradients:
+                expected = outcome(network, network, input)
+                network.zero_grad()
+                output = compiled(input)
+                output.square().mean().backward()
+                assert_outcomes(
+                    [output.detach(), *(p.grad for p in network.parameters())], [expected[0], *expected[2:]]
+                )
+            else:
+                with torch.no_grad():
+                    assert_outcomes([compiled(input)], [network(input)])
+        assert counter.frame_count == 1
+
+
 def test_autocast_with_gradients(device: torch.device) -> None:
     network = Network().to(device)
     input = torch.randn(2, 3, 6, 7, device=device)
