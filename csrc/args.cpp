@@ -393,6 +393,13 @@ SymParams check_convolution(
   TORCH_CHECK(
       params.channels % groups == 0 && rows % groups == 0, op, "(): expected groups to divide the ", params.channels,
       " channels of input and the ", rows, " of the output, but got ", groups);
+  // Where there are no channels any number of groups divides them, and is a size all the same.
+  const auto windows = check.product("batch * groups", params.batch, groups);
+  check.bytes(
+      "the bytes for columns by group",
+      check.product(
+          "the size of columns by group", windows,
+          check.product("the size of columns by group", check.taps(params), check.positions(params))));
   check.shaped("weight", weight, {rows, params.channels / groups, params.h.kernel, params.w.kernel});
   check.agrees("weight", weight, "input", input, /*or_float=*/false);
   if (bias.defined()) {

@@ -222,6 +222,16 @@ def test_a_map_of_ones_without_output_channels(device: torch.device) -> None:
         assert output.shape == (2, 0, 5, 6)
 
 
+def test_no_channels_in_groups(device: torch.device) -> None:
+    """Any number of groups divides none; beyond what sizes can hold they are refused, and not by torch's words."""
+    input, weight = torch.randn(3, 0, 5, 6, device=device), torch.randn(0, 0, 3, 3, device=device)
+    dilation_map = torch.full((3, 1, 5, 6), 1.5, device=device)
+    assert ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=7).shape == (3, 0, 5, 6)
+    for groups in (2**61 - 1, 2**63 - 1, 2**55):
+        with pytest.raises(RuntimeError, match=r"conv2d\(\): expected .* below 2\^63, but got \d+ \* \d+"):
+            ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=groups)
+
+
 def test_channels_last_as_conv2d() -> None:
     input = torch.randn(2, 8, 6, 7).to(memory_format=torch.channels_last)
     weight = torch.randn(4, 8, 3, 3)
