@@ -10,10 +10,10 @@ from ddu_ops import _extension, reference
 from ddu_ops._version import __version__
 
 if _extension.problem is None:
-    import ddu_ops._flops
     import ddu_ops._vmap  # noqa: F401
     from ddu_ops import layers, receptive_field, viz
     from ddu_ops._decompositions import decompositions
+    from ddu_ops._when_imported import when_imported
     from ddu_ops.functional import (
         dynamic_dilation_conv2d,
         dynamic_dilation_fold,
@@ -21,6 +21,9 @@ if _extension.problem is None:
         to_offsets,
     )
     from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, DynamicDilationFold, DynamicDilationUnfold
+
+    # It imports triton, where that is, or warns that it is not: not everybody's matter.
+    when_imported("torch.utils.flop_counter", then="ddu_ops._flops")
 else:
     warnings.warn(_extension.problem, RuntimeWarning, stacklevel=2)
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import ddu_ops
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import distribute
@@ -32,14 +34,16 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path) -> None:
+def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the objects that are there."""
+    monkeypatch.setenv("DDU_WITH_CUDA", "1" if ddu_ops._C.build()["cuda"] else "0")  # as the build that is there
     path = distribute.wheel(tmp_path)
     archive = zipfile.ZipFile(path)
     public = re.search(r"\d+\.\d+\.\d+", (ROOT / "ddu_ops" / "_version.py").read_text())
     assert public
     minor = ".".join(torch.__version__.split(".")[:2])
-    cuda = f"cu{torch.version.cuda.replace('.', '')}" if torch.version.cuda else "cpu"
+    with_cuda = torch.version.cuda if ddu_ops._C.build()["cuda"] else None
+    cuda = f"cu{with_cuda.replace('.', '')}" if with_cuda else "cpu"
     version = f"{public[0]}+torch{minor}.{cuda}"
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
     assert path.name == f"ddu_ops-{version}-cp310-abi3-{platform}.whl"
@@ -52,7 +56,7 @@ def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path) -> None:
     assert set(archive.namelist()) == sources | metadata | {extension, record, "ddu_ops/py.typed"}
     assert f"Requires-Dist: torch=={minor}.*\n" in archive.read(f"{info}/METADATA").decode()
     built_for = json.loads(archive.read(record))
-    assert built_for == {"torch": torch.__version__, "cuda": torch.version.cuda}
+    assert built_for == {"torch": torch.__version__, "cuda": with_cuda}
 
     archive.extract(extension, tmp_path)
     assert ".symtab" not in run("objdump", "--section-headers", str(tmp_path / extension))
@@ -157,10 +161,22 @@ def test_the_import_is_quiet_and_brings_nothing_along() -> None:
     program = "import sys, torch; before = set(sys.modules); import ddu_ops; print(*sorted(set(sys.modules) - before))"
     text = run(sys.executable, "-W", "error", "-c", program, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
     new = {name for name in text.split() if name.split(".")[0] not in sys.stdlib_module_names}
-    assert {name for name in new if not re.match(r"ddu_ops\b", name)} <= {
-        "torch.utils.flop_counter",
-        "torch.utils.module_tracker",
-    }
+    assert "ddu_ops.functional" in new
+    assert {name for name in new if not re.match(r"ddu_ops\b", name)} == set()
+
+
+@pytest.mark.parametrize("first", ["ddu_ops", "torch.utils.flop_counter"])
+def test_formulas_are_there_when_they_are_wanted(first: str) -> None:
+    program = f"""
+import importlib.util
+assert importlib.util.find_spec("torch.utils.flop_counter").name == "torch.utils.flop_counter"  # asked for, not imported
+import torch, {first}, ddu_ops
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    ddu_ops.dynamic_dilation_unfold(torch.ones(1, 1, 3, 3), 3, torch.ones(1, 1, 1, 1))
+print(counter.get_total_flops())
+"""
+    assert run(sys.executable, "-c", program, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])) == "72\n"
 
 
 PROGRAM = """

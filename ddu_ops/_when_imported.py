@@ -1,0 +1,39 @@
+"""What waits until somebody else imports a module."""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds ``name`` where Python does, and has ``then`` imported after it."""
+
+    def __init__(self, name: str, then: str) -> None:
+        self._name, self._then = name, then
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_both(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module(self._then)
+
+            spec.loader.exec_module = execute_both  # type: ignore[method-assign]  # of this loader, made for this spec
+        return spec
+
+
+def when_imported(name: str, then: str) -> None:
+    """Imports the module ``then`` as soon as the module ``name`` is imported, or now if it is."""
+    if name in sys.modules:
+        importlib.import_module(then)
+    else:
+        sys.meta_path.insert(0, _Finder(name, then))
