@@ -513,6 +513,8 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
         return _convolution_reference(call, case, {**tensors, "input": image, "dilation_map": rates}, crop)
     # Of no numbers there is nothing to differentiate, and what is differentiated thrice vanishes for good.
     order = [min(times, 3) for times in call.arguments.get("order", [])] if case.batch else []
+    if any(times > 3 - case.rates for times in order):  # no term is left, so what would be multiplied is not read
+        image, columns = (None if t is None else t.nan_to_num(0, 0, 0) for t in (image, columns))
 
     def sampled(of: Tensor) -> Tensor:
         answer = derivative(case, lambda r: unfold_reference(case, of, r), rates, order)
@@ -531,8 +533,6 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
         return [crop(by_image), by_map]
     if call.name == "dot":
         assert image is not None and columns is not None
-        if any(times > 3 - case.rates for times in order):  # no term is left, so what would be multiplied is not read
-            columns = columns.nan_to_num(0, 0, 0)
         return [sum_over_group(case, columns * sampled(image))]
     if image is not None:
         return [sampled(image)]
@@ -559,6 +559,8 @@ def _magnitude(
         return float(values.square().mean().sqrt()) if values.numel() else 0.0
 
     def magnitude(of: str) -> float:
+        if of == "bias":  # a sum of the weights of the output alone
+            return math.sqrt(sum(float(weight.double().square().sum()) for weight in weights))
         terms = [root_mean_square(key) for key in tensors if key not in (of, "dilation_map", "bias")]
         if of != "output" and (call.name != "conv2d_backward" or call.gradient):
             terms += [
