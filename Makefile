@@ -93,7 +93,7 @@ format: $(call installed,lint)  ## format both languages, mend what ruff can
 	$(clang_format) -i $(cpp_files)
 
 clean:  ## remove what was built, but not the virtual environment
-	rm -rf build dist *.egg-info ddu_ops/*.so docs/auto_tutorials docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info ddu_ops/*.so ddu_ops/_built_for.json docs/auto_tutorials docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 ifneq ($(VENV),)
