@@ -95,8 +95,9 @@ class Build(BuildExtension):
 def extension() -> CppExtension:
     parts = ["library", "python", *(["cuda"] if USE_CUDA else [])]
     sources = [f"csrc/{path}" for part in parts for path in LISTS[part]]
-    # The same library from any folder.
-    flags = [*LISTS["cxx_flags"], "-g0", f"-ffile-prefix-map={ROOT}/=", *(["-DDDU_WITH_CUDA"] if USE_CUDA else [])]
+    # The same library from any folder, with torch in any other; the last one counts, where torch lies in this folder.
+    maps = [f"-ffile-prefix-map={folder}/=" for folder in (ROOT, Path(torch.__file__).parent)]
+    flags = [*LISTS["cxx_flags"], "-g0", *maps, *(["-DDDU_WITH_CUDA"] if USE_CUDA else [])]
     link_flags = ["-Wl,--strip-all"] if RELEASE else []
     includes: list[str] = []
     if SANITIZERS:
