@@ -55,6 +55,7 @@ SANITIZERS = os.environ.get("DDU_SANITIZE", "")
 # of Python. A free-threaded one has no limited API.
 LIMITED_API = not sysconfig.get_config_var("Py_GIL_DISABLED")
 CUDA_FLAGS = LISTS["nvcc_flags"]
+TORCH = ".".join(torch.__version__.split(".")[:2])  # its C++ interface changes from one minor version to the next
 
 
 def version() -> str:
@@ -63,12 +64,11 @@ def version() -> str:
     if not RELEASE:
         return public
     cuda = f"cu{torch.version.cuda.replace('.', '')}" if USE_CUDA else "cpu"
-    return f"{public}+torch{'.'.join(torch.__version__.split('.')[:2])}.{cuda}"
+    return f"{public}+torch{TORCH}.{cuda}"
 
 
 def requirements() -> list[str]:
-    """Torch's C++ interface changes from one minor version to the next."""
-    return [f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*" if RELEASE else "torch>=2.11"]
+    return [f"torch=={TORCH}.*" if RELEASE else "torch>=2.11"]
 
 
 class Build(BuildExtension):

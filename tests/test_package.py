@@ -34,6 +34,12 @@ def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
     return done.stdout
 
 
+def python(*arguments: str, package: Path = ROOT) -> str:
+    """Another Python, with the package of that folder."""
+    path = os.pathsep.join([str(package), *sys.path])
+    return run(sys.executable, *arguments, cwd=package, PYTHONPATH=path)
+
+
 def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the objects that are there."""
     monkeypatch.setenv("DDU_WITH_CUDA", "1" if ddu_ops._C.build()["cuda"] else "0")  # as the build that is there
@@ -120,7 +126,7 @@ def extension_of(package: Path) -> Path:
 
 def test_built_for_another_torch(package: Path) -> None:
     (package / "ddu_ops" / "_built_for.json").write_text('{"torch": "2.99.1+cu199", "cuda": "19.9"}')
-    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    text = python("-c", WITHOUT, package=package)
     installed = re.escape(torch.__version__)
     assert re.fullmatch(
         rf"RuntimeWarning ddu_ops was built for torch 2\.99\.1\+cu199, but torch {installed} is installed: {MEND}\n",
@@ -130,7 +136,7 @@ def test_built_for_another_torch(package: Path) -> None:
 
 def test_not_built(package: Path) -> None:
     extension_of(package).unlink()
-    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    text = python("-c", WITHOUT, package=package)
     assert re.fullmatch(rf"RuntimeWarning the extension of ddu_ops is not built: {MEND}\n", text)
 
 
@@ -138,7 +144,7 @@ def test_not_built_in_a_checkout(package: Path) -> None:
     """There it is the checkout that has to be built."""
     extension_of(package).unlink()
     (package / "setup.py").touch()
-    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    text = python("-c", WITHOUT, package=package)
     assert text.endswith(f": run `pip install --no-build-isolation --no-deps -e {package}`\n")
 
 
@@ -147,7 +153,7 @@ def test_what_does_not_load(package: Path, recorded: bool) -> None:
     extension_of(package).write_bytes(b"no library")
     if not recorded:
         (package / "ddu_ops" / "_built_for.json").unlink()
-    text = run(sys.executable, "-c", WITHOUT, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+    text = python("-c", WITHOUT, package=package)
     built = re.escape(torch.__version__) if recorded else "of unknown version"
     assert re.fullmatch(
         rf"RuntimeWarning ddu_ops, built for torch {built}, CUDA [\w.]+, does not load where torch .* is installed "
@@ -159,7 +165,7 @@ def test_what_does_not_load(package: Path, recorded: bool) -> None:
 def test_the_import_is_quiet_and_brings_nothing_along() -> None:
     """What takes time to import, torch has imported already, or is left until it is needed."""
     program = "import sys, torch; before = set(sys.modules); import ddu_ops; print(*sorted(set(sys.modules) - before))"
-    text = run(sys.executable, "-W", "error", "-c", program, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    text = python("-W", "error", "-c", program)
     new = {name for name in text.split() if name.split(".")[0] not in sys.stdlib_module_names}
     assert "ddu_ops.functional" in new
     assert {name for name in new if not re.match(r"ddu_ops\b", name)} == set()
@@ -176,7 +182,7 @@ with FlopCounterMode(display=False) as counter:
     ddu_ops.dynamic_dilation_unfold(torch.ones(1, 1, 3, 3), 3, torch.ones(1, 1, 1, 1))
 print(counter.get_total_flops())
 """
-    assert run(sys.executable, "-c", program, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path])) == "72\n"
+    assert python("-c", program) == "72\n"
 
 
 PROGRAM = """
@@ -192,13 +198,13 @@ ddu_ops.dynamic_dilation_unfold(torch.ones(1, 1, 3, 3), 3, torch.ones(1, 1, 1, 1
 
 
 def test_the_import_opens_no_socket_and_starts_no_process() -> None:
-    run(sys.executable, "-c", PROGRAM, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    python("-c", PROGRAM)
 
 
 def test_the_hook_sees_a_socket() -> None:
     program = PROGRAM.replace("import ddu_ops,", "import socket; socket.socket(); import ddu_ops,")
     with pytest.raises(AssertionError, match=r"socket\.__new__"):
-        run(sys.executable, "-c", program, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+        python("-c", program)
 
 
 @pytest.mark.parametrize("path", LISTS, ids=lambda path: path.stem)
