@@ -38,33 +38,47 @@ def test_a_device_without_kernels(tmp_path: Path) -> None:
     assert "built without kernels for device 'foreign': its operators run in terms of ATen's" in output
 
 
-LAZY = """
+ON_ANOTHER_DEVICE = """
+import sys
 import torch
-import torch._lazy
-import torch._lazy.ts_backend
 from cases import Case, assert_near, make_tensors, unfold, unfold_reference
 
-torch._lazy.ts_backend.init()
+device = sys.argv[1]
+if device == "lazy":
+    import torch._lazy
+    import torch._lazy.ts_backend
+    torch._lazy.ts_backend.init()
 case = Case("case", 2, 4, padding=(1, 1), groups=2, rates=2)
 tensors = make_tensors(case, kinks=False)
 for _ in range(2):
-    leaves = [t.detach().to("lazy").requires_grad_() for t in tensors[:2]]
+    leaves = [t.detach().to(device).requires_grad_() for t in tensors[:2]]
     wide = [t.detach().requires_grad_() for t in tensors[:2]]
     actual, expected = unfold(case, *leaves), unfold_reference(case, *wide)
-    assert actual.device.type == "lazy"
+    assert actual.device.type == device
     assert_near(actual.cpu(), expected)
-    grads = torch.autograd.grad(actual, leaves, tensors.columns.to("lazy"))
+    grads = torch.autograd.grad(actual, leaves, tensors.columns.to(device))
     for a, e in zip(grads, torch.autograd.grad(expected, wide, tensors.columns)):
-        assert a.device.type == "lazy"
+        assert a.device.type == device
         assert_near(a.cpu(), e)
 """
 
 
 def test_a_device_that_traces() -> None:
     """Lazy tensors, which like XLA's have no views of their own: the CPU's kernels run."""
-    output = run("-c", LAZY)
+    output = run("-c", ON_ANOTHER_DEVICE, "lazy")
     assert output.count("Warning: ddu_ops") == 1, output
     assert "built without kernels for device 'lazy': its operators run on the CPU" in output
+
+
+@pytest.mark.skipif(
+    "DDU_WITHOUT_CUDA" not in os.environ,
+    reason="DDU_WITHOUT_CUDA, the folder of a build without CUDA on a machine with a GPU: tools/gpu.sh makes one",
+)
+def test_cuda_tensors_in_a_build_without_cuda() -> None:
+    paths = os.pathsep.join([os.environ["DDU_WITHOUT_CUDA"], str(Path(__file__).parent)])
+    output = run("-c", ON_ANOTHER_DEVICE, "cuda", PYTHONPATH=paths)
+    assert output.count("Warning: ddu_ops") == 1, output
+    assert "built without kernels for device 'cuda': its operators run in terms of ATen's" in output
 
 
 PLAIN = """

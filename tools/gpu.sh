@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All that a machine with a GPU can tell: build for CUDA, run the tests that use it, check memory accesses, measure.
+# All that a machine with a GPU can tell: build for CUDA and without, run the tests that use it, check memory accesses,
+# make random calls, measure.
 #
 #   tools/gpu.sh [FOLDER]    results go to FOLDER (benchmarks/results); takes five to ten minutes
 #
@@ -16,7 +17,8 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export DDU_WITH_CUDA=1
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 logs=$(mktemp -d)
-trap 'rm -rf "$logs"' EXIT
+plain=$(mktemp -d)
+trap 'rm -rf "$logs" "$plain"' EXIT
 mkdir -p "$results"
 failed=()
 
@@ -54,7 +56,16 @@ finish() {
   started=()
 }
 
+# A build without CUDA, in a folder of its own, takes CUDA tensors.
+without_cuda() {
+  cp -r setup.py pyproject.toml README.md csrc ddu_ops "$plain"
+  (cd "$plain" && rm -f ddu_ops/*.so && DDU_WITH_CUDA=0 "$python" setup.py --quiet build_ext --inplace) &&
+    DDU_WITHOUT_CUDA=$plain "$python" -m pytest -q -k without_cuda -p no:cacheprovider tests/test_devices.py
+}
+
 section tests and compute-sanitizer
+start "without CUDA" without_cuda
+start soak "$python" tools/soak.py --seconds 60 --device cuda
 for file in tests/test_*.py; do
   name=$(basename "$file" .py)
   start "$name" "$python" -m pytest -q -k cuda -p no:cacheprovider "$file"

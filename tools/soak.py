@@ -10,6 +10,7 @@ second one on, when every size has been seen and caches are filled. Exit status 
 import argparse
 import gc
 import random
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -22,13 +23,14 @@ import ddu_ops
 ALLOWED = 16 << 20  # bytes: what an allocator may keep more or less of
 
 
-def resident(device: str) -> int:
-    """Bytes that the process holds, or that are allocated on the GPU."""
+def resident(device: str) -> dict[str, int]:
+    """Bytes that the process holds, and that torch has taken of the GPU and not given back."""
     gc.collect()
-    if device == "cuda":
-        return torch.cuda.memory_allocated()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    found = {"process": pages * resource.getpagesize()}
+    if device == "cuda":
+        found |= {"tensors on the GPU": torch.cuda.memory_allocated(), "GPU": torch.cuda.memory_reserved()}
+    return found
 
 
 def one_round(rng: random.Random, device: str) -> None:
@@ -56,7 +58,7 @@ def one_round(rng: random.Random, device: str) -> None:
         raise AssertionError("a map of the wrong size was taken")
 
 
-def soak(device: str, more: Callable[[float], bool]) -> tuple[int, list[int]]:
+def soak(device: str, more: Callable[[float], bool]) -> tuple[int, list[dict[str, int]]]:
     """How many rounds there were, and the memory after every twentieth of the way but the first.
 
     ``more(part)`` says whether another round belongs to the first ``part`` of the way, of one.
@@ -72,9 +74,9 @@ def soak(device: str, more: Callable[[float], bool]) -> tuple[int, list[int]]:
     return rounds, found
 
 
-def growth(found: list[int]) -> int:
+def growth(found: list[dict[str, int]]) -> dict[str, int]:
     """The lowest of the last quarter against the highest of the first: a leak lifts both, noise does not."""
-    return min(found[-5:]) - max(found[:5])
+    return {name: min(f[name] for f in found[-5:]) - max(f[name] for f in found[:5]) for name in found[0]}
 
 
 def main() -> int:
@@ -84,10 +86,12 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.monotonic()
     rounds, found = soak(arguments.device, lambda part: time.monotonic() - start < arguments.seconds * part)
-    print(f"{rounds} rounds in {arguments.seconds:.0f} s on {arguments.device}")
-    print("memory in MiB:", " ".join(f"{size / 2**20:.1f}" for size in found))
-    print(f"grew by {growth(found) / 2**20:.1f} MiB")
-    return 1 if growth(found) > ALLOWED else 0
+    print(f"{rounds} rounds in {arguments.seconds:.0f} s on {arguments.device}; memory in MiB:")
+    grown = growth(found)
+    for name, bytes_ in grown.items():
+        sizes = " ".join(f"{f[name] / 2**20:.1f}" for f in found)
+        print(f"{name}: {sizes}; grew by {bytes_ / 2**20:.1f}")
+    return 1 if max(grown.values()) > ALLOWED else 0
 
 
 if __name__ == "__main__":
