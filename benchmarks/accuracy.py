@@ -1,10 +1,10 @@
 """Errors of the operator and of the ``grid_sample`` composite against float64, over random cases.
 
     python -m benchmarks.accuracy                        print the table
-    python -m benchmarks.accuracy --write docs/guarantees.md    put it between the marks of that page
+    python -m benchmarks.accuracy --write docs/guarantees.md    put it between the device's marks of that page
 
-Every case is computed by the reference in float64 from the same rounded arguments. The unit of an error is the root
-mean square of what is right, of that result of that case; so an error is one of an entry, relative to a typical entry.
+Every case is computed by the reference in float64 from the same rounded arguments. An error is relative to the entry,
+or to the root mean square of that result of that case where the entry is smaller.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Error:
         unit = expected.square().mean().sqrt()
         if unit == 0:
             return
-        error = (actual.double() - expected) / unit
+        error = (actual.double() - expected) / expected.abs().clamp_min(unit)
         largest = error.abs().max().item()
         self.largest = largest if math.isnan(largest) else max(self.largest, largest)
         self.squares += error.square().sum().item()
@@ -105,9 +105,9 @@ def table(cases: int, device: str) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    """Between the marks ``<!-- accuracy -->`` and ``<!-- /accuracy -->``."""
-    begin, end = "<!-- accuracy -->\n", "<!-- /accuracy -->"
+def write(path: Path, text: str, device: str) -> None:
+    """Between the marks ``<!-- accuracy cpu -->`` and ``<!-- /accuracy cpu -->``, or those of another device."""
+    begin, end = f"<!-- accuracy {device} -->\n", f"<!-- /accuracy {device} -->"
     page, count = re.subn(
         f"(?<={re.escape(begin)}).*?(?={re.escape(end)})",
         lambda _: f"\n{text}\n\n",
@@ -127,7 +127,7 @@ def main() -> None:
     text = table(arguments.cases, arguments.device)
     print(text)
     if arguments.write:
-        write(arguments.write, text)
+        write(arguments.write, text, arguments.device)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from benchmarks.accuracy import DTYPES, RESULTS, measure
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_errors_stay_below_their_bounds(dtype: torch.dtype) -> None:
-    """Every result as a whole far below the tolerance, and no entry beyond a few times that."""
+    """Every result as a whole far below the tolerance, and no entry beyond it."""
     errors = measure(dtype, cases=12)
     for result in RESULTS:
         mine = errors["ddu_ops"][result]
         assert mine.entries > 10_000
         assert mine.root_mean_square < TOLERANCES[dtype] / 4, result
-        assert mine.largest < 8 * TOLERANCES[dtype], result
+        assert mine.largest < TOLERANCES[dtype], result
         # A composite loses the positions' bits to the size of the image; nothing here does.
         theirs = errors["grid_sample"][result]
         assert dtype == torch.float64 or not theirs.root_mean_square < 100 * mine.root_mean_square
