@@ -2,8 +2,9 @@
 // The public functions: what a model calls from Python, called through the dispatcher.
 #include "include/ddu_ops/ddu_ops.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/SymIntArrayRef.h>
+
+#include "signatures.h"
 
 namespace ddu {
 
@@ -12,11 +13,6 @@ namespace {
 using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
 
 }  // namespace
 
@@ -31,7 +27,7 @@ Tensor unfold(
     bool aligned) {
   using Signature =
       Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool);
-  static const auto op = find<Signature>("ddu::dynamic_dilation_unfold");
+  static const auto op = find_operator<Signature>("ddu::dynamic_dilation_unfold");
   return op.call(input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned);
 }
 
@@ -48,7 +44,7 @@ Tensor fold(
   using Signature = Tensor(
       const Tensor&, c10::SymIntArrayRef, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t,
       bool);
-  static const auto op = find<Signature>("ddu::dynamic_dilation_fold");
+  static const auto op = find_operator<Signature>("ddu::dynamic_dilation_fold");
   const c10::SymInt size[] = {output_size->at(0), output_size->at(1)};
   return op.call(columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned);
 }
@@ -69,7 +65,7 @@ Tensor conv2d(
   using Signature = Tensor(
       const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, IntArrayRef, IntArrayRef, IntArrayRef,
       int64_t, int64_t, const OptionalTensor&, bool, int64_t);
-  static const auto op = find<Signature>("ddu::dynamic_dilation_conv2d");
+  static const auto op = find_operator<Signature>("ddu::dynamic_dilation_conv2d");
   return op.call(
       input, weight, dilation_map, bias, *stride, *padding, *dilation, groups, dilation_groups, mask, aligned,
       workspace_limit);

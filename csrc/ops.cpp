@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "ops.h"
 
-#include <ATen/core/dispatch/Dispatcher.h>
-
 #include "signatures.h"
 
 namespace ddu {
@@ -12,11 +10,6 @@ namespace {
 using at::Tensor;
 using c10::SymIntArrayRef;
 
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
-}
-
 // Calls the operator that f stands for.
 template <auto f>
 struct Call {
@@ -25,13 +18,13 @@ struct Call {
 
   template <class... Leading>
   static auto value(const char* name, const Tensor& dilation_map, const Window& w, const Leading&... leading) {
-    static const auto op = find<Value>(name);
+    static const auto op = find_operator<Value>(name);
     return op.call(leading..., w.kernel_size, dilation_map, w.stride, w.padding, w.dilation, w.groups, w.aligned);
   }
 
   template <class... Leading>
   static auto derivative(const char* name, const Tensor& dilation_map, const Window& w, const Leading&... leading) {
-    static const auto op = find<Derivative>(name);
+    static const auto op = find_operator<Derivative>(name);
     return op.call(
         leading..., w.kernel_size, dilation_map, w.stride, w.padding, w.dilation, w.groups, w.aligned, w.order);
   }

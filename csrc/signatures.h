@@ -7,6 +7,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 
 #include <tuple>
 #include <utility>
@@ -14,6 +15,14 @@
 #include "window.h"
 
 namespace ddu {
+
+// Those with kernels. The convolution has other options, and its signatures are in dispatch/convolution.h.
+inline constexpr const char* kOperators[] = {"unfold", "fold", "unfold_backward", "sample", "splat", "dot"};
+
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
 
 template <class F>
 struct Arguments;

@@ -6,6 +6,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include "../signatures.h"
+
 namespace ddu {
 
 namespace {
@@ -28,8 +30,10 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
-  for (const auto* name :
-       {"unfold", "fold", "unfold_backward", "sample", "splat", "dot", "conv2d", "conv2d_backward"}) {
+  for (const auto* name : kOperators) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
+  }
+  for (const auto* name : {"conv2d", "conv2d_backward"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 
+#include "../signatures.h"
+
 namespace ddu::convolution {
 
 using at::Tensor;
@@ -156,8 +158,7 @@ Gradients backward_meta(
 // ---- the operators through the dispatcher
 
 Tensor conv2d(const Arguments& a, const Options& options) {
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("ddu::conv2d", "").typed<decltype(conv2d_schema<&forward>)>();
+  static const auto op = find_operator<decltype(conv2d_schema<&forward>)>("ddu::conv2d");
   const auto& w = options.window;
   return op.call(
       a.input, a.weight, a.dilation_map, as_optional(a.bias), as_optional(a.mask), w.stride, w.padding, w.dilation,
@@ -166,9 +167,7 @@ Tensor conv2d(const Arguments& a, const Options& options) {
 
 Gradients conv2d_backward(
     const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("ddu::conv2d_backward", "")
-                             .typed<decltype(conv2d_backward_schema<&backward>)>();
+  static const auto op = find_operator<decltype(conv2d_backward_schema<&backward>)>("ddu::conv2d_backward");
   const auto& w = options.window;
   auto [grad_input, grad_weight, grad_dilation_map, grad_mask] = op.call(
       grad_output, a.input, a.weight, a.dilation_map, as_optional(a.mask), w.stride, w.padding, w.dilation,

@@ -280,7 +280,7 @@ void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <c10::DeviceType device>
 void register_on_cpu(torch::Library& m) {
-  for (const auto* name : {"unfold", "fold", "unfold_backward", "sample", "splat", "dot"}) {
+  for (const auto* name : kOperators) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&on_cpu<device>>());
   }
 }

@@ -24,11 +24,7 @@
 #include <cstdint>
 #include <optional>
 
-#if defined(_WIN32)
-#define DDU_API __declspec(dllexport)
-#else
 #define DDU_API __attribute__((visibility("default")))
-#endif
 
 namespace ddu {
 
