@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 
 def run(*arguments: str, **environment: str) -> str:
-    """The output of Python, with what it writes to stderr."""
+    """The output of Python, with what it writes to stderr; not in the checkout, where its package would come first."""
     tests = Path(__file__).parent
     paths = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
@@ -24,6 +24,7 @@ def run(*arguments: str, **environment: str) -> str:
         stderr=subprocess.STDOUT,
         text=True,
         timeout=600,
+        cwd=tests,
     )
     assert result.returncode == 0, result.stdout
     return result.stdout

@@ -86,11 +86,11 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.monotonic()
     rounds, found = soak(arguments.device, lambda part: time.monotonic() - start < arguments.seconds * part)
-    print(f"{rounds} rounds in {arguments.seconds:.0f} s on {arguments.device}; memory in MiB:")
+    for name in found[0]:
+        print(f"memory in MiB, {name}:", " ".join(f"{f[name] / 2**20:.1f}" for f in found))
     grown = growth(found)
-    for name, bytes_ in grown.items():
-        sizes = " ".join(f"{f[name] / 2**20:.1f}" for f in found)
-        print(f"{name}: {sizes}; grew by {bytes_ / 2**20:.1f}")
+    changes = ", ".join(f"{name} {bytes_ / 2**20:+.1f} MiB" for name, bytes_ in grown.items())
+    print(f"{rounds} rounds in {arguments.seconds:.0f} s on {arguments.device}: {changes}")
     return 1 if max(grown.values()) > ALLOWED else 0
 
 
