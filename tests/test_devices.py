@@ -3,6 +3,7 @@
 Each test is a process of its own, for what makes a device cannot be unmade.
 """
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -49,6 +50,8 @@ if device == "lazy":
     import torch._lazy
     import torch._lazy.ts_backend
     torch._lazy.ts_backend.init()
+elif device == "xla":
+    import torch_xla
 case = Case("case", 2, 4, padding=(1, 1), groups=2, rates=2)
 tensors = make_tensors(case, kinks=False)
 for _ in range(2):
@@ -64,11 +67,15 @@ for _ in range(2):
 """
 
 
-def test_a_device_that_traces() -> None:
-    """Lazy tensors, which like XLA's have no views of their own: the CPU's kernels run."""
-    output = run("-c", ON_ANOTHER_DEVICE, "lazy")
+without_xla = pytest.mark.skipif(importlib.util.find_spec("torch_xla") is None, reason="torch_xla is not installed")
+
+
+@pytest.mark.parametrize("device", ["lazy", pytest.param("xla", marks=without_xla)])
+def test_a_device_that_traces(device: str) -> None:
+    """They have no views of their own: the CPU's kernels run."""
+    output = run("-c", ON_ANOTHER_DEVICE, device, PJRT_DEVICE="CPU")
     assert output.count("Warning: ddu_ops") == 1, output
-    assert "built without kernels for device 'lazy': its operators run on the CPU" in output
+    assert f"built without kernels for device '{device}': its operators run on the CPU" in output
 
 
 @pytest.mark.skipif(
