@@ -459,23 +459,26 @@ def judge(call: Call) -> str:
     problem = Problem(call, case, wide, leaves if gradients else [], [c.double() for c in cotangents])
     convolution = isinstance(case, ConvolutionCase)
     takes_over = not finite and convolution and _torch_takes_over(tensors)
+    spreads = takes_over or (not finite and _differentiates(call))
     for index, (answer, right) in enumerate(zip([*results, *gradients], problem.answers(), strict=True)):
-        error, size = _compare(
-            answer,
-            right,
-            may_spread=takes_over or (not finite and _differentiates(call)),
-            may_vanish=takes_over,
-        )
+        error, size = _compare(answer, right, may_spread=spreads, may_vanish=takes_over)
         # The columns in between have the type of the input, whatever the map's.
         dtype = tensors["input"].dtype if convolution else answer.dtype
-        roundings = 2 + case.mask if convolution else 1  # of columns, of their product with the mask, of the answer
-        if index >= len(results) and call.name.endswith("_backward"):
-            roundings *= 2
-        tolerance = max(TOLERANCES[dtype], roundings * torch.finfo(dtype).eps / 2)
+        tolerance = _tolerance(case, dtype, twice=index >= len(results) and call.name.endswith("_backward"))
         if error > tolerance * size:
             size = max(size, problem.sizes_of_terms[index])
         assert error <= tolerance * size, f"wrong by {error:.2e}, of {size:.2e}"
     return "answered"
+
+
+def _tolerance(case: Case, dtype: torch.dtype, twice: bool) -> float:
+    """That of the type; half a unit for every time that numbers are rounded to it on the way, where that is more.
+
+    A convolution rounds its columns, their product with the mask, and the answer; a derivative of its derivative does
+    so ``twice``.
+    """
+    roundings = 2 + case.mask if isinstance(case, ConvolutionCase) else 1
+    return max(TOLERANCES[dtype], roundings * (1 + twice) * torch.finfo(dtype).eps / 2)
 
 
 @dataclass(frozen=True)
@@ -555,9 +558,7 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
 
     if call.name == "unfold_backward":
         assert image is not None and columns is not None
-        wide = [t if t.requires_grad else t.detach().requires_grad_() for t in (image, rates)]
-        answer = unfold_reference(case, *wide)
-        by_image, by_map = torch.autograd.grad(answer, wide, columns, create_graph=True)
+        by_image, by_map = _gradients(lambda *of: unfold_reference(case, *of), [image, rates], columns)
         return [crop(by_image), by_map]
     if call.name == "dot":
         assert image is not None and columns is not None
@@ -593,19 +594,23 @@ def _convolution_reference(
         return [convolve_reference(case, tensors)]
     grad_output = tensors.pop("grad_output")
     needed = [key for key, need in zip(GRADIENTS, call.arguments["output_mask"], strict=True) if need]
-    for key in needed:
-        if not tensors[key].requires_grad:
-            tensors[key] = tensors[key].detach().requires_grad_()
-    answer = convolve_reference(case, tensors)
-    found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64))
-    found |= {key: torch.zeros_like(tensors[key]) for key in needed}
-    if needed and answer.requires_grad:  # by a mask of no channels, nothing is
-        wide = [tensors[key] for key in needed]
-        gradients = torch.autograd.grad(answer, wide, grad_output, create_graph=True, materialize_grads=True)
-        found |= dict(zip(needed, gradients, strict=True))
+    gradients = _gradients(
+        lambda *of: convolve_reference(case, tensors | dict(zip(needed, of, strict=True))),
+        [tensors[key] for key in needed],
+        grad_output,
+    )
+    found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64)) | dict(zip(needed, gradients, strict=True))
     if "input" in needed:
         found["input"] = crop(found["input"])
     return list(found.values())
+
+
+def _gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], cotangent: Tensor) -> Sequence[Tensor]:
+    """Those of the function by its arguments, which can be differentiated themselves."""
+    if not tensors:
+        return []
+    leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    return torch.autograd.grad(function(*leaves), leaves, cotangent, create_graph=True, materialize_grads=True)
 
 
 def _differentiates(call: Call) -> bool:
