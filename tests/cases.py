@@ -389,7 +389,7 @@ def convolve_reference(case: ConvolutionCase, arguments: dict[str, Tensor]) -> T
     if "mask" in arguments:
         per_group = case.channels // case.groups
         mask = arguments["mask"].reshape(case.batch, case.groups, case.taps, math.prod(case.output_size))
-        taps = taps * mask.repeat_interleave(per_group, 1) if per_group else taps
+        taps = taps * mask.repeat_interleave(per_group, 1)
     inner = case.channels // case.conv_groups * case.taps
     taps = taps.reshape(case.batch, case.conv_groups, inner, math.prod(case.output_size))
     weight = arguments["weight"].reshape(case.conv_groups, case.out_channels // case.conv_groups, inner)

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ WORK_LIMIT = 1 << 15
 IMAGE_LIMIT = 1 << 16
 MEMORY_LIMIT = 1 << 36
 
+# Draws of random signs: that a sum of two cancels in all of them has a chance of 2^-16.
+SIGNS = 16
+
 HALF = (torch.float16, torch.bfloat16)
 FLOATING = (torch.float64, torch.float32, *HALF)
 OTHER_TYPES = (
@@ -62,10 +66,7 @@ class TensorSpec:
         device = device or self.device
         if self.kind == "expanded":
             return _filled(self, (1,) * len(self.shape), device).expand(self.shape)
-        if self.kind in ODD_KINDS:
-            return ODD_KINDS[self.kind](_filled(self, self.shape, device))
-        values = _filled(self, self.shape, device)
-        return VIEWS[self.kind](values)
+        return (VIEWS | ODD_KINDS)[self.kind](_filled(self, self.shape, device))
 
 
 def _filled(spec: TensorSpec, shape: tuple[int, ...], device: str) -> Tensor:
@@ -420,26 +421,26 @@ def judge(call: Call) -> str:
     leaves = [key for key, value in arguments.items() if _differentiable(value)] if call.gradient else []
     for key in leaves:
         arguments[key] = arguments[key].detach().requires_grad_()
-    gradients: Sequence[Tensor | None] = []
     with refusing(call) as refusals:
         results = as_list(getattr(torch.ops.ddu, call.name)(**arguments))
     if refusals:
         return "refused"
     assert all(result.is_contiguous() for result in results)
-    small = all(result.numel() <= IMAGE_LIMIT for result in results)
-    weights = [
-        torch.linspace(-1, 1, r.numel(), dtype=torch.float64).view(r.shape).to(r) if small else r.detach()
-        for r in results
-    ]
     asked = [bool(needed) for needed in arguments.get("output_mask", [True] * len(results))]
     assert all(need or result.shape == (0,) for result, need in zip(results, asked, strict=True))
+    small = all(result.numel() <= IMAGE_LIMIT for result in results)
+    generator = torch.Generator().manual_seed(0)
+    cotangents = [
+        torch.randn(r.shape, generator=generator, dtype=torch.float64).to(r) if small else r.detach() for r in results
+    ]
+    gradients: Sequence[Tensor] = []
     if leaves and any(asked):
         with refusing(call) as refusals:
             gradients = torch.autograd.grad(
                 [result for result, need in zip(results, asked) if need],
                 [arguments[key] for key in leaves],
-                [weight for weight, need in zip(weights, asked) if need],
-                allow_unused=True,
+                [cotangent for cotangent, need in zip(cotangents, asked) if need],
+                materialize_grads=True,
             )
         if refusals:
             return "refused"
@@ -448,50 +449,78 @@ def judge(call: Call) -> str:
     strange = case is None or not small or any(value.device.type != "cpu" for value in tensors.values())
     if strange or math.prod(max(n, 1) for n in case.input_shape) > IMAGE_LIMIT or not _exact(case):
         return "shaped"
+    finite = all(value.isfinite().all() for value in tensors.values())
+    if not finite:
+        gradients = []
     wide = {
         key: torch.zeros(value.shape, dtype=torch.float64).copy_(value.detach()).requires_grad_(key in leaves)
         for key, value in tensors.items()
     }
-    expected = _reference(call, case, wide)
-    finite = all(value.isfinite().all() for value in tensors.values())
-    if case.channels == 0 and "bias" not in tensors:  # sums of nothing, whatever the rates are
-        expected = [e.nan_to_num() for e in expected]
+    problem = Problem(call, case, wide, leaves if gradients else [], [c.double() for c in cotangents])
     convolution = isinstance(case, ConvolutionCase)
-    scale = _magnitude(call, case, wide, weights) if isinstance(case, ConvolutionCase) else None
-    # The columns in between have the type of the input, whatever the map's.
-    least = tensors["input"].dtype if convolution else None
-    for index, (result, reference) in enumerate(zip(results, expected, strict=True)):
-        _compare(
-            result,
-            reference.reshape(result.shape),
-            slack=scale(GRADIENTS[index] if len(results) > 1 else "output") if scale else 0,
-            everywhere=finite or not _differentiates(call),
-            where_finite=not finite and convolution and _torch_takes_over(tensors),
-            dtype=least,
-        )
-    if leaves and finite and any(asked):
-        outputs = [(e, w.double().reshape(e.shape)) for e, w in zip(expected, weights) if e.requires_grad]
-        wanted: Sequence[Tensor | None] = [None] * len(leaves)
-        if outputs:
-            wanted = torch.autograd.grad(
-                [e for e, _ in outputs], [wide[key] for key in leaves], [w for _, w in outputs], allow_unused=True
-            )
-        for gradient, reference_gradient, key in zip(gradients, wanted, leaves):
-            zero = torch.zeros_like(wide[key])
-            _compare(
-                torch.zeros_like(tensors[key]) if gradient is None else gradient,
-                zero if reference_gradient is None else reference_gradient,
-                # What a sum cancels to is as exact as its terms.
-                slack=scale(key)
-                if scale
-                else sum(
-                    float(value.detach().norm())
-                    for value in (*wide.values(), *(weight.double() for weight in weights))
-                    if value.isfinite().all()
-                ),
-                dtype=least,
-            )
+    takes_over = not finite and convolution and _torch_takes_over(tensors)
+    spreads = takes_over or (not finite and _differentiates(call))
+    for index, (answer, right) in enumerate(zip([*results, *gradients], problem.answers(), strict=True)):
+        error, size = _compare(answer, right, may_spread=spreads, may_vanish=takes_over)
+        # The columns in between have the type of the input, whatever the map's.
+        dtype = tensors["input"].dtype if convolution else answer.dtype
+        tolerance = _tolerance(case, dtype, twice=index >= len(results) and call.name.endswith("_backward"))
+        if error > tolerance * size:
+            size = max(size, problem.sizes_of_terms[index])
+        assert error <= tolerance * size, f"wrong by {error:.2e}, of {size:.2e}"
     return "answered"
+
+
+def _tolerance(case: Case, dtype: torch.dtype, twice: bool) -> float:
+    """That of the type; half a unit for every time that numbers are rounded to it on the way, where that is more.
+
+    A convolution rounds its columns, their product with the mask, and the answer; a derivative of its derivative does
+    so ``twice``.
+    """
+    roundings = 2 + case.mask if isinstance(case, ConvolutionCase) else 1
+    return max(TOLERANCES[dtype], roundings * (1 + twice) * torch.finfo(dtype).eps / 2)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the reference makes of a call, in float64."""
+
+    call: Call
+    case: Case
+    tensors: dict[str, Tensor]
+    leaves: list[str]  # the tensors that gradients are taken by
+    cotangents: list[Tensor]  # of the results
+
+    def answers(self) -> list[Tensor]:
+        """The results, and the gradients by the leaves."""
+        results = _reference(self.call, self.case, self.tensors)
+        results = [r.reshape(c.shape) for r, c in zip(results, self.cotangents, strict=True)]
+        leaves = [self.tensors[key] for key in self.leaves]
+        outputs = [(r, c) for r, c in zip(results, self.cotangents, strict=True) if r.requires_grad and leaves]
+        if not outputs:
+            return results + [torch.zeros_like(leaf) for leaf in leaves]
+        of, weighted = zip(*outputs, strict=True)
+        return [*results, *torch.autograd.grad(of, leaves, weighted, materialize_grads=True)]
+
+    @cached_property
+    def sizes_of_terms(self) -> list[float]:
+        """For each answer the root of the sum of the squares of its terms: what its error is held against at least.
+
+        An entry of an answer is a sum of products, one factor from each of several tensors. It may be small by chance,
+        its error is that of its terms. With signs at random, the mean of its square is the sum of their squares.
+        """
+        generator = torch.Generator().manual_seed(0)
+
+        def signed(values: Tensor) -> Tensor:
+            signs = torch.randint(2, values.shape, generator=generator, dtype=torch.float64) * 2 - 1
+            return (values.detach() * signs).requires_grad_(values.requires_grad)
+
+        squares = torch.zeros(len(self.cotangents) + len(self.leaves), dtype=torch.float64)
+        for _ in range(SIGNS):
+            tensors = {key: value if key == "dilation_map" else signed(value) for key, value in self.tensors.items()}
+            drawn = replace(self, tensors=tensors, cotangents=[signed(c) for c in self.cotangents])
+            squares += torch.stack([answer.detach().nan_to_num(0, 0, 0).square().sum() for answer in drawn.answers()])
+        return (squares / SIGNS).sqrt().tolist()
 
 
 def _differentiable(value: Any) -> bool:
@@ -507,6 +536,8 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     if image is None and columns is not None and columns.dim() == 2:
         columns, rates = columns[None], rates[None]
     rates = rates.expand(case.map_shape)
+    if case.channels == 0:  # nothing is sampled, whatever the rates are
+        rates = rates.nan_to_num(0, 0, 0)
     case, image, crop = _without_empty_images(case, image)
     if isinstance(case, ConvolutionCase):
         assert image is not None
@@ -527,9 +558,7 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
 
     if call.name == "unfold_backward":
         assert image is not None and columns is not None
-        wide = [t if t.requires_grad else t.detach().requires_grad_() for t in (image, rates)]
-        answer = unfold_reference(case, *wide)
-        by_image, by_map = torch.autograd.grad(answer, wide, columns, create_graph=True)
+        by_image, by_map = _gradients(lambda *of: unfold_reference(case, *of), [image, rates], columns)
         return [crop(by_image), by_map]
     if call.name == "dot":
         assert image is not None and columns is not None
@@ -541,35 +570,6 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
 
 
 GRADIENTS = ("input", "weight", "dilation_map", "mask")  # the results of conv2d_backward
-
-
-def _magnitude(
-    call: Call, case: ConvolutionCase, tensors: dict[str, Tensor], weights: Sequence[Tensor]
-) -> Callable[[str], float]:
-    """The norm that a convolution's output, or the gradient by an argument, has where the signs are random.
-
-    Both are sums of the same terms, one for each use of an entry of the weight: a product of entries of all tensors but
-    that argument. The sum of a few may be as small as chance will have it; the error is that of the terms.
-    """
-    uses = math.prod(case.weight_shape) * case.batch * math.prod(case.output_size)
-
-    def root_mean_square(key: str) -> float:
-        values = tensors[key].detach()
-        values = values[values.isfinite()]
-        return float(values.square().mean().sqrt()) if values.numel() else 0.0
-
-    def magnitude(of: str) -> float:
-        if of == "bias":  # a sum of the weights of the output alone
-            return math.sqrt(sum(float(weight.double().square().sum()) for weight in weights))
-        terms = [root_mean_square(key) for key in tensors if key not in (of, "dilation_map", "bias")]
-        if of != "output" and (call.name != "conv2d_backward" or call.gradient):
-            terms += [
-                max((float(weight.double().square().mean().sqrt()) for weight in weights if len(weight)), default=0)
-            ]
-        bias = float(tensors["bias"].detach().nan_to_num(0, 0, 0).norm()) if "bias" in tensors else 0
-        return math.sqrt(uses) * math.prod(terms) + (bias if of == "output" else 0)
-
-    return magnitude
 
 
 def _without_empty_images(case: Case, image: Tensor | None) -> tuple[Case, Tensor | None, Any]:
@@ -594,19 +594,23 @@ def _convolution_reference(
         return [convolve_reference(case, tensors)]
     grad_output = tensors.pop("grad_output")
     needed = [key for key, need in zip(GRADIENTS, call.arguments["output_mask"], strict=True) if need]
-    for key in needed:
-        if not tensors[key].requires_grad:
-            tensors[key] = tensors[key].detach().requires_grad_()
-    answer = convolve_reference(case, tensors)
-    found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64))
-    found |= {key: torch.zeros_like(tensors[key]) for key in needed}
-    if needed and answer.requires_grad:  # by a mask of no channels, nothing is
-        wide = [tensors[key] for key in needed]
-        gradients = torch.autograd.grad(answer, wide, grad_output, create_graph=True, materialize_grads=True)
-        found |= dict(zip(needed, gradients, strict=True))
+    gradients = _gradients(
+        lambda *of: convolve_reference(case, tensors | dict(zip(needed, of, strict=True))),
+        [tensors[key] for key in needed],
+        grad_output,
+    )
+    found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64)) | dict(zip(needed, gradients, strict=True))
     if "input" in needed:
         found["input"] = crop(found["input"])
     return list(found.values())
+
+
+def _gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], cotangent: Tensor) -> Sequence[Tensor]:
+    """Those of the function by its arguments, which can be differentiated themselves."""
+    if not tensors:
+        return []
+    leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in tensors]
+    return torch.autograd.grad(function(*leaves), leaves, cotangent, create_graph=True, materialize_grads=True)
 
 
 def _differentiates(call: Call) -> bool:
@@ -622,29 +626,16 @@ def _torch_takes_over(tensors: dict[str, Tensor]) -> bool:
     return bool((tensors["dilation_map"] == 1).all()) or any(value._is_zerotensor() for value in tensors.values())
 
 
-def _compare(
-    actual: Tensor,
-    expected: Tensor,
-    slack: float = 0.0,
-    everywhere: bool = True,
-    where_finite: bool = False,
-    dtype: torch.dtype | None = None,
-) -> None:
-    """Near the reference, not finite in the same places.
+def _compare(actual: Tensor, expected: Tensor, *, may_spread: bool, may_vanish: bool) -> tuple[float, float]:
+    """The norm of the error and of what is right, where both are finite. That has to be in the same places.
 
-    Not ``everywhere``: an infinite entry times the derivative of a tap outside the image, which is zero, is NaN, and the
-    reference's zero is not asked for. ``where_finite``: nothing is asked where the one or the other is not finite.
+    ``may_spread``: an infinite entry times the derivative of a tap outside the image, which is zero, may be NaN where
+    the reference has zero. ``may_vanish``: an entry may be finite where the reference's is not.
     """
     assert actual.shape == expected.shape
-    actual_double, expected = actual.detach().double(), expected.detach()
-    finite = expected.isfinite()
-    if where_finite:
-        finite = finite & actual_double.isfinite()
-    elif not everywhere:
-        assert not (actual_double.isfinite() & ~finite).any(), "an entry is finite that is not by the reference"
-        finite = actual_double.isfinite()
-    if not where_finite:
-        assert torch.equal(actual_double.isfinite(), finite), "other entries than the reference's are not finite"
-    error = (actual_double - expected)[finite].norm().item()
-    scale = max(expected[finite].norm().item(), slack)
-    assert error <= TOLERANCES[dtype or actual.dtype] * scale, f"wrong by {error:.2e}, of {scale:.2e}"
+    actual, expected = actual.detach().double(), expected.detach()
+    finite, right = actual.isfinite(), expected.isfinite()
+    assert may_spread or not (right & ~finite).any(), "an entry is not finite that is by the reference"
+    assert may_vanish or not (finite & ~right).any(), "an entry is finite that is not by the reference"
+    both = finite & right
+    return (actual - expected)[both].norm().item(), expected[both].norm().item()

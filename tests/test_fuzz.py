@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import fuzzing
 from cases import CONVOLUTIONS, OPERATORS
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +46,8 @@ def test_every_call_is_refused_clearly_or_answered_rightly() -> None:
 # What the judge must not let pass, planted; each line runs in the child before its first call.
 FAULTS = {
     "a wrong answer": "fuzzing.as_list = lambda r, of=fuzzing.as_list: [t + 1 for t in of(r)]",
+    "half a percent too much": "fuzzing.as_list = lambda r, of=fuzzing.as_list: [t * 1.005 for t in of(r)]",
+    "a gradient's sign": "fuzzing.as_list = lambda r, of=fuzzing.as_list: [2 * t.detach() - t for t in of(r)]",
     "an error without a text": "fuzzing.as_list = lambda r: (_ for _ in ()).throw(RuntimeError('oops'))",
     "a crash": "fuzzing.as_list = lambda r: os.abort()",
 }
@@ -56,11 +59,30 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
         "import sys\nif '--child' in sys.argv:\n    import os, fuzzing\n    " + FAULTS[fault] + "\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT), str(Path(__file__).parent), *sys.path])
-    run = fuzz("--examples", "20", PYTHONPATH=path)
+    run = fuzz("--examples", "200", PYTHONPATH=path)
     assert run.returncode == 1, run.stdout + run.stderr
     found = figures(run.stdout)
     assert (found["crashes"] if fault == "a crash" else found["wrong"]) > 0
     assert "Call(name=" in run.stdout  # the call is known
+
+
+def test_a_sum_that_cancels_is_held_against_its_terms() -> None:
+    """Columns of float16 are rounded before their sum, the gradient by the rate, cancels: 3.5 percent are left here.
+
+    A weight of zeros is in none of its terms. The judge multiplied with it once, and allowed no error.
+    """
+    half = torch.float16
+    tensors = {
+        "grad_output": fuzzing.TensorSpec((1, 1, 1, 1), half, seed=276),
+        "input": fuzzing.TensorSpec((1, 2, 1, 2), half, seed=277),
+        "weight": fuzzing.TensorSpec((1, 2, 1, 2), half, "all zero"),
+        "dilation_map": fuzzing.TensorSpec((1, 1, 1, 1), half, "all zero"),
+        "mask": None,
+    }
+    window = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "dilation_groups": 1}
+    options = {"aligned": True, "workspace_limit": 0, "output_mask": [False, True, False, False]}
+    call = fuzzing.Call("conv2d_backward", tensors | window | options, sensible=True, gradient=True)
+    assert fuzzing.judge(call) == "answered"
 
 
 def test_every_operator_is_tried() -> None:
