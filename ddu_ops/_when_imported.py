@@ -1,5 +1,6 @@
 """What waits until somebody else imports a module."""
 
+import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -33,7 +34,10 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 def when_imported(name: str, then: str) -> None:
     """Imports the module ``then`` as soon as the module ``name`` is imported, or now if it is."""
+    if name not in sys.modules:
+        sys.meta_path.insert(0, _Finder(name, then))
+        # Another thread may have looked for it just before: wait as an import statement does, till it is imported.
+        with contextlib.suppress(AttributeError):  # private to CPython, from 3.3 on
+            importlib._bootstrap._lock_unlock_module(name)  # type: ignore[attr-defined]
     if name in sys.modules:
         importlib.import_module(then)
-    else:
-        sys.meta_path.insert(0, _Finder(name, then))

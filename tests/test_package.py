@@ -52,12 +52,16 @@ def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path, monkeypat
     cuda = f"cu{with_cuda.replace('.', '')}" if with_cuda else "cpu"
     version = f"{public[0]}+torch{minor}.{cuda}"
     platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-    assert path.name == f"ddu_ops-{version}-cp310-abi3-{platform}.whl"
+    tag, suffix = "cp310-abi3", ".abi3.so"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):  # it has no limited API: a wheel for this one alone
+        this = f"cp{sys.version_info.major}{sys.version_info.minor}"
+        tag, suffix = f"{this}-{this}t", sysconfig.get_config_var("EXT_SUFFIX")
+    assert path.name == f"ddu_ops-{version}-{tag}-{platform}.whl"
 
     sources = {
         str(path.relative_to(ROOT)) for path in (ROOT / "ddu_ops").glob("*.py*") if path.suffix in (".py", ".pyi")
     }
-    extension, record, info = "ddu_ops/_C.abi3.so", "ddu_ops/_built_for.json", f"ddu_ops-{version}.dist-info"
+    extension, record, info = f"ddu_ops/_C{suffix}", "ddu_ops/_built_for.json", f"ddu_ops-{version}.dist-info"
     metadata = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}
     assert set(archive.namelist()) == sources | metadata | {extension, record, "ddu_ops/py.typed"}
     assert f"Requires-Dist: torch=={minor}.*\n" in archive.read(f"{info}/METADATA").decode()
