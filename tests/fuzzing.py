@@ -5,6 +5,7 @@ them, ``tools/fuzz.py`` as many as there is time for, in a process of its own.
 """
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,9 @@ from cases import (
     sum_over_group,
     unfold_reference,
 )
+
+# Where the tensors of a call are, but for those that are elsewhere on purpose: tools/fuzz.py --device.
+HOME = os.environ.get("DDU_FUZZ_DEVICE", "cpu")
 
 # What a kernel is let loose on: entries of columns, and pixels. More is asked of the meta device, which takes any size.
 # An image beyond the last limit no machine has the memory for: to refuse it is the CPU's own task.
@@ -59,7 +63,7 @@ class TensorSpec:
     dtype: torch.dtype
     kind: str = "contiguous"
     fill: str = "normal"
-    device: str = "cpu"
+    device: str = HOME
     seed: int = 0
 
     def make(self, device: str | None = None) -> Tensor:
@@ -85,9 +89,9 @@ def _filled(spec: TensorSpec, shape: tuple[int, ...], device: str) -> Tensor:
         special = rates if spec.fill.startswith("rates") else [math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-310]
         which = torch.randint(len(special), flat.shape, generator=generator)
         flat[chosen] = torch.tensor(special, dtype=torch.float64)[which][chosen]
-    if spec.dtype.is_floating_point or spec.dtype.is_complex:
-        return values.to(spec.dtype)
-    return values.nan_to_num(0, 1, -1).clamp(0, 100).to(spec.dtype)
+    if not (spec.dtype.is_floating_point or spec.dtype.is_complex):
+        values = values.nan_to_num(0, 1, -1).clamp(0, 100)
+    return values.to(spec.dtype).to(device)
 
 
 def _strided(values: Tensor) -> Tensor:
@@ -363,7 +367,7 @@ def absurd(draw: st.DrawFn, key: str, value: Any) -> Any:
     if what == "kind":
         return replace(value, kind=draw(st.sampled_from(list(ODD_KINDS))))
     if what == "device":
-        return replace(value, device="meta")
+        return replace(value, device=draw(st.sampled_from(["meta"] if HOME == "cpu" else ["meta", "cpu"])))
     return replace(value, shape=value.shape[::-1])
 
 
@@ -381,7 +385,7 @@ REFUSALS = [
 ]
 NO_MEMORY = re.compile(
     r"can't allocate memory|Storage size calculation overflowed|integer multiplication overflow"
-    r"|allocation-size-too-big"
+    r"|allocation-size-too-big|CUDA out of memory"
 )
 
 
@@ -446,7 +450,7 @@ def judge(call: Call) -> str:
             return "refused"
     case = call.case()
     tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
-    strange = case is None or not small or any(value.device.type != "cpu" for value in tensors.values())
+    strange = case is None or not small or any(value.device.type != HOME for value in tensors.values())
     if strange or math.prod(max(n, 1) for n in case.input_shape) > IMAGE_LIMIT or not _exact(case):
         return "shaped"
     finite = all(value.isfinite().all() for value in tensors.values())
@@ -456,7 +460,7 @@ def judge(call: Call) -> str:
         key: torch.zeros(value.shape, dtype=torch.float64).copy_(value.detach()).requires_grad_(key in leaves)
         for key, value in tensors.items()
     }
-    problem = Problem(call, case, wide, leaves if gradients else [], [c.double() for c in cotangents])
+    problem = Problem(call, case, wide, leaves if gradients else [], [c.cpu().double() for c in cotangents])
     convolution = isinstance(case, ConvolutionCase)
     takes_over = not finite and convolution and _torch_takes_over(tensors)
     spreads = takes_over or (not finite and _differentiates(call))
@@ -633,7 +637,7 @@ def _compare(actual: Tensor, expected: Tensor, *, may_spread: bool, may_vanish: 
     the reference has zero. ``may_vanish``: an entry may be finite where the reference's is not.
     """
     assert actual.shape == expected.shape
-    actual, expected = actual.detach().double(), expected.detach()
+    actual, expected = actual.detach().cpu().double(), expected.detach()
     finite, right = actual.isfinite(), expected.isfinite()
     assert may_spread or not (right & ~finite).any(), "an entry is not finite that is by the reference"
     assert may_vanish or not (finite & ~right).any(), "an entry is finite that is not by the reference"

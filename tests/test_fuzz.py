@@ -33,8 +33,9 @@ def figures(output: str) -> dict[str, int]:
     return {name: int(count) for count, name in re.findall(r"(\d+) (\w+)", output.splitlines()[-1])}
 
 
-def test_every_call_is_refused_clearly_or_answered_rightly() -> None:
-    run = fuzz("--examples", "1500")
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_every_call_is_refused_clearly_or_answered_rightly(device: str) -> None:
+    run = fuzz("--examples", "1500", "--device", device)
     assert run.returncode == 0, run.stdout + run.stderr
     found = figures(run.stdout)
     assert found["tried"] >= 1500

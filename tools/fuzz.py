@@ -2,6 +2,7 @@
 
     python tools/fuzz.py --examples 2000       the same calls in every run, shrunk where they fail
     python tools/fuzz.py --seconds 600         other calls, led by what they reach in the compiled code
+    python tools/fuzz.py --seconds 600 --device cuda
 
 The calls are made in a child process, which writes each down before it makes it: where it dies, hangs, or a sanitizer
 ends it, the call is known, counted as a crash, and the work goes on with the next. Inputs that reached something new
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 sys.path.append(str(ROOT / "tests"))
 
-MEMORY = 6 << 30  # bytes of address space: what is larger has to be refused
+MEMORY = 6 << 30  # bytes of address space, or of the GPU: what is larger has to be refused
 PATIENCE = 60  # seconds for one call
 MAX_CRASHES = 20
 
@@ -39,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, help="as many calls, chosen by the seed alone")
     parser.add_argument("--seconds", type=float, help="as long as that, led by coverage")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "corpus")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -85,13 +87,20 @@ class Child:
 
 
 def run_child(arguments: argparse.Namespace) -> None:
+    os.environ["DDU_FUZZ_DEVICE"] = arguments.device
     sanitized = "asan" in os.environ.get("LD_PRELOAD", "")
-    if not sanitized:  # its shadow memory would not fit; ASAN_OPTIONS has the limit there
+    # The shadow memory of a sanitizer would not fit, ASAN_OPTIONS has the limit there; nor would CUDA's addresses.
+    if not sanitized and arguments.device == "cpu":
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     import torch
 
     import ddu_ops  # noqa: F401
 
+    if arguments.device == "cuda":
+        torch.cuda.set_per_process_memory_fraction(MEMORY / torch.cuda.get_device_properties(0).total_memory)
+        torch.backends.cudnn.allow_tf32 = False  # the convolution is judged as one in float32
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     torch.set_num_threads(2)
     child = Child(arguments.child)
     try:
@@ -221,6 +230,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             command = [sys.executable, str(Path(__file__).resolve()), "--child", name, "--seed", str(seed)]
+            command += ["--device", arguments.device]
             if arguments.seconds is not None:
                 command += ["--seconds", str(max(end - time.monotonic(), 0)), "--corpus", str(arguments.corpus)]
             else:
