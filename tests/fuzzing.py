@@ -41,6 +41,7 @@ HOME = os.environ.get("DDU_FUZZ_DEVICE", "cpu")
 WORK_LIMIT = 1 << 15
 IMAGE_LIMIT = 1 << 16
 MEMORY_LIMIT = 1 << 36
+ENTRIES_LIMIT = 1 << 28  # of a tensor that is filled with numbers
 
 # Draws of random signs: that a sum of two cancels in all of them has a chance of 2^-16.
 SIGNS = 16
@@ -76,6 +77,8 @@ class TensorSpec:
 def _filled(spec: TensorSpec, shape: tuple[int, ...], device: str) -> Tensor:
     if device == "meta":
         return torch.empty(shape, dtype=spec.dtype, device="meta")
+    if math.prod(shape) > ENTRIES_LIMIT:
+        raise RuntimeError("not made: too many entries")
     generator = torch.Generator().manual_seed(spec.seed)
     values = torch.randn(shape, generator=generator, dtype=torch.float64)
     if spec.fill == "ones":

@@ -1,6 +1,7 @@
 """Gradients: against the reference, by finite differences, of every order, in reverse and in forward mode."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -369,6 +370,23 @@ def test_rates_beyond_the_image_have_no_gradient(device: torch.device) -> None:
             grad_input, grad_map = unfold_backward(case, columns, input, flat_map(case, rate, dtype, device))
             assert torch.equal(grad_input, torch.zeros_like(input))
             assert torch.equal(grad_map, torch.zeros_like(grad_map))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("shape", [(1, 5, 6), (72, 40, 45)], ids=["small", "large"])
+@pytest.mark.parametrize("rate", [1.5, 200.0])
+def test_a_gradient_that_is_not_finite_shows_outside_of_the_image(
+    rate: float, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Zero times infinity: some kernels of CUDA passed such taps over."""
+    channels, *size = shape
+    case = Case("outside", 1, channels, (size[0], size[1]), padding=(1, 1))
+    input, _, columns = make_tensors(case, dtype, device=device)
+    columns[0, 9 * (channels - 1), 0] = math.inf  # the first tap of the window in the corner
+    _, grad_map = unfold_backward(case, columns, input, flat_map(case, rate, dtype, device))
+    finite = grad_map.isfinite().flatten()
+    assert grad_map.flatten()[0].isnan()
+    assert finite[1:].all()
 
 
 # ---- In use ----

@@ -102,10 +102,11 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
           }
           if constexpr (kDots > 0) {
             const scalar_t* const corner = image + c * channel_stride + nw;
-            products.nw += north && west ? entry * load(corner) : T(0);
-            products.ne += north && east ? entry * load(corner + column_stride) : T(0);
-            products.sw += south && west ? entry * load(corner + row_stride) : T(0);
-            products.se += south && east ? entry * load(corner + row_stride + column_stride) : T(0);
+            // Zero outside of the image, and multiplied: an entry that is not finite shows.
+            products.nw += entry * (north && west ? load(corner) : T(0));
+            products.ne += entry * (north && east ? load(corner + column_stride) : T(0));
+            products.sw += entry * (south && west ? load(corner + row_stride) : T(0));
+            products.se += entry * (south && east ? load(corner + row_stride + column_stride) : T(0));
           }
         }
 #pragma unroll
