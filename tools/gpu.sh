@@ -66,6 +66,7 @@ without_cuda() {
 section tests and compute-sanitizer
 start "without CUDA" without_cuda
 start soak "$python" tools/soak.py --seconds 60 --device cuda
+start fuzz "$python" tools/fuzz.py --seconds 60 --device cuda --corpus "$logs/corpus"
 for file in tests/test_*.py; do
   name=$(basename "$file" .py)
   start "$name" "$python" -m pytest -q -k cuda -p no:cacheprovider "$file"
