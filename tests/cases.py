@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddu_ops import reference
+from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, reference
 from ddu_ops.reference import TOLERANCES
 
 Pair = tuple[int, int]
@@ -395,6 +395,25 @@ def convolve_reference(case: ConvolutionCase, arguments: dict[str, Tensor]) -> T
     weight = arguments["weight"].reshape(case.conv_groups, case.out_channels // case.conv_groups, inner)
     output = torch.einsum("gok,bgkl->bgol", weight, taps).reshape(case.batch, case.out_channels, *case.output_size)
     return output + arguments["bias"][:, None, None] if "bias" in arguments else output
+
+
+# ---- A model ----
+
+
+class Model(nn.Module):
+    """Predicts its own rates, unfolds by them, and folds back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = nn.Conv2d(3, 2, 3, padding=1)
+        self.unfold = DynamicDilationUnfold(3, padding=1)
+        self.weight = nn.Linear(27, 18)
+        self.fold = DynamicDilationFold((5, 6), 3, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        rates = 1.5 + torch.tanh(self.rates(input))
+        columns = self.weight(self.unfold(input, rates).transpose(1, 2)).transpose(1, 2)
+        return self.fold(columns, rates)
 
 
 # ---- Drawn cases ----

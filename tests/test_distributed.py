@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cases import (
     Case,
     ConvolutionCase,
+    Model,
     assert_near,
     convolve_reference,
     fold,
@@ -31,13 +32,7 @@ from cases import (
     unfold,
     unfold_reference,
 )
-from ddu_ops import (
-    DynamicDilationFold,
-    DynamicDilationUnfold,
-    dynamic_dilation_conv2d,
-    dynamic_dilation_fold,
-    dynamic_dilation_unfold,
-)
+from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 
@@ -107,23 +102,6 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 # ---- Training on parts of a batch ----
 
 
-class Model(nn.Module):
-    """Predicts its own rates, unfolds by them, and folds back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rates = nn.Conv2d(3, 2, 3, padding=1)
-        self.unfold = DynamicDilationUnfold(3, padding=1)
-        self.weight = nn.Linear(27, 18)
-        self.fold = DynamicDilationFold((5, 6), 3, padding=1)
-        self.head = nn.Conv2d(2, 1, 1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        rates = 1.5 + torch.tanh(self.rates(input))
-        columns = self.weight(self.unfold(input, rates).transpose(1, 2)).transpose(1, 2)
-        return self.head(self.fold(columns, rates))
-
-
 def train(model: nn.Module, images: Tensor, targets: Tensor) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(4):
@@ -134,7 +112,7 @@ def train(model: nn.Module, images: Tensor, targets: Tensor) -> None:
 
 def check_training(parallel: Callable[[nn.Module], nn.Module], whole: Callable[[Tensor], Tensor]) -> None:
     """The parameters are those of one process with the whole batch, up to the order of the sums over it."""
-    images, targets = torch.randn(4, 3, 5, 6, dtype=torch.float64), torch.randn(4, 1, 5, 6, dtype=torch.float64)
+    images, targets = torch.randn(4, 3, 5, 6, dtype=torch.float64), torch.randn(4, 2, 5, 6, dtype=torch.float64)
     alone = Model().double()
     together = Model().double()
     together.load_state_dict(alone.state_dict())

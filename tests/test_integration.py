@@ -21,6 +21,7 @@ from cases import (
     OPERATORS,
     Case,
     ConvolutionCase,
+    Model,
     as_list,
     assert_same,
     first_order,
@@ -33,31 +34,9 @@ from cases import (
     unfold,
     unfold_backward,
 )
-from ddu_ops import (
-    DynamicDilationFold,
-    DynamicDilationUnfold,
-    dynamic_dilation_conv2d,
-    dynamic_dilation_fold,
-    dynamic_dilation_unfold,
-)
+from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold
 
 CASE = Case("integration", 2, 4, padding=(1, 1), groups=2, rates=2)
-
-
-class Model(nn.Module):
-    """Predicts its own rates, unfolds by them, and folds back."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rates = nn.Conv2d(3, 2, 3, padding=1)
-        self.unfold = DynamicDilationUnfold(3, padding=1)
-        self.weight = nn.Linear(27, 18)
-        self.fold = DynamicDilationFold((5, 6), 3, padding=1)
-
-    def forward(self, input: Tensor) -> Tensor:
-        rates = 1.5 + torch.tanh(self.rates(input))
-        columns = self.weight(self.unfold(input, rates).transpose(1, 2)).transpose(1, 2)
-        return self.fold(columns, rates)
 
 
 @pytest.fixture
