@@ -30,6 +30,12 @@ CLOSE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 0.2, torch.bfl
 
 def main() -> None:
     args = parse_args()
+    if args.combine:
+        rows, environment = report.combined(args.combine)
+        finish(rows, report.table(rows), environment, args.output)
+        if args.output is not None:
+            report.plot(rows, environment, args.output)
+        return
     device = torch.device(args.device)
     torch.manual_seed(0)
     if device.type == "cpu":
@@ -78,6 +84,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--convolution", action="store_true", help="also as a convolution, beside deform_conv2d")
     parser.add_argument("--overhead", nargs="*", metavar="MODE", help="only the time of a call in each mode")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, about [%(default)s]")
+    parser.add_argument(
+        "--combine", nargs="+", type=Path, metavar="JSON", help="outputs of one command: their least times"
+    )
     parser.add_argument("--output", type=Path, help="write this .json, .md and .png")
     return parser.parse_args()
 

@@ -41,6 +41,7 @@ class Error:
     def add(self, actual: Tensor, expected: Tensor) -> None:
         unit = expected.square().mean().sqrt()
         if unit == 0:
+            self.largest = math.inf if actual.any() else self.largest
             return
         error = (actual.double() - expected) / expected.abs().clamp_min(unit)
         largest = error.abs().max().item()
@@ -127,7 +128,7 @@ def main() -> None:
     text = table(arguments.cases, arguments.device)
     print(text)
     if arguments.write:
-        write(arguments.write, text, arguments.device)
+        write(arguments.write, text, torch.device(arguments.device).type)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,22 @@ def save(rows: list[Row], text: str, environment: dict[str, Any], path: Path) ->
     path.with_suffix(".md").write_text(f"{facts}\n\n{text}")
 
 
+def combined(paths: list[Path]) -> tuple[list[Row], dict[str, Any]]:
+    """Several runs of one command as one: the least of each time, for what else a machine does only adds to it."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    rows: list[Row] = []
+    for same in zip(*(run["rows"] for run in runs), strict=True):
+        if len({(row["section"], row["workload"], row["dtype"], row["map"], *row["ms"]) for row in same}) != 1:
+            raise SystemExit(f"these are not runs of one command: {', '.join(map(str, paths))}")
+        row = dict(same[0])
+        row["ms"] = {name: [min(r["ms"][name][i] for r in same) for i in range(2)] for name in row["ms"]}
+        row["memory"] = {name: max(r["memory"][name] for r in same) for name in row["memory"]}
+        if row.get("floor_ms"):
+            row["floor_ms"] = [min(r["floor_ms"][i] for r in same) for i in range(2)]
+        rows.append(row)
+    return rows, runs[0]["environment"] | {"times": f"the least of {len(runs)} runs"}
+
+
 def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
     """Forward and backward of each workload, as multiples of the floor."""
     from matplotlib.figure import Figure

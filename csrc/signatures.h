@@ -16,7 +16,7 @@
 
 namespace ddu {
 
-// Those with kernels. The convolution has other options, and its signatures are in dispatch/convolution.h.
+// The operators with the options below, for loops that register them. The convolution's: dispatch/convolution.h.
 inline constexpr const char* kOperators[] = {"unfold", "fold", "unfold_backward", "sample", "splat", "dot"};
 
 template <class Signature>

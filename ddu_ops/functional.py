@@ -190,7 +190,8 @@ def dynamic_dilation_conv2d(
 
     Types:
         float64, float32, float16 or bfloat16 for ``input``, ``weight``, ``bias`` and ``mask`` alike; a map as in
-        :func:`dynamic_dilation_unfold`. Under autocast all are cast as a convolution's would be, but for the map.
+        :func:`dynamic_dilation_unfold`. Under autocast all are cast as a convolution's would be, but for the map. On
+        CUDA the products of float32 are as exact as torch's switches for TF32 say.
 
     Raises:
         RuntimeError: for an argument of the wrong shape, type, device or value; the message names the argument, what

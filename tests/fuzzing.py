@@ -37,7 +37,7 @@ from cases import (
 HOME = os.environ.get("DDU_FUZZ_DEVICE", "cpu")
 
 # What a kernel is let loose on: entries of columns, and pixels. More is asked of the meta device, which takes any size.
-# An image beyond the last limit no machine has the memory for: to refuse it is the CPU's own task.
+# An image beyond the limit of memory no machine has room for: to refuse it is the device's own task.
 WORK_LIMIT = 1 << 15
 IMAGE_LIMIT = 1 << 16
 MEMORY_LIMIT = 1 << 36

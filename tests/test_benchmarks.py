@@ -35,6 +35,24 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_runs_are_combined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"section": "unfold", "workload": "S1", "size": "(1, 1, 1, 1)", "dtype": "float32", "map": "smooth"}
+    for name, ours, theirs in (("a", [1.0, 5.0], [9.0, 9.0]), ("b", [2.0, 4.0], [8.0, 10.0])):
+        measured = {
+            "floor_ms": [0.5, 1.0],
+            "ms": {"ddu": ours, "F.unfold": theirs},
+            "memory": {"ddu": 1, "F.unfold": 2},
+        }
+        text = json.dumps({"environment": {"command": "x", "device": "y"}, "rows": [row | measured]})
+        (tmp_path / f"{name}.json").write_text(text)
+    runs = [str(tmp_path / f"{name}.json") for name in "ab"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--combine", *runs, "--output", str(tmp_path / "c")])
+    benchmark.main()
+    result = json.loads((tmp_path / "c.json").read_text())
+    assert result["rows"][0]["ms"] == {"ddu": [1.0, 4.0], "F.unfold": [8.0, 9.0]}
+    assert result["environment"]["times"] == "the least of 2 runs"
+
+
 def test_a_short_run_of_overheads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

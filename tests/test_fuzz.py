@@ -51,19 +51,22 @@ FAULTS = {
     "a gradient's sign": "fuzzing.as_list = lambda r, of=fuzzing.as_list: [2 * t.detach() - t for t in of(r)]",
     "an error without a text": "fuzzing.as_list = lambda r: (_ for _ in ()).throw(RuntimeError('oops'))",
     "a crash": "fuzzing.as_list = lambda r: os.abort()",
+    "a crash of the GPU": "fuzzing.torch.cuda.is_initialized = lambda: True; fuzzing.torch.cuda.synchronize = broken",
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nif '--child' in sys.argv:\n    import os, fuzzing\n    " + FAULTS[fault] + "\n"
+        "import sys\nif '--child' in sys.argv:\n    import os, fuzzing\n"
+        "    def broken(): raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
+        f"    {FAULTS[fault]}\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT), str(Path(__file__).parent), *sys.path])
     run = fuzz("--examples", "200", PYTHONPATH=path)
     assert run.returncode == 1, run.stdout + run.stderr
     found = figures(run.stdout)
-    assert (found["crashes"] if fault == "a crash" else found["wrong"]) > 0
+    assert (found["crashes"] if fault.startswith("a crash") else found["wrong"]) > 0
     assert "Call(name=" in run.stdout  # the call is known
 
 

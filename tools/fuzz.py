@@ -73,7 +73,20 @@ class Child:
         try:
             self.counts[judge(call)] += 1
         finally:
+            self.check_the_gpu()
             faulthandler.cancel_dump_traceback_later()
+
+    def check_the_gpu(self) -> None:
+        """Kernels fail after their call has returned, and everything after them in that process: then it is a crash."""
+        import torch
+
+        if torch.cuda.is_initialized():
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError as error:
+                print(error, file=sys.stderr)
+                self.save()
+                os._exit(1)
 
     def note(self, call: str, error: BaseException) -> None:
         """Keeps one call for each kind of failure."""
@@ -97,7 +110,8 @@ def run_child(arguments: argparse.Namespace) -> None:
     import ddu_ops  # noqa: F401
 
     if arguments.device == "cuda":
-        torch.cuda.set_per_process_memory_fraction(MEMORY / torch.cuda.get_device_properties(0).total_memory)
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, MEMORY / total))
         torch.backends.cudnn.allow_tf32 = False  # the convolution is judged as one in float32
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

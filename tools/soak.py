@@ -24,12 +24,12 @@ ALLOWED = 16 << 20  # bytes: what an allocator may keep more or less of
 
 
 def resident(device: str) -> dict[str, int]:
-    """Bytes that the process holds, and that torch has taken of the GPU and not given back."""
+    """Bytes that the process holds, and that tensors on the GPU have."""
     gc.collect()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     found = {"process": pages * resource.getpagesize()}
     if device == "cuda":
-        found |= {"tensors on the GPU": torch.cuda.memory_allocated(), "GPU": torch.cuda.memory_reserved()}
+        found["GPU"] = torch.cuda.memory_allocated()
     return found
 
 
