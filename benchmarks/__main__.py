@@ -33,8 +33,6 @@ def main() -> None:
     if args.combine:
         rows, environment = report.combined(args.combine)
         finish(rows, report.table(rows), environment, args.output)
-        if args.output is not None:
-            report.plot(rows, environment, args.output)
         return
     device = torch.device(args.device)
     torch.manual_seed(0)
@@ -63,8 +61,6 @@ def main() -> None:
                 rows.append(convolution_row(workload, map_name, dtype, device, args.seconds, bar.update))
 
     finish(rows, report.table(rows), environment, args.output)
-    if args.output is not None:
-        report.plot(rows, environment, args.output)
 
 
 def finish(rows: list[report.Row], text: str, environment: dict[str, Any], output: Path | None) -> None:
@@ -72,6 +68,7 @@ def finish(rows: list[report.Row], text: str, environment: dict[str, Any], outpu
     print(text)
     if output is not None:
         report.save(rows, text, environment, output)
+        report.plot(rows, environment, output)
 
 
 def parse_args() -> argparse.Namespace:

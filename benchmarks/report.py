@@ -66,12 +66,12 @@ def combined(paths: list[Path]) -> tuple[list[Row], dict[str, Any]]:
 
 
 def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
-    """Forward and backward of each workload, as multiples of the floor."""
-    from matplotlib.figure import Figure
-
+    """Forward and backward of each workload, as multiples of the floor; nothing where no row has one."""
     here = [row for row in rows if row.get("floor_ms") and row["map"] == "smooth"]
     if not here:
         return
+    from matplotlib.figure import Figure
+
     names = list(dict.fromkeys(name for row in here for name in row["ms"]))
     colours = dict(zip(names, ["#d1495b", "#6c757d", "#3a7ca5", "#81b1d5"], strict=False))
     dtypes = list(dict.fromkeys(row["dtype"] for row in here))
