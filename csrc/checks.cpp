@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: MIT
-#include "args.h"
+#include "checks.h"
 
 #include <ATen/autocast_mode.h>
 #include <c10/util/Exception.h>
 #include <c10/util/safe_numerics.h>
 
 #include <algorithm>
-#include <array>
+#include <iterator>
 #include <sstream>
 #include <string>
+#include <vector>
 
-#include "math/geometry.h"
+#include "math/axis.h"
+#include "math/positions.h"
 
 namespace ddu {
 
 namespace {
-
-using Pair = std::array<int64_t, 2>;
-using Shape = c10::SmallVector<c10::SymInt, 4>;
 
 template <class Sizes>
 std::string tuple(const Sizes& sizes) {
@@ -58,27 +57,74 @@ const char* name(c10::ScalarType type) {
   }
 }
 
+// Every one of the words, with "or" before the last.
+template <size_t n>
+std::string any_of(const char* const (&words)[n]) {
+  std::string text;
+  for (size_t i = 0; i < n; ++i) {
+    text += std::string(i == 0 ? "" : i + 1 == n ? " or " : ", ") + "'" + words[i] + "'";
+  }
+  return text;
+}
+
 // The checks of one call. Every message reads "<op>(): expected <argument> <what it takes>, but got <what it got>".
 struct Check {
   const char* op;
   Caller caller;
-  const char* groups_name = "groups";  // what the caller calls the groups of the map
+  const char* groups_name = "groups";  // what the caller calls the groups of the positions
+  const char* positions_name = "positions";
   bool unbatched = false;
 
   // ---- options
 
-  template <class Ints>
-  void pair(const char* argument, const Ints& value, int64_t least) const {
+  // One int, or one for each axis.
+  template <class Values>
+  void ints(const char* argument, const Values& value, int64_t least) const {
+    const auto size = static_cast<int64_t>(value.size());
+    const char* const several[] = {"", "one int", "one or two ints", "one or three ints"};
     TORCH_CHECK(
-        value.size() == 1 || value.size() == 2, op, "(): expected ", argument, " to be one or two ints, but got ",
+        size == 1 || size == caller.axes, op, "(): expected ", argument, " to be ", several[caller.axes], ", but got ",
         tuple(value));
-    TORCH_CHECK(
-        value.front() >= least && value.back() >= least, op, "(): expected ", argument, " to be at least ", least,
-        ", but got ", tuple(value));
+    for (const auto& one : value) {
+      TORCH_CHECK(
+          one >= least, op, "(): expected ", argument, " to be at least ", least, ", but got ", tuple(value));
+    }
   }
 
   void at_least(const char* argument, int64_t value, int64_t least) const {
     TORCH_CHECK(value >= least, op, "(): expected ", argument, " to be at least ", least, ", but got ", value);
+  }
+
+  // The number of a word.
+  template <class Enum, size_t n>
+  Enum word(const char* argument, const std::string& value, const char* const (&words)[n]) const {
+    const auto* const found = std::find(std::begin(words), std::end(words), value);
+    TORCH_CHECK(
+        found != std::end(words), op, "(): expected ", argument, " to be ", any_of(words), ", but got '", value, "'");
+    return static_cast<Enum>(found - std::begin(words));
+  }
+
+  // The source, which says what the caller calls the positions, and the number of axes, if the caller does not know it:
+  // that of most of the arguments that tell, so that the one that does not fit is the one that is blamed.
+  Source start(const Options& options, const at::Tensor& positions, int64_t lead_axes) {
+    const auto source = word<Source>("source", options.source, kSourceNames);
+    if (!caller.family) {
+      positions_name = source == Source::kRates ? "dilation_map" : "offset";
+    }
+    if (caller.axes == 0) {
+      const auto valid = [](int64_t axes) { return axes >= 1 && axes <= kMaxAxes; };
+      const int64_t of_positions = positions.defined() && !positions.is_nested() ? positions.dim() - 2 : 0;
+      int64_t of_options = 0;
+      for (const auto* const list : {&options.kernel_size, &options.stride, &options.padding, &options.dilation}) {
+        of_options = list->size() > 1 ? static_cast<int64_t>(list->size()) : of_options;
+      }
+      const bool outvoted = of_options == lead_axes || !valid(of_positions);
+      caller.axes = valid(lead_axes) && outvoted ? lead_axes
+          : valid(of_positions)                  ? of_positions
+          : valid(of_options)                    ? of_options
+                                                 : 2;
+    }
+    return source;
   }
 
   // ---- sizes
@@ -137,7 +183,7 @@ struct Check {
         ", but got one on ", tensor.device());
     auto type = tensor.scalar_type();
     auto lead_type = lead.scalar_type();
-    if (caller == Caller::kModel && (device.is_cpu() || device.is_cuda()) &&
+    if (caller.model && (device.is_cpu() || device.is_cuda()) &&
         at::autocast::is_autocast_enabled(device.type())) {  // as they will be then: see autocast.cpp
       const auto cast = at::autocast::get_autocast_dtype(device.type());
       lead_type = lead_type == at::kDouble ? at::kDouble : cast;
@@ -150,13 +196,40 @@ struct Check {
         name(type));
   }
 
+  // ---- words for sizes
+
+  int first() const { return kMaxAxes - static_cast<int>(caller.axes); }
+
+  // For each axis of the problem, its letter between `before` and `after`.
+  std::string letters(const char* before, const char* after, const char* between) const {
+    static constexpr const char* kLetters[] = {"D", "H", "W"};
+    std::string text;
+    for (int a = first(); a < kMaxAxes; ++a) {
+      text += std::string(a == first() ? "" : between) + before + kLetters[a] + after;
+    }
+    return text;
+  }
+
+  std::string image_pattern() const { return "C, " + letters("", "", ", "); }
+  std::string taps_pattern() const { return letters("k", "", " * "); }
+
+  // A number for each axis of the problem, as torch writes sizes in a sentence.
+  template <class Value>
+  std::string by_axis(const SymParams& params, const Value& value, const char* between) const {
+    std::ostringstream out;
+    for (int a = first(); a < kMaxAxes; ++a) {
+      out << (a == first() ? "" : between) << value(params.axis[a]);
+    }
+    return out.str();
+  }
+
   // The sizes of a call's leading tensor, from which it follows whether the call is batched.
-  Shape lead_shape(const char* argument, const at::Tensor& tensor, int64_t dims, const char* pattern) {
-    unbatched = caller == Caller::kModel && tensor.dim() == dims - 1;
+  Shape lead_shape(const char* argument, const at::Tensor& tensor, int64_t dims, const std::string& pattern) {
+    unbatched = caller.model && tensor.dim() == dims - 1;
     TORCH_CHECK(
         unbatched || tensor.dim() == dims, op, "(): expected ", argument, " of shape (B, ", pattern, ")",
-        caller == Caller::kModel ? " or (" : "", caller == Caller::kModel ? pattern : "",
-        caller == Caller::kModel ? ")" : "", ", but got ", tuple(tensor.sym_sizes()));
+        caller.model ? " or (" : "", caller.model ? pattern : "", caller.model ? ")" : "", ", but got ",
+        tuple(tensor.sym_sizes()));
     return batched(tensor);
   }
 
@@ -175,123 +248,181 @@ struct Check {
 
   // ---- the parts of Params
 
-  void window(SymParams& params, const Window& window) const {
-    pair("kernel_size", window.kernel_size, 1);
-    pair("stride", window.stride, 1);
-    pair("padding", window.padding, 0);
-    pair("dilation", window.dilation, 1);
-    params.h = {
-        0, 0, window.kernel_size.front(), window.stride.front(), window.padding.front(), window.dilation.front()};
-    params.w = {0, 0, window.kernel_size.back(), window.stride.back(), window.padding.back(), window.dilation.back()};
-    params.aligned = window.aligned;
-    params.groups = window.groups;
-    at_least(groups_name, window.groups, 1);
+  void window(SymParams& params, const Options& options, Source source) const {
+    ints("kernel_size", options.kernel_size, 1);
+    ints("stride", options.stride, 1);
+    ints("padding", options.padding, 0);
+    ints("dilation", options.dilation, 1);
+    const auto of_axis = [&](const Options::Ints& list, int axis) {
+      return list.size() == 1 ? list[0] : list[axis - first()];
+    };
+    for (int a = 0; a < kMaxAxes; ++a) {
+      params.axis[a] = a < first() ? Axis<c10::SymInt>{1, 1, 1, 1, 0, 1}
+                                   : Axis<c10::SymInt>{
+                                         0,
+                                         0,
+                                         of_axis(options.kernel_size, a),
+                                         of_axis(options.stride, a),
+                                         of_axis(options.padding, a),
+                                         of_axis(options.dilation, a)};
+    }
+    params.axes = caller.axes;
+    params.source = source;
+    params.aligned = options.aligned;
+    params.padding_mode = word<PaddingMode>("padding_mode", options.padding_mode, kPaddingModeNames);
+    params.groups = options.groups;
+    at_least(groups_name, options.groups, 1);
   }
 
-  void grid(SymParams& params, const c10::SymInt& height, const c10::SymInt& width) const {
-    params.h.size = height;
-    params.w.size = width;
-    for (auto* axis : {&params.h, &params.w}) {
-      const auto reach = product("dilation * (kernel_size - 1)", axis->dilation, axis->kernel - 1);
-      const auto padded = sum("a padded size", axis->size, product("2 * padding", 2, axis->padding));
-      axis->out_size = output_size(padded, reach, axis->stride);
+  // `size` has a size for every axis of the problem.
+  void grid(SymParams& params, c10::SymIntArrayRef size) const {
+    bool fits = true;
+    for (int a = first(); a < kMaxAxes; ++a) {
+      auto& axis = params.axis[a];
+      axis.size = size[a - first()];
+      const auto reach = product("dilation * (kernel_size - 1)", axis.dilation, axis.kernel - 1);
+      const auto padded = sum("a padded size", axis.size, product("2 * padding", 2, axis.padding));
+      axis.out_size = output_size(padded, reach, axis.stride);
+      fits = fits && axis.out_size >= 1;
+    }
+    using SymAxis = const Axis<c10::SymInt>&;
+    const auto option = [&](int64_t Axis<c10::SymInt>::* member) {
+      std::vector<int64_t> values;
+      for (int a = first(); a < kMaxAxes; ++a) {
+        values.push_back(params.axis[a].*member);
+      }
+      return tuple(values);
+    };
+    TORCH_CHECK(
+        fits, op, "(): expected an output of at least ", by_axis(params, [](SymAxis) { return 1; }, " x "),
+        ", but got ", by_axis(params, [](SymAxis axis) { return axis.out_size; }, " x "), " from an image of ",
+        by_axis(params, [](SymAxis axis) { return axis.size; }, " x "), ", kernel_size=",
+        option(&Axis<c10::SymInt>::kernel), ", stride=", option(&Axis<c10::SymInt>::stride), ", padding=",
+        option(&Axis<c10::SymInt>::padding), ", dilation=", option(&Axis<c10::SymInt>::dilation));
+    c10::SymInt pixels = 1;
+    c10::SymInt bordered = 1;
+    for (int a = first(); a < kMaxAxes; ++a) {
+      pixels = product("the number of pixels", pixels, params.axis[a].size);
+      bordered = product(
+          "the number of pixels", bordered, sum("a padded size", params.axis[a].size, kBorderLow + kBorderHigh));
     }
     TORCH_CHECK(
-        params.h.out_size >= 1 && params.w.out_size >= 1, op, "(): expected an output of at least 1 x 1, but got ",
-        params.h.out_size, " x ", params.w.out_size, " from an image of ", height, " x ", width,
-        ", kernel_size=", pair_of(&Axis<c10::SymInt>::kernel, params),
-        ", stride=", pair_of(&Axis<c10::SymInt>::stride, params),
-        ", padding=", pair_of(&Axis<c10::SymInt>::padding, params),
-        ", dilation=", pair_of(&Axis<c10::SymInt>::dilation, params));
-    image(params, height, width);
-    const auto bordered = [&](const c10::SymInt& size) { return sum("a padded size", size, kBorderLow + kBorderHigh); };
-    bytes("the bytes for the image", image(params, bordered(height), bordered(width)));
+        params.padding_mode == PaddingMode::kZeros || pixels >= 1, op, "(): expected padding_mode 'zeros' for an image "
+        "without pixels, ", by_axis(params, [](SymAxis axis) { return axis.size; }, " x "), ", but got '",
+        kPaddingModeNames[static_cast<int>(params.padding_mode)], "'");
+    image(params, pixels);
+    bytes("the bytes for the image", image(params, bordered));
     const auto columns = product("the size of columns", rows(params), positions(params));
     bytes("the bytes for columns", product("the size of columns", columns, params.batch));
   }
 
-  c10::SymInt image(const SymParams& params, const c10::SymInt& height, const c10::SymInt& width) const {
-    const auto pixels = product("the number of pixels", height, width);
+  c10::SymInt image(const SymParams& params, const c10::SymInt& pixels) const {
     const auto item = product("the size of the image", pixels, params.channels);
     return product("the size of the image", item, params.batch);
   }
 
   // That kernels can count what they make of an image with its border, or of columns: numbers of 8 bytes, at most twice
-  // the channels (filled up to vectors), in at most 4 bands (unfold_cpu.cpp). Sizes are limited here and nowhere else.
+  // the channels (filled up to vectors), in at most 4 bands (cpu.cpp). Sizes are limited here and nowhere else.
   void bytes(const char* what, const c10::SymInt& size) const { product(what, size, 8 * 2 * 4); }
 
   c10::SymInt positions(const SymParams& params) const {
-    return product("the number of output positions", params.h.out_size, params.w.out_size);
+    c10::SymInt result = 1;
+    for (int a = first(); a < kMaxAxes; ++a) {
+      result = product("the number of output positions", result, params.axis[a].out_size);
+    }
+    return result;
   }
 
   c10::SymInt taps(const SymParams& params) const {
-    return product("the number of taps", params.h.kernel, params.w.kernel);
+    c10::SymInt result = 1;
+    for (int a = first(); a < kMaxAxes; ++a) {
+      result = product("the number of taps", result, params.axis[a].kernel);
+    }
+    return result;
   }
 
   c10::SymInt rows(const SymParams& params) const {
     return product("the rows of columns", params.channels, taps(params));
   }
 
-  void map(SymParams& params, const at::Tensor& dilation_map) const {
-    Shape expected = {params.batch, params.groups, params.h.out_size, params.w.out_size};
-    const auto per_axis = product("2 * groups", 2, params.groups);
-    const auto shape = batched(dilation_map);
-    const bool one_rate = shape.size() == 4 && shape[1] == params.groups;
-    const bool broadcast = caller == Caller::kModel && !unbatched;
-    const bool fits = shape.size() == 4 && (one_rate || shape[1] == per_axis) && shape[2] == expected[2] &&
-        shape[3] == expected[3] && (shape[0] == params.batch || (broadcast && shape[0] == 1));
-    if (!fits) {
-      const auto one = written(expected);
-      expected[1] = per_axis;
-      TORCH_CHECK(
-          false, op, "(): expected dilation_map of shape ", one, " or ", written(expected), ", but got ",
-          tuple(dilation_map.sym_sizes()));
+  // [batch, channels, *out]
+  Shape over_grid(const SymParams& params, const c10::SymInt& channels) const {
+    Shape shape = {params.batch, channels};
+    for (int a = first(); a < kMaxAxes; ++a) {
+      shape.push_back(params.axis[a].out_size);
     }
-    params.rates = one_rate ? 1 : 2;
+    return shape;
+  }
+
+  // Whether a tensor over the output grid has the shape, or one that is broadcast to it, if a model calls.
+  bool covers(const Shape& shape, const Shape& expected, bool over_space) const {
+    if (shape.size() != expected.size() || shape[1] != expected[1]) {
+      return false;
+    }
+    const bool same = std::equal(shape.begin() + 2, shape.end(), expected.begin() + 2);
+    const bool ones = caller.model && over_space &&
+        std::all_of(shape.begin() + 2, shape.end(), [](const c10::SymInt& size) { return size == 1; });
+    return (same || ones) && (shape[0] == expected[0] || (caller.model && !unbatched && shape[0] == 1));
+  }
+
+  void located(SymParams& params, const at::Tensor& tensor) const {
+    const auto shape = batched(tensor);
+    const char* const channels_name =
+        params.source == Source::kRates ? "the channels of the rates" : "the channels of the offsets";
+    const auto entries = per_tap(params.source)
+        ? product(channels_name, params.groups, taps(params))
+        : c10::SymInt(params.groups);
+    const auto most = parameters_of(params.source, params.axes);
+    const bool one = params.source == Source::kRates;
+    const auto several_shape = over_grid(params, product(channels_name, entries, most));
+    const auto one_shape = over_grid(params, entries);
+    if (one && covers(shape, one_shape, true)) {
+      params.parameters = 1;
+      return;
+    }
+    params.parameters = most;
+    TORCH_CHECK(
+        covers(shape, several_shape, true), op, "(): expected ", positions_name, " of shape ",
+        written(one ? one_shape : several_shape), one && most > 1 ? " or " : "",
+        one && most > 1 ? written(several_shape) : "", ", but got ", tuple(tensor.sym_sizes()));
   }
 
   void order(SymParams& params, c10::IntArrayRef order) const {
     TORCH_CHECK(
-        order.empty() || static_cast<int64_t>(order.size()) == params.rates, op,
-        "(): expected order to have as many entries as a window has rates, ", params.rates, ", but got ", tuple(order));
+        order.empty() || static_cast<int64_t>(order.size()) == params.parameters, op,
+        "(): expected order to have as many entries as a ", per_tap(params.source) ? "tap" : "window", " has ",
+        params.source == Source::kRates ? "rates" : "offsets", ", ", params.parameters, ", but got ", tuple(order));
     for (const auto entry : order) {
       TORCH_CHECK(entry >= 0, op, "(): expected order to be at least 0, but got ", tuple(order));
     }
-    for (int a = 0; a < 2; ++a) {
-      for (int b = 0; b < 2; ++b) {
-        // One rate moves both axes: the binomial coefficients of (d/dy + d/dx)^q, without what differentiates twice.
-        const bool occurs = order.empty() ? a + b == 0
-            : order.size() == 1           ? a + b == order[0]
-                                          : a == order[0] && b == order[1];
-        params.term.count[a][b] = static_cast<int8_t>(!occurs ? 0 : order.size() == 1 && a + b == 2 ? 2 : 1);
-      }
-    }
+    params.term = term_of(params.source, params.axes, params.parameters, [&](int64_t r) {
+      return order.empty() ? 0 : order[r];
+    });
   }
 
   // What follows the sizes of the image, whichever argument they come from.
   void rest(
       SymParams& params,
-      const c10::SymInt& height,
-      const c10::SymInt& width,
+      c10::SymIntArrayRef size,
       const char* lead_name,
       const at::Tensor& lead,
-      const at::Tensor& dilation_map,
-      const Window& window) const {
+      const at::Tensor& positions,
+      const Options& options) const {
     TORCH_CHECK(
         params.channels % params.groups == 0, op, "(): expected ", groups_name, " to divide the ", params.channels,
         " channels of ", lead_name, ", but got ", params.groups);
-    grid(params, height, width);
-    map(params, dilation_map);
-    order(params, window.order);
-    agrees("dilation_map", dilation_map, lead_name, lead, /*or_float=*/true);
+    grid(params, size);
+    located(params, positions);
+    order(params, options.order);
+    agrees(positions_name, positions, lead_name, lead, /*or_float=*/true);
   }
 
   void columns(const char* argument, const at::Tensor& tensor, const SymParams& params) const {
     const Shape expected = {params.batch, rows(params), positions(params)};
     const auto shape = batched(tensor);
     TORCH_CHECK(
-        shape.size() == 3 && shape[0] == expected[0] && shape[1] == expected[1] && shape[2] == expected[2], op,
-        "(): expected ", argument, " of shape ", written(expected), ", but got ", tuple(tensor.sym_sizes()));
+        shape == expected, op, "(): expected ", argument, " of shape ", written(expected), ", but got ",
+        tuple(tensor.sym_sizes()));
   }
 
   // A tensor that has no batch to leave out or to broadcast.
@@ -301,55 +432,62 @@ struct Check {
         shape.size() == expected.size() && std::equal(shape.begin(), shape.end(), expected.begin()), op,
         "(): expected ", argument, " of shape ", tuple(expected), ", but got ", tuple(shape));
   }
-
- private:
-  static std::string pair_of(int64_t Axis<c10::SymInt>::* option, const SymParams& params) {
-    return tuple(Pair{params.h.*option, params.w.*option});
-  }
 };
 
 // sample, and the part of dot that it shares with it.
-SymParams check_input(Check& check, const at::Tensor& input, const at::Tensor& dilation_map, const Window& window) {
+SymParams check_input(Check& check, const at::Tensor& input, const at::Tensor& positions, const Options& options) {
   check.tensor("input", input);
-  check.tensor("dilation_map", dilation_map);
+  const auto source = check.start(options, positions, input.dim() - 2);
+  check.tensor(check.positions_name, positions);
   SymParams params;
-  check.window(params, window);
-  const auto shape = check.lead_shape("input", input, 4, "C, H, W");
+  check.window(params, options, source);
+  const auto shape = check.lead_shape("input", input, check.caller.axes + 2, check.image_pattern());
   params.batch = shape[0];
   params.channels = shape[1];
-  check.rest(params, shape[2], shape[3], "input", input, dilation_map, window);
+  check.rest(params, c10::SymIntArrayRef(shape).slice(2), "input", input, positions, options);
   return params;
 }
 
 }  // namespace
 
 SymParams check_sample(
-    const char* op, const at::Tensor& input, const at::Tensor& dilation_map, const Window& window, Caller caller) {
+    const char* op,
+    const at::Tensor& input,
+    const at::Tensor& positions,
+    const Options& options,
+    const Caller& caller) {
   Check check{op, caller};
-  return check_input(check, input, dilation_map, window);
+  return check_input(check, input, positions, options);
 }
 
 SymParams check_splat(
     const char* op,
     const at::Tensor& columns,
     c10::SymIntArrayRef output_size,
-    const at::Tensor& dilation_map,
-    const Window& window,
-    Caller caller) {
+    const at::Tensor& positions,
+    const Options& options,
+    const Caller& caller) {
   Check check{op, caller};
   check.tensor("columns", columns);
-  check.tensor("dilation_map", dilation_map);
+  const auto source =
+      check.start(options, positions, output_size.size() > 1 ? static_cast<int64_t>(output_size.size()) : 0);
+  check.tensor(check.positions_name, positions);
   SymParams params;
-  check.window(params, window);
-  check.pair("output_size", output_size, 0);
-  const auto shape = check.lead_shape("columns", columns, 3, "C * kH * kW, L");
+  check.window(params, options, source);
+  check.ints("output_size", output_size, 0);
+  const auto pattern = check.taps_pattern();
+  const auto shape = check.lead_shape("columns", columns, 3, "C * " + pattern + ", L");
   const auto taps = check.taps(params);
   TORCH_CHECK(
-      shape[1] % taps == 0, op, "(): expected columns to have a multiple of kH * kW = ", taps, " rows, but got shape ",
-      tuple(columns.sym_sizes()));
+      shape[1] % taps == 0, op, "(): expected columns to have a multiple of ", pattern, " = ", taps,
+      " rows, but got shape ", tuple(columns.sym_sizes()));
   params.batch = shape[0];
   params.channels = shape[1] / taps;
-  check.rest(params, output_size.front(), output_size.back(), "columns", columns, dilation_map, window);
+  Shape size(check.caller.axes, output_size[0]);
+  if (output_size.size() > 1) {
+    std::copy(output_size.begin(), output_size.end(), size.begin());
+  }
+  check.rest(params, size, "columns", columns, positions, options);
   check.columns("columns", columns, params);
   return params;
 }
@@ -359,11 +497,12 @@ SymParams check_dot(
     const char* columns_name,
     const at::Tensor& columns,
     const at::Tensor& input,
-    const at::Tensor& dilation_map,
-    const Window& window) {
-  Check check{op, Caller::kOperator};
+    const at::Tensor& positions,
+    const Options& options,
+    const Caller& caller) {
+  Check check{op, caller};
   check.tensor(columns_name, columns);
-  const auto params = check_input(check, input, dilation_map, window);
+  const auto params = check_input(check, input, positions, options);
   check.columns(columns_name, columns, params);
   check.agrees(columns_name, columns, "input", input, /*or_float=*/false);
   return params;
@@ -376,17 +515,18 @@ SymParams check_convolution(
     const at::Tensor& dilation_map,
     const at::Tensor& bias,
     const at::Tensor& mask,
-    const Window& window,
+    const Options& options,
     int64_t groups,
     int64_t workspace_limit,
-    Caller caller) {
+    const Caller& caller) {
   Check check{op, caller, "dilation_groups"};
+  check.caller.axes = 2;
   check.tensor("input", input);
   check.tensor("weight", weight);
   TORCH_CHECK(
       weight.dim() == 4, op, "(): expected weight of shape (C_out, C / groups, kH, kW), but got ",
       tuple(weight.sym_sizes()));
-  const auto params = check_input(check, input, dilation_map, window);
+  const auto params = check_input(check, input, dilation_map, options);
   check.at_least("groups", groups, 1);
   check.at_least("workspace_limit", workspace_limit, 0);
   const auto rows = weight.sym_size(0);
@@ -400,7 +540,7 @@ SymParams check_convolution(
       check.product(
           "the size of columns by group", windows,
           check.product("the size of columns by group", check.taps(params), check.positions(params))));
-  check.shaped("weight", weight, {rows, params.channels / groups, params.h.kernel, params.w.kernel});
+  check.shaped("weight", weight, {rows, params.channels / groups, params.axis[1].kernel, params.axis[2].kernel});
   check.agrees("weight", weight, "input", input, /*or_float=*/false);
   if (bias.defined()) {
     check.tensor("bias", bias);
@@ -409,15 +549,11 @@ SymParams check_convolution(
   }
   if (mask.defined()) {
     check.tensor("mask", mask);
-    const Shape expected = {
-        params.batch, check.product("the channels of mask", params.groups, check.taps(params)), params.h.out_size,
-        params.w.out_size};
-    const auto shape = check.batched(mask);
-    const bool broadcast = caller == Caller::kModel && !check.unbatched;
+    const auto expected =
+        check.over_grid(params, check.product("the channels of mask", params.groups, check.taps(params)));
     TORCH_CHECK(
-        shape.size() == 4 && (shape[0] == expected[0] || (broadcast && shape[0] == 1)) && shape[1] == expected[1] &&
-            shape[2] == expected[2] && shape[3] == expected[3],
-        op, "(): expected mask of shape ", check.written(expected), ", but got ", tuple(mask.sym_sizes()));
+        check.covers(check.batched(mask), expected, /*over_space=*/false), op, "(): expected mask of shape ",
+        check.written(expected), ", but got ", tuple(mask.sym_sizes()));
     check.agrees("mask", mask, "input", input, /*or_float=*/false);
   }
   return params;
@@ -431,34 +567,77 @@ void check_convolution_gradient(
     const SymParams& params,
     bool has_mask,
     bool needs_mask) {
-  const Check check{op, Caller::kOperator};
+  Check check{op, {}};
+  check.caller.axes = params.axes;
   check.tensor("grad_output", grad_output);
-  check.shaped("grad_output", grad_output, {params.batch, weight.sym_size(0), params.h.out_size, params.w.out_size});
+  check.shaped("grad_output", grad_output, check.over_grid(params, weight.sym_size(0)));
   check.agrees("grad_output", grad_output, "input", input, /*or_float=*/false);
   TORCH_CHECK(
       has_mask || !needs_mask, op, "(): expected mask to be a tensor, for output_mask asks for its gradient, but got ",
       "None");
 }
 
+namespace {
+
+c10::SymInt product_of(const SymParams& params, c10::SymInt Axis<c10::SymInt>::* member) {
+  return params.axis[0].*member * params.axis[1].*member * params.axis[2].*member;
+}
+
+int64_t taps_of(const SymParams& params) {
+  return params.axis[0].kernel * params.axis[1].kernel * params.axis[2].kernel;
+}
+
+}  // namespace
+
+Shape input_shape(const SymParams& params) {
+  Shape shape = {params.batch, params.channels};
+  for (int a = params.first_axis(); a < kMaxAxes; ++a) {
+    shape.push_back(params.axis[a].size);
+  }
+  return shape;
+}
+
+Shape columns_shape(const SymParams& params) {
+  return {params.batch, params.channels * taps_of(params), product_of(params, &Axis<c10::SymInt>::out_size)};
+}
+
+Shape dot_shape(const SymParams& params) {
+  Shape shape = {params.batch, params.groups * (per_tap(params.source) ? taps_of(params) : 1)};
+  for (int a = params.first_axis(); a < kMaxAxes; ++a) {
+    shape.push_back(params.axis[a].out_size);
+  }
+  return shape;
+}
+
+Term raised_term(const SymParams& params, const Options& options, int64_t r) {
+  return term_of(params.source, params.axes, params.parameters, [&](int64_t parameter) {
+    return (options.order.empty() ? 0 : options.order[parameter]) + (parameter == r ? 1 : 0);
+  });
+}
+
 UnfoldParams concrete(const SymParams& params) {
-  const auto axis = [](const Axis<c10::SymInt>& axis) -> Axis<int64_t> {
-    return {
+  UnfoldParams result = {
+      params.batch.guard_int(__FILE__, __LINE__),
+      params.channels.guard_int(__FILE__, __LINE__),
+      params.groups,
+      params.axes,
+      {},
+      params.source,
+      params.parameters,
+      params.aligned,
+      params.padding_mode,
+      params.term};
+  for (int a = 0; a < kMaxAxes; ++a) {
+    const auto& axis = params.axis[a];
+    result.axis[a] = {
         axis.size.guard_int(__FILE__, __LINE__),
         axis.out_size.guard_int(__FILE__, __LINE__),
         axis.kernel,
         axis.stride,
         axis.padding,
         axis.dilation};
-  };
-  return {
-      params.batch.guard_int(__FILE__, __LINE__),
-      params.channels.guard_int(__FILE__, __LINE__),
-      params.groups,
-      params.rates,
-      axis(params.h),
-      axis(params.w),
-      params.aligned,
-      params.term};
+  }
+  return result;
 }
 
 }  // namespace ddu

@@ -8,47 +8,52 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/SymInt.h>
 #include <c10/core/SymIntArrayRef.h>
+#include <c10/util/SmallVector.h>
 
+#include "options.h"
 #include "params.h"
-#include "window.h"
 
 namespace ddu {
 
 using SymParams = Params<c10::SymInt>;
+using Shape = c10::SmallVector<c10::SymInt, kMaxAxes + 2>;
 
-enum class Caller {
-  kOperator,  // strictly batched
-  kModel,     // unbatched arguments and a batch size of 1 for the map are fine, and autocast may yet change the types
+// Who calls, and how.
+struct Caller {
+  int64_t axes = 0;     // of the problem; 0: the ranks of the arguments tell
+  bool model = false;   // unbatched arguments and broadcast positions are fine, and autocast may yet change the types
+  bool family = false;  // sample, splat, dot and sample_backward, which call the positions so
 };
 
-// sample and unfold: input [B, C, H, W], dilation_map [B, rates * G, H_out, W_out].
+// sample and unfold: input [B, C, *size], positions [B, positions_channels, *out].
 SymParams check_sample(
     const char* op,
     const at::Tensor& input,
-    const at::Tensor& dilation_map,
-    const Window& window,
-    Caller caller = Caller::kOperator);
+    const at::Tensor& positions,
+    const Options& options,
+    const Caller& caller = {});
 
-// splat and fold: columns [B, C * kH * kW, L].
+// splat and fold: columns [B, C * taps, L].
 SymParams check_splat(
     const char* op,
     const at::Tensor& columns,
     c10::SymIntArrayRef output_size,
-    const at::Tensor& dilation_map,
-    const Window& window,
-    Caller caller = Caller::kOperator);
+    const at::Tensor& positions,
+    const Options& options,
+    const Caller& caller = {});
 
-// dot, and unfold_backward, which calls its columns grad_output.
+// dot, unfold_backward and sample_backward, which call their columns grad_output.
 SymParams check_dot(
     const char* op,
     const char* columns_name,
     const at::Tensor& columns,
     const at::Tensor& input,
-    const at::Tensor& dilation_map,
-    const Window& window);
+    const at::Tensor& positions,
+    const Options& options,
+    const Caller& caller = {});
 
 // conv2d: weight [C_out, C / groups, kH, kW], bias [C_out] and mask [B, G * kH * kW, H_out, W_out] or undefined. The
-// window's groups are the dilation groups G, its kernel_size is the weight's.
+// options' groups are the dilation groups G, their kernel_size is the weight's.
 SymParams check_convolution(
     const char* op,
     const at::Tensor& input,
@@ -56,10 +61,10 @@ SymParams check_convolution(
     const at::Tensor& dilation_map,
     const at::Tensor& bias,
     const at::Tensor& mask,
-    const Window& window,
+    const Options& options,
     int64_t groups,
     int64_t workspace_limit,
-    Caller caller = Caller::kOperator);
+    const Caller& caller = {});
 
 // What conv2d_backward takes besides: grad_output [B, C_out, H_out, W_out], and no gradient of a mask that is not
 // there.
@@ -71,6 +76,15 @@ void check_convolution_gradient(
     const SymParams& params,
     bool has_mask,
     bool needs_mask);
+
+// ---- sizes that follow
+
+Shape input_shape(const SymParams& params);    // [B, C, *size]
+Shape columns_shape(const SymParams& params);  // [B, C * taps, L]
+Shape dot_shape(const SymParams& params);      // [B, G, *out], or [B, G * taps, *out] of parameters of a tap
+
+// The term of the first derivative by parameter r of what params.term is.
+Term raised_term(const SymParams& params, const Options& options, int64_t r);
 
 // The same with plain integers, for a kernel.
 UnfoldParams concrete(const SymParams& params);

@@ -3,7 +3,11 @@
 
 #include <cstdint>
 
+#include "math/portability.h"
+
 namespace ddu {
+
+constexpr int kMaxAxes = 3;
 
 // One spatial axis. `Int` is int64_t in the kernels and a symbolic integer while shapes are worked out.
 template <class Int>
@@ -16,41 +20,58 @@ struct Axis {
   int64_t dilation;
 };
 
-// A derivative by the rates, as a sum over the partial derivatives by the position: count[a][b] says how often the one
-// taken a times along the height and b times along the width occurs. All zero where the derivative vanishes.
+// What moves the taps of a window: math/positions.h.
+enum class Source : int8_t { kRates, kOffsets };
+constexpr const char* kSourceNames[] = {"rates", "offsets"};
+
+// What lies outside the image: math/axis.h.
+enum class PaddingMode : int8_t { kZeros, kBorder, kReflection };
+constexpr const char* kPaddingModeNames[] = {"zeros", "border", "reflection"};
+
+// Bit of an axis (0: depth, 1: height, 2: width) in the number of a corner or of a partial derivative.
+DDU_HOST_DEVICE constexpr int axis_bit(int axis) { return 1 << (kMaxAxes - 1 - axis); }
+
+constexpr int kCorners = 1 << kMaxAxes;
+
+// A derivative of all samples by the parameters of their positions, as a sum over the partial derivatives by the
+// position. The one with number q, which differentiates once along every axis whose bit q has, occurs count[q] times,
+// multiplied by the tap's place in the window at rate one, along each axis e, to the power[q][e].
 struct Term {
-  int8_t count[2][2];
+  int8_t count[kCorners];
+  int8_t power[kCorners][kMaxAxes];
 };
 
 // All that a kernel needs to know besides its pointers. Layouts, in elements:
-//   input         [batch, channels, h.size, w.size]
-//   dilation_map  [batch, groups, rates, h.out_size, w.out_size]
-//   columns       [batch, channels, h.kernel, w.kernel, h.out_size, w.out_size]
-// args.h is the only place that fills it in, from checked arguments.
+//   input      [batch, channels, *size]
+//   positions  [batch, groups, parameters, *out_size], or with as many taps between groups and parameters
+//   columns    [batch, channels, *kernel, *out_size]
+// checks.h is the only place that fills it in, from checked arguments.
 template <class Int>
 struct Params {
   Int batch;
   Int channels;
   int64_t groups;
-  int64_t rates;  // 1: one rate for both axes; 2: a rate per axis, height first
-  Axis<Int> h;
-  Axis<Int> w;
+  int64_t axes;  // N, of the problem
+  // Depth, height and width: the last `axes` of them. One that the problem has not is an image of one pixel, in which
+  // a kernel of one tap makes one step. So a kernel for two axes also works for one.
+  Axis<Int> axis[kMaxAxes];
+  Source source;
+  int64_t parameters;  // of a position, or of a tap: math/positions.h
   bool aligned;
+  PaddingMode padding_mode;
   Term term;
+
+  DDU_HOST_DEVICE int first_axis() const { return kMaxAxes - static_cast<int>(axes); }
 };
 
-// Whether no term is left, as after differentiating more often than the interpolation is linear.
-inline bool vanishes(const Term& term) {
-  return term.count[0][0] == 0 && term.count[0][1] == 0 && term.count[1][0] == 0 && term.count[1][1] == 0;
-}
-
-// The first derivative by each of the rates, as many as there are.
-inline const Term* gradient_terms(int64_t rates) {
-  static constexpr Term kOneRate[] = {{{{0, 1}, {1, 0}}}};                          // d/dy + d/dx
-  static constexpr Term kRatePerAxis[] = {{{{0, 0}, {1, 0}}}, {{{0, 1}, {0, 0}}}};  // d/dy; d/dx
-  return rates == 1 ? kOneRate : kRatePerAxis;
-}
-
 using UnfoldParams = Params<int64_t>;
+
+DDU_HOST_DEVICE int64_t taps_of(const UnfoldParams& p) {
+  return p.axis[0].kernel * p.axis[1].kernel * p.axis[2].kernel;
+}
+DDU_HOST_DEVICE int64_t positions_of(const UnfoldParams& p) {
+  return p.axis[0].out_size * p.axis[1].out_size * p.axis[2].out_size;
+}
+DDU_HOST_DEVICE int64_t pixels_of(const UnfoldParams& p) { return p.axis[0].size * p.axis[1].size * p.axis[2].size; }
 
 }  // namespace ddu

@@ -6,9 +6,9 @@
 
 #include <string>
 
-#include "cpu/kernels.h"
+#include "backends/cpu/kernels.h"
 #if defined(DDU_WITH_CUDA)
-#include "cuda/build.h"
+#include "backends/cuda/build.h"
 #endif
 
 namespace {

@@ -1,53 +1,75 @@
 // SPDX-License-Identifier: MIT
-// The operators' schemas, all of them. They are public: arguments are added at the end with a default.
+// The operators' schemas, all of them. They are public: from the first release on, arguments are added at the end, as
+// keywords with a default.
 
 #include <ATen/core/enum_tag.h>
 #include <torch/library.h>
 
-#define DDU_WINDOW \
-  "int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, " \
-  "bool aligned=True"
+#include <string>
+#include <vector>
 
-#define DDU_CONVOLUTION \
-  "int[2] stride, int[2] padding, int[2] dilation, int groups, int dilation_groups, bool aligned, " \
-  "int workspace_limit"
+namespace {
+
+std::string ints(int axes) { return "int[" + std::to_string(axes) + "]"; }
+
+// The options of a window, for so many axes. `later` starts those that came later.
+std::string window(int axes, const std::string& positions, const std::string& later) {
+  return ints(axes) + " kernel_size, " + positions + ints(axes) + " stride=1, " + ints(axes) + " padding=0, " +
+      ints(axes) + " dilation=1, int groups=1, " + later + "str padding_mode=\"zeros\"";
+}
+
+}  // namespace
 
 TORCH_LIBRARY(ddu, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
+  const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
 
-  // What models call: unbatched arguments and a map that is broadcast over the batch, brought down to the operators.
-  m.def("dynamic_dilation_unfold(Tensor input, " DDU_WINDOW ") -> Tensor", tags);
-  m.def("dynamic_dilation_fold(Tensor columns, SymInt[2] output_size, " DDU_WINDOW ") -> Tensor", tags);
-
-  m.def(
+  // What models call: unbatched arguments and positions that are broadcast, brought down to the operators below.
+  for (int axes = 1; axes <= 3; ++axes) {
+    const auto suffix = axes == 2 ? "" : std::to_string(axes) + "d";
+    const auto rates = window(axes, "Tensor dilation_map, ", "*, bool aligned=True, ");
+    define("dynamic_dilation_unfold" + suffix + "(Tensor input, " + rates + ") -> Tensor");
+    define(
+        "dynamic_dilation_fold" + suffix + "(Tensor columns, SymInt[" + std::to_string(axes) + "] output_size, " +
+        rates + ") -> Tensor");
+    define(
+        "deform_unfold" + std::to_string(axes) + "d(Tensor input, " + window(axes, "Tensor offset, ", "*, ") +
+        ") -> Tensor");
+  }
+  define(
       "dynamic_dilation_conv2d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias=None, int[2] stride=1, "
       "int[2] padding=0, int[2] dilation=1, int groups=1, *, int dilation_groups=1, Tensor? mask=None, "
-      "bool aligned=True, int workspace_limit=268435456) -> Tensor",
-      tags);
+      "bool aligned=True, str padding_mode=\"zeros\", int workspace_limit=268435456) -> Tensor");
 
-  // The operators: strictly batched.
-  m.def("unfold(Tensor input, " DDU_WINDOW ") -> Tensor", tags);
-  m.def("fold(Tensor columns, SymInt[2] output_size, " DDU_WINDOW ") -> Tensor", tags);
-  m.def(
-      "unfold_backward(Tensor grad_output, Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride, "
-      "int[2] padding, int[2] dilation, int groups, bool aligned) -> (Tensor grad_input, Tensor grad_dilation_map)",
-      tags);
+  // The operators: strictly batched, one each for every number of axes, which the rank of the positions tells.
+  const auto rates = window(1, "Tensor dilation_map, ", "bool aligned=True, ");
+  define("unfold(Tensor input, " + rates + ") -> Tensor");
+  define("fold(Tensor columns, SymInt[] output_size, " + rates + ") -> Tensor");
+  define(
+      "unfold_backward(Tensor grad_output, Tensor input, int[1] kernel_size, Tensor dilation_map, int[1] stride, "
+      "int[1] padding, int[1] dilation, int groups, bool aligned, str padding_mode) -> "
+      "(Tensor grad_input, Tensor grad_dilation_map)");
 
   // The convolution: conv2d_backward returns an empty tensor in the place of what output_mask leaves out.
-  m.def(
-      "conv2d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias, Tensor? mask, " DDU_CONVOLUTION
-      ") -> Tensor",
-      tags);
-  m.def(
-      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor dilation_map, Tensor? "
-      "mask, " DDU_CONVOLUTION
-      ", bool[4] output_mask) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_dilation_map, "
-      "Tensor grad_mask)",
-      tags);
+  const std::string convolution =
+      "int[2] stride, int[2] padding, int[2] dilation, int groups, int dilation_groups, bool aligned, "
+      "str padding_mode, int workspace_limit";
+  define(
+      "conv2d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias, Tensor? mask, " + convolution +
+      ") -> Tensor");
+  define(
+      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor dilation_map, Tensor? mask, " +
+      convolution +
+      ", bool[4] output_mask) -> "
+      "(Tensor grad_input, Tensor grad_weight, Tensor grad_dilation_map, Tensor grad_mask)");
 
-  // The family that every derivative of them is made of. `order` is a derivative by the map's rates, a multi-index
-  // with an entry per rate; empty, it is the value itself, and sample is unfold and splat is fold.
-  m.def("sample(Tensor input, " DDU_WINDOW ", int[] order=[]) -> Tensor", tags);
-  m.def("splat(Tensor columns, SymInt[2] output_size, " DDU_WINDOW ", int[] order=[]) -> Tensor", tags);
-  m.def("dot(Tensor columns, Tensor input, " DDU_WINDOW ", int[] order=[]) -> Tensor", tags);
+  // The family that every derivative of them is made of, for every source of positions (math/positions.h). `order` is a
+  // derivative by the parameters of the positions, a multi-index with an entry for each; empty, it is the value itself,
+  // and with rates sample is unfold and splat is fold. sample_backward is splat and the gradient by every parameter.
+  const auto family = "Tensor positions, str source, " + window(1, "", "bool aligned=True, ") + ", int[] order=[]";
+  define("sample(Tensor input, " + family + ") -> Tensor");
+  define("splat(Tensor columns, SymInt[] output_size, " + family + ") -> Tensor");
+  define("dot(Tensor columns, Tensor input, " + family + ") -> Tensor");
+  define(
+      "sample_backward(Tensor grad_output, Tensor input, " + family + ") -> (Tensor grad_input, Tensor grad_positions)");
 }

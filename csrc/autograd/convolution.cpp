@@ -4,7 +4,7 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include "convolution.h"
+#include "../convolution/convolution.h"
 #include "node.h"
 
 namespace ddu::convolution {

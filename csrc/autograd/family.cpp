@@ -2,20 +2,20 @@
 // Autograd: reverse and forward mode, to any order.
 
 // NOTE [ The family of derivatives ]
-// Three operators are closed under differentiation. With S_q(x) the q-th derivative of all samples of x by the rates (q
-// is a multi-index, `order`; e_r adds one to its entry r):
+// Three operators are closed under differentiation. With S_q(x) the q-th derivative of all samples of x by the
+// parameters of their positions (q is a multi-index, `order`; e_r adds one to its entry r):
 //
-//     sample_q(x, D)  = S_q(x)                               columns
-//     splat_q(c, D)   = the adjoint of sample_q by x, at c   an image
-//     dot_q(c, x, D)  = sum of c * S_q(x) over the channels of the group and the taps of the window
+//     sample_q(x, P)  = S_q(x)                               columns
+//     splat_q(c, P)   = the adjoint of sample_q by x, at c   an image
+//     dot_q(c, x, P)  = sum of c * S_q(x) over the channels of the group, and over the taps that share the parameters
 //
 //     by x:    sample_q <-> splat_q,           dot_q -> splat_q(g c)
 //     by c:    splat_q  <-> sample_q,          dot_q -> g sample_q(x)
-//     by D_r:  sample_q -> dot_{q + e_r}(g, x),  splat_q -> dot_{q + e_r}(c, g),  dot_q -> g dot_{q + e_r}(c, x)
+//     by P_r:  sample_q -> dot_{q + e_r}(g, x),  splat_q -> dot_{q + e_r}(c, g),  dot_q -> g dot_{q + e_r}(c, x)
 //
-// where g is the gradient of the result. unfold and fold are sample_0 and splat_0; unfold_backward is
-// (splat_0, dot_{e_1}, ...) in one. Every line below calls an operator that is in the family, so its derivatives are
-// here too. In the formulas an undefined tensor is zero.
+// where g is the gradient of the result. unfold and fold are sample_0 and splat_0 from rates; sample_backward_q is
+// (splat_q, dot_{q + e_1}, ...) in one, and unfold_backward the same from rates at q = 0. Every line below calls an
+// operator that is in the family, so its derivatives are here too. In the formulas an undefined tensor is zero.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
@@ -23,10 +23,11 @@
 #include <ATen/ops/stack.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <tuple>
 
-#include "../ops.h"
-#include "../signatures.h"
+#include "../dispatch/calls.h"
+#include "../dispatch/signatures.h"
 #include "node.h"
 
 namespace ddu {
@@ -35,96 +36,117 @@ namespace {
 
 using at::Tensor;
 using c10::SymIntArrayRef;
-using Order = Window::Ints;
+using Order = Options::Ints;
 using ImageSize = Sizes;
 
 Tensor sum_of(const Tensor& a, const Tensor& b) { return !a.defined() ? b : !b.defined() ? a : at::add(a, b); }
 
 Tensor product_of(const Tensor& a, const Tensor& b) { return a.defined() && b.defined() ? at::mul(a, b) : Tensor(); }
 
-// ---- the operators of the family at one map
+// ---- the operators of the family at given positions
 
 struct Family {
-  const Tensor& dilation_map;
-  const Window& window;
+  const Tensor& positions;
+  const Options& options;
   const ImageSize& image_size;
 
-  int64_t rates() const { return dilation_map.sym_size(1) == window.groups ? 1 : 2; }
+  bool is_rates() const { return options.source == kSourceNames[static_cast<int>(Source::kRates)]; }
 
-  Order zero() const { return Order(rates(), 0); }
+  int64_t axes() const { return positions.dim() - 2; }
+
+  // Of a window, or of a tap.
+  int64_t parameters() const { return is_rates() && positions.sym_size(1) == options.groups ? 1 : axes(); }
+
+  Order zero() const { return Order(parameters(), 0); }
 
   // One derivative more. What vanishes does not count on.
-  Order raised(Order order, int64_t rate) const {
-    order[rate] += order[rate] <= 2 ? 1 : 0;
+  Order raised(Order order, int64_t r) const {
+    order[r] += order[r] <= axes() ? 1 : 0;
     return order;
   }
 
   Tensor sample(const Tensor& image, const Order& order) const {
-    return !image.defined() || vanishes(order) ? Tensor() : ddu::sample(image, dilation_map, with(order));
+    return !image.defined() || vanishes(order) ? Tensor() : ddu::sample(image, positions, with(order));
   }
 
   Tensor splat(const Tensor& columns, const Order& order) const {
-    return !columns.defined() || vanishes(order) ? Tensor()
-                                                 : ddu::splat(columns, image_size, dilation_map, with(order));
+    return !columns.defined() || vanishes(order) ? Tensor() : ddu::splat(columns, image_size, positions, with(order));
   }
 
   Tensor dot(const Tensor& columns, const Tensor& image, const Order& order) const {
     return !columns.defined() || !image.defined() || vanishes(order)
         ? Tensor()
-        : ddu::dot(columns, image, dilation_map, with(order));
+        : ddu::dot(columns, image, positions, with(order));
   }
 
-  // The derivatives of dot_order by each rate, in the shape of the map.
+  // splat_order and all of dot_{order + e_r}, in one pass over the columns.
+  std::tuple<Tensor, Tensor> both(const Tensor& columns, const Tensor& image, const Order& order) const {
+    return is_rates() && order == zero() ? unfold_backward(columns, image, positions, options)
+                                         : sample_backward(columns, image, positions, with(order));
+  }
+
+  // The derivatives of dot_order by each parameter, in the shape of the positions.
   Tensor dots(const Tensor& columns, const Tensor& image, const Order& order) const {
     variable_list parts;
-    for (int64_t r = 0; r < rates(); ++r) {
+    for (int64_t r = 0; r < parameters(); ++r) {
       parts.push_back(dot(columns, image, raised(order, r)));
     }
-    return from_rates(parts);
+    return from_parameters(parts);
   }
 
-  // The rates of something map-shaped, [B, R * G, H_out, W_out] -> [B, G, H_out, W_out].
-  Tensor rate(const Tensor& map, int64_t r) const {
-    if (rates() == 1 || !map.defined()) {
-      return map;
+  // Parameter r of something in the shape of the positions: [B, entries * parameters, *out] -> [B, entries, *out].
+  Tensor parameter(const Tensor& tensor, int64_t r) const {
+    if (parameters() == 1 || !tensor.defined()) {
+      return tensor;
     }
-    const auto& sizes = map.sym_sizes();
-    return map.reshape_symint({sizes[0], window.groups, 2, sizes[2], sizes[3]}).select(2, r);
+    const auto& sizes = tensor.sym_sizes();
+    return tensor.reshape_symint(grid_shape(sizes, {sizes[1] / parameters(), parameters()})).select(2, r);
   }
 
-  // The inverse, from all rates.
-  Tensor from_rates(const variable_list& parts) const {
-    if (parts.size() == 1) {
+  // The inverse, from all parameters.
+  Tensor from_parameters(const variable_list& parts) const {
+    const auto defined = std::find_if(parts.begin(), parts.end(), [](const Tensor& part) { return part.defined(); });
+    if (parts.size() == 1 || defined == parts.end()) {
       return parts[0];
     }
-    if (!parts[0].defined() && !parts[1].defined()) {
-      return Tensor();
+    const auto& sizes = defined->sym_sizes();
+    variable_list all;
+    for (const auto& part : parts) {
+      all.push_back(part.defined() ? part : defined->new_zeros_symint(sizes));
     }
-    const auto& sizes = (parts[0].defined() ? parts[0] : parts[1]).sym_sizes();
-    const auto part = [&](int r) { return parts[r].defined() ? parts[r] : parts[1 - r].new_zeros_symint(sizes); };
-    return at::stack({part(0), part(1)}, 2).reshape_symint({sizes[0], 2 * window.groups, sizes[2], sizes[3]});
+    return at::stack(all, 2).reshape_symint(grid_shape(sizes, {sizes[1] * parameters()}));
   }
 
-  // Columns, multiplied by a factor [B, G, H_out, W_out] for each window.
+  // Columns, multiplied by a factor [B, G, *out] for each window, or [B, G * taps, *out] for each tap.
   Tensor scaled(const Tensor& columns, const Tensor& factor) const {
     if (!columns.defined() || !factor.defined()) {
       return Tensor();
     }
     const auto& sizes = columns.sym_sizes();
-    const auto batch = sizes[0];
-    const auto per_group = sizes[1] / window.groups;
-    const auto size = sizes[2];
+    const auto per_group = factor.sym_size(1) / options.groups;
     const auto product = at::mul(
-        columns.reshape_symint({batch, window.groups, per_group, size}),
-        factor.reshape_symint({batch, window.groups, 1, size}));
+        columns.reshape_symint({sizes[0], options.groups, sizes[1] / options.groups / per_group, per_group, sizes[2]}),
+        factor.reshape_symint({sizes[0], options.groups, 1, per_group, sizes[2]}));
     return product.reshape_symint(sizes).to(columns.scalar_type());
   }
 
  private:
-  bool vanishes(const Order& order) const { return rates() == 1 ? order[0] > 2 : order[0] > 1 || order[1] > 1; }
+  bool vanishes(const Order& order) const {
+    const int64_t most = is_rates() && parameters() == 1 ? axes() : 1;
+    return std::any_of(order.begin(), order.end(), [&](int64_t times) { return times > most; });
+  }
 
-  Window with(const Order& order) const {
-    auto result = window;
+  // [B, *channels, *out], for a tensor [B, C, *out].
+  static c10::SmallVector<c10::SymInt, kMaxAxes + 3> grid_shape(
+      SymIntArrayRef sizes, std::initializer_list<c10::SymInt> channels) {
+    c10::SmallVector<c10::SymInt, kMaxAxes + 3> shape = {sizes[0]};
+    shape.append(channels.begin(), channels.end());
+    shape.append(sizes.begin() + 2, sizes.end());
+    return shape;
+  }
+
+  Options with(const Order& order) const {
+    auto result = options;
     result.order = order;
     return result;
   }
@@ -132,10 +154,10 @@ struct Family {
 
 // ---- what is differentiated
 
-// The tensors of a call, its dilation map last.
+// The tensors of a call, its positions last.
 using Tensors = variable_list;
 
-// Each of the four below has the derivatives of one operator at x = (leading tensors..., dilation map):
+// Each of the four below has the derivatives of one operator at x = (leading tensors..., positions):
 //     value(x)              the operator itself
 //     vjp(grads, x, needs)  gradients of the tensors that need one
 //     jvp(tangents, x)      the tangents of the results
@@ -144,16 +166,16 @@ using Tensors = variable_list;
 struct Sample {
   static constexpr const char* kName = "DynamicDilationUnfoldBackward";
 
-  static Tensors value(const Tensors& x, const Window& window, const ImageSize&) {
-    return {sample(x[0], x[1], window)};
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize&) {
+    return {sample(x[0], x[1], options)};
   }
 
   static Needs saved(const Needs& needs) { return {needs[1], true}; }
 
   static Tensors vjp(const Tensors& grads, const Tensors& x, const Family& f, const Order& order, const Needs& needs) {
-    if (needs[0] && needs[1] && order == f.zero()) {
-      auto [grad_input, grad_dilation_map] = unfold_backward(grads[0], x[0], x[1], f.window);
-      return {grad_input, grad_dilation_map};
+    if (needs[0] && needs[1]) {
+      auto [grad_input, grad_positions] = f.both(grads[0], x[0], order);
+      return {grad_input, grad_positions};
     }
     return {
         needs[0] ? f.splat(grads[0], order) : Tensor(),
@@ -163,8 +185,8 @@ struct Sample {
 
   static Tensors jvp(const Tensors& tangents, const Tensors& x, const Family& f, const Order& order) {
     auto result = f.sample(tangents[0], order);
-    for (int64_t r = 0; r < f.rates() && tangents[1].defined(); ++r) {
-      result = sum_of(result, f.scaled(f.sample(x[0], f.raised(order, r)), f.rate(tangents[1], r)));
+    for (int64_t r = 0; r < f.parameters() && tangents[1].defined(); ++r) {
+      result = sum_of(result, f.scaled(f.sample(x[0], f.raised(order, r)), f.parameter(tangents[1], r)));
     }
     return {result};
   }
@@ -173,8 +195,8 @@ struct Sample {
 struct Splat {
   static constexpr const char* kName = "DynamicDilationFoldBackward";
 
-  static Tensors value(const Tensors& x, const Window& window, const ImageSize& size) {
-    return {splat(x[0], size, x[1], window)};
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize& size) {
+    return {splat(x[0], size, x[1], options)};
   }
 
   static Needs saved(const Needs& needs) { return {needs[1], true}; }
@@ -188,8 +210,8 @@ struct Splat {
 
   static Tensors jvp(const Tensors& tangents, const Tensors& x, const Family& f, const Order& order) {
     auto result = f.splat(tangents[0], order);
-    for (int64_t r = 0; r < f.rates() && tangents[1].defined(); ++r) {
-      result = sum_of(result, f.splat(f.scaled(x[0], f.rate(tangents[1], r)), f.raised(order, r)));
+    for (int64_t r = 0; r < f.parameters() && tangents[1].defined(); ++r) {
+      result = sum_of(result, f.splat(f.scaled(x[0], f.parameter(tangents[1], r)), f.raised(order, r)));
     }
     return {result};
   }
@@ -198,28 +220,28 @@ struct Splat {
 struct Dot {
   static constexpr const char* kName = "DynamicDilationDotBackward";
 
-  static Tensors value(const Tensors& x, const Window& window, const ImageSize&) {
-    return {dot(x[0], x[1], x[2], window)};
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize&) {
+    return {dot(x[0], x[1], x[2], options)};
   }
 
   static Needs saved(const Needs& needs) { return {needs[1] || needs[2], needs[0] || needs[2], true}; }
 
   static Tensors vjp(const Tensors& grads, const Tensors& x, const Family& f, const Order& order, const Needs& needs) {
-    variable_list by_rate;
-    for (int64_t r = 0; r < f.rates() && needs[2]; ++r) {
-      by_rate.push_back(product_of(grads[0], f.dot(x[0], x[1], f.raised(order, r))));
+    variable_list by_parameter;
+    for (int64_t r = 0; r < f.parameters() && needs[2]; ++r) {
+      by_parameter.push_back(product_of(grads[0], f.dot(x[0], x[1], f.raised(order, r))));
     }
     return {
         needs[0] ? f.scaled(f.sample(x[1], order), grads[0]) : Tensor(),
         needs[1] ? f.splat(f.scaled(x[0], grads[0]), order) : Tensor(),
-        needs[2] ? f.from_rates(by_rate) : Tensor(),
+        needs[2] ? f.from_parameters(by_parameter) : Tensor(),
     };
   }
 
   static Tensors jvp(const Tensors& tangents, const Tensors& x, const Family& f, const Order& order) {
     auto result = sum_of(f.dot(tangents[0], x[1], order), f.dot(x[0], tangents[1], order));
-    for (int64_t r = 0; r < f.rates() && tangents[2].defined(); ++r) {
-      result = sum_of(result, product_of(f.rate(tangents[2], r), f.dot(x[0], x[1], f.raised(order, r))));
+    for (int64_t r = 0; r < f.parameters() && tangents[2].defined(); ++r) {
+      result = sum_of(result, product_of(f.parameter(tangents[2], r), f.dot(x[0], x[1], f.raised(order, r))));
     }
     return {result};
   }
@@ -228,37 +250,37 @@ struct Dot {
 // The same at order zero, by their public names.
 
 struct Unfold : Sample {
-  static Tensors value(const Tensors& x, const Window& window, const ImageSize&) {
-    return {unfold(x[0], x[1], window)};
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize&) {
+    return {unfold(x[0], x[1], options)};
   }
 };
 
 struct Fold : Splat {
-  static Tensors value(const Tensors& x, const Window& window, const ImageSize& size) {
-    return {fold(x[0], size, x[1], window)};
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize& size) {
+    return {fold(x[0], size, x[1], options)};
   }
 };
 
-// (splat_0, dot_{e_r} for each rate r), differentiated as the sum of these.
-struct UnfoldBackward {
+// (splat_q, dot_{q + e_r} for each parameter r), differentiated as the sum of these.
+struct SampleBackward {
   static constexpr const char* kName = "DynamicDilationUnfoldBackwardBackward";
 
-  static Tensors value(const Tensors& x, const Window& window, const ImageSize&) {
-    auto [grad_input, grad_dilation_map] = unfold_backward(x[0], x[1], x[2], window);
-    return {grad_input, grad_dilation_map};
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize&) {
+    auto [grad_input, grad_positions] = sample_backward(x[0], x[1], x[2], options);
+    return {grad_input, grad_positions};
   }
 
   static Needs saved(const Needs& needs) { return {needs[1] || needs[2], needs[0] || needs[2], true}; }
 
-  static Tensors vjp(const Tensors& grads, const Tensors& x, const Family& f, const Order&, const Needs& needs) {
+  static Tensors vjp(const Tensors& grads, const Tensors& x, const Family& f, const Order& order, const Needs& needs) {
     Tensors result(3);
     if (grads[0].defined()) {
-      const auto part = Splat::vjp({grads[0]}, {x[0], x[2]}, f, f.zero(), {needs[0], needs[2]});
+      const auto part = Splat::vjp({grads[0]}, {x[0], x[2]}, f, order, {needs[0], needs[2]});
       result[0] = part[0];
       result[2] = part[1];
     }
-    for (int64_t r = 0; r < f.rates() && grads[1].defined(); ++r) {
-      const auto part = Dot::vjp({f.rate(grads[1], r)}, x, f, f.raised(f.zero(), r), needs);
+    for (int64_t r = 0; r < f.parameters() && grads[1].defined(); ++r) {
+      const auto part = Dot::vjp({f.parameter(grads[1], r)}, x, f, f.raised(order, r), needs);
       for (size_t i = 0; i < 3; ++i) {
         result[i] = sum_of(result[i], part[i]);
       }
@@ -266,12 +288,19 @@ struct UnfoldBackward {
     return result;
   }
 
-  static Tensors jvp(const Tensors& tangents, const Tensors& x, const Family& f, const Order&) {
-    variable_list by_rate;
-    for (int64_t r = 0; r < f.rates(); ++r) {
-      by_rate.push_back(Dot::jvp(tangents, x, f, f.raised(f.zero(), r))[0]);
+  static Tensors jvp(const Tensors& tangents, const Tensors& x, const Family& f, const Order& order) {
+    variable_list by_parameter;
+    for (int64_t r = 0; r < f.parameters(); ++r) {
+      by_parameter.push_back(Dot::jvp(tangents, x, f, f.raised(order, r))[0]);
     }
-    return {Splat::jvp({tangents[0], tangents[2]}, {x[0], x[2]}, f, f.zero())[0], f.from_rates(by_rate)};
+    return {Splat::jvp({tangents[0], tangents[2]}, {x[0], x[2]}, f, order)[0], f.from_parameters(by_parameter)};
+  }
+};
+
+struct UnfoldBackward : SampleBackward {
+  static Tensors value(const Tensors& x, const Options& options, const ImageSize&) {
+    auto [grad_input, grad_dilation_map] = unfold_backward(x[0], x[1], x[2], options);
+    return {grad_input, grad_dilation_map};
   }
 };
 
@@ -280,25 +309,25 @@ struct UnfoldBackward {
 template <class Op>
 struct FamilyFormula {
   static constexpr const char* kName = Op::kName;
-  using Options = Window;
+  using Options = ddu::Options;
 
   static Needs saved(const Needs& needs) { return Op::saved(needs); }
 
   static variable_list vjp(
-      const variable_list& grads, const Tensors& x, const Window& window, const ImageSize& size, const Needs& needs) {
-    const Family family{x.back(), window, size};
+      const variable_list& grads, const Tensors& x, const Options& options, const ImageSize& size, const Needs& needs) {
+    const Family family{x.back(), options, size};
     return Op::vjp(grads, x, family, order_of(family), needs);
   }
 
   static Order order_of(const Family& family) {
-    return family.window.order.empty() ? family.zero() : family.window.order;
+    return family.options.order.empty() ? family.zero() : family.options.order;
   }
 };
 
 // Op::value with its derivatives recorded.
 template <class Op>
-Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& image_size) {
-  auto results = recorded<FamilyFormula<Op>>(x, window, image_size, [&] { return Op::value(x, window, image_size); });
+Tensors differentiable(const Tensors& x, const Options& options, const ImageSize& image_size) {
+  auto results = recorded<FamilyFormula<Op>>(x, options, image_size, [&] { return Op::value(x, options, image_size); });
   if (any_tangent(x)) {
     Tensors primals;
     Tensors tangents;
@@ -306,7 +335,7 @@ Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& 
       primals.push_back(tensor._fw_primal(/*level=*/0));
       tangents.push_back(tensor._fw_grad(/*level=*/0));
     }
-    const Family family{primals.back(), window, image_size};
+    const Family family{primals.back(), options, image_size};
     const auto result_tangents = Op::jvp(tangents, primals, family, FamilyFormula<Op>::order_of(family));
     for (size_t i = 0; i < results.size(); ++i) {
       if (result_tangents[i].defined()) {
@@ -319,41 +348,54 @@ Tensors differentiable(const Tensors& x, const Window& window, const ImageSize& 
 
 // ---- registration
 
-// A tensor of another rank, or a nested one, is refused below; until then any size will do.
+// Unless the tensor is one that is refused below.
 ImageSize image_size(const Tensor& image) {
-  return !image.is_nested() && image.dim() == 4 ? ImageSize{image.sym_size(2), image.sym_size(3)} : ImageSize{};
+  if (image.is_nested() || image.dim() < 3) {
+    return {};
+  }
+  const auto sizes = image.sym_sizes().slice(2);
+  return {sizes.begin(), sizes.end()};
+}
+
+// The sizes of an image, of which one entry may stand for all axes.
+ImageSize full_size(SymIntArrayRef output_size, const Tensor& positions) {
+  return output_size.size() == 1 && !positions.is_nested() && positions.dim() > 2
+      ? ImageSize(positions.dim() - 2, output_size[0])
+      : ImageSize(output_size.begin(), output_size.end());
 }
 
 template <class Op>
-Tensor sample_autograd(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return differentiable<Op>({input, dilation_map}, window, image_size(input))[0];
+Tensor sample_autograd(const Tensor& input, const Tensor& positions, const Options& options) {
+  return differentiable<Op>({input, positions}, options, image_size(input))[0];
 }
 
 template <class Op>
 Tensor splat_autograd(
-    const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  return differentiable<Op>({columns, dilation_map}, window, ImageSize(output_size.begin(), output_size.end()))[0];
+    const Tensor& columns, SymIntArrayRef output_size, const Tensor& positions, const Options& options) {
+  return differentiable<Op>({columns, positions}, options, full_size(output_size, positions))[0];
 }
 
-Tensor dot_autograd(const Tensor& columns, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return differentiable<Dot>({columns, input, dilation_map}, window, image_size(input))[0];
+Tensor dot_autograd(const Tensor& columns, const Tensor& input, const Tensor& positions, const Options& options) {
+  return differentiable<Dot>({columns, input, positions}, options, image_size(input))[0];
 }
 
-std::tuple<Tensor, Tensor> unfold_backward_autograd(
-    const Tensor& grad_output, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  auto results = differentiable<UnfoldBackward>({grad_output, input, dilation_map}, window, image_size(input));
+template <class Op>
+std::tuple<Tensor, Tensor> backward_autograd(
+    const Tensor& grad_output, const Tensor& input, const Tensor& positions, const Options& options) {
+  auto results = differentiable<Op>({grad_output, input, positions}, options, image_size(input));
   return {results[0], results[1]};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ddu, Autograd, m) {
-  m.impl("unfold", TORCH_FN(Schema<&sample_autograd<Unfold>>::value));
-  m.impl("fold", TORCH_FN(Schema<&splat_autograd<Fold>>::value));
-  m.impl("unfold_backward", TORCH_FN(Schema<&unfold_backward_autograd>::value));
-  m.impl("sample", TORCH_FN(Schema<&sample_autograd<Sample>>::derivative));
-  m.impl("splat", TORCH_FN(Schema<&splat_autograd<Splat>>::derivative));
-  m.impl("dot", TORCH_FN(Schema<&dot_autograd>::derivative));
+  m.impl("unfold", TORCH_FN(RatesSchema<&sample_autograd<Unfold>>::call));
+  m.impl("fold", TORCH_FN(RatesSchema<&splat_autograd<Fold>>::call));
+  m.impl("unfold_backward", TORCH_FN(RatesSchema<&backward_autograd<UnfoldBackward>>::call));
+  m.impl("sample", TORCH_FN(FamilySchema<&sample_autograd<Sample>>::call));
+  m.impl("splat", TORCH_FN(FamilySchema<&splat_autograd<Splat>>::call));
+  m.impl("dot", TORCH_FN(FamilySchema<&dot_autograd>::call));
+  m.impl("sample_backward", TORCH_FN(FamilySchema<&backward_autograd<SampleBackward>>::call));
 }
 
 }  // namespace ddu

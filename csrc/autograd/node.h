@@ -29,7 +29,7 @@ namespace ddu {
 
 using torch::autograd::variable_list;
 using Needs = c10::SmallVector<bool, 5>;         // for each tensor of a call
-using Sizes = c10::SmallVector<c10::SymInt, 2>;  // as their caller gave them, like Window
+using Sizes = c10::SmallVector<c10::SymInt, 2>;  // of an image, for every axis
 
 // Node pointers are std::shared_ptr up to torch 2.12 and c10::intrusive_ptr after it.
 using NodePtr = decltype(torch::autograd::Edge::function);

@@ -3,11 +3,12 @@
 //
 // A device is a struct with four static functions, and `TORCH_LIBRARY_IMPL(ddu, <key>, m) { register_operators<It>(m);
 // }`. Each gets checked parameters and outputs that are contiguous and not initialised:
-//     sample(params, input, dilation_map, columns)
-//     splat(params, columns, dilation_map, image)
-//     dot(params, columns, input, dilation_map, result)        result: [B, G, H_out, W_out]
-//     unfold_backward(params, grad_output, input, dilation_map, grad_input, grad_dilation_map)
-// Inputs may have any strides.
+//     sample(params, input, positions, columns)
+//     splat(params, columns, positions, image)
+//     dot(params, columns, input, positions, result)
+//     sample_backward(params, terms, grad_output, input, positions, grad_input, grad_positions)
+// The last one is splat, and dot for each of the `terms`, one per parameter. Inputs may have any strides. A backend that
+// has kMakesResults sets its outputs instead of filling them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,58 +16,70 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <array>
 #include <tuple>
 
-#include "../args.h"
-#include "../signatures.h"
+#include "../checks.h"
+#include "../dispatch/signatures.h"
+#include "../math/positions.h"
 
 namespace ddu {
+
+// The first derivatives by each of the parameters of what params.term is.
+using ParameterTerms = std::array<Term, kMaxAxes>;
 
 template <class Backend>
 struct Operators {
   using Tensor = at::Tensor;
   using SymIntArrayRef = c10::SymIntArrayRef;
+  static constexpr Caller kStrict = {};
+  static constexpr Caller kFamily = {0, false, true};
 
-  static Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-    return sample_as("unfold", input, dilation_map, window);
+  static Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Options& options) {
+    return sample_as("unfold", input, dilation_map, options, kStrict);
   }
 
-  static Tensor sample(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-    return sample_as("sample", input, dilation_map, window);
+  static Tensor sample(const Tensor& input, const Tensor& positions, const Options& options) {
+    return sample_as("sample", input, positions, options, kFamily);
   }
 
   static Tensor fold(
-      const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-    return splat_as("fold", columns, output_size, dilation_map, window);
+      const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
+    return splat_as("fold", columns, output_size, dilation_map, options, kStrict);
   }
 
   static Tensor splat(
-      const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-    return splat_as("splat", columns, output_size, dilation_map, window);
+      const Tensor& columns, SymIntArrayRef output_size, const Tensor& positions, const Options& options) {
+    return splat_as("splat", columns, output_size, positions, options, kFamily);
   }
 
-  static Tensor dot(const Tensor& columns, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-    const auto params = check_dot("dot", "columns", columns, input, dilation_map, window);
-    return filled(
-        params, {params.batch, params.groups, params.h.out_size, params.w.out_size}, dilation_map,
-        [&](Tensor& result) { Backend::dot(params, columns, input, dilation_map, result); });
+  static Tensor dot(const Tensor& columns, const Tensor& input, const Tensor& positions, const Options& options) {
+    const auto params = check_dot("dot", "columns", columns, input, positions, options, kFamily);
+    return filled(params, dot_shape(params), positions, [&](Tensor& result) {
+      Backend::dot(params, columns, input, positions, result);
+    });
   }
 
   static std::tuple<Tensor, Tensor> unfold_backward(
-      const Tensor& grad_output, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-    const auto params = check_dot("unfold_backward", "grad_output", grad_output, input, dilation_map, window);
-    auto grad_input = at::empty_symint(input.sym_sizes(), input.options());
-    auto grad_dilation_map = at::empty_symint(dilation_map.sym_sizes(), dilation_map.options());
-    Backend::unfold_backward(params, grad_output, input, dilation_map, grad_input, grad_dilation_map);
-    return {grad_input, grad_dilation_map};
+      const Tensor& grad_output, const Tensor& input, const Tensor& dilation_map, const Options& options) {
+    return backward_as("unfold_backward", grad_output, input, dilation_map, options, kStrict);
+  }
+
+  static std::tuple<Tensor, Tensor> sample_backward(
+      const Tensor& grad_output, const Tensor& input, const Tensor& positions, const Options& options) {
+    return backward_as("sample_backward", grad_output, input, positions, options, kFamily);
   }
 
  private:
-  static Tensor sample_as(const char* op, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-    const auto params = check_sample(op, input, dilation_map, window);
-    const auto rows = params.channels * params.h.kernel * params.w.kernel;
-    return filled(params, {params.batch, rows, params.h.out_size * params.w.out_size}, input, [&](Tensor& columns) {
-      Backend::sample(params, input, dilation_map, columns);
+  static Tensor sample_as(
+      const char* op,
+      const Tensor& input,
+      const Tensor& positions,
+      const Options& options,
+      const Caller& caller) {
+    const auto params = check_sample(op, input, positions, options, caller);
+    return filled(params, columns_shape(params), input, [&](Tensor& columns) {
+      Backend::sample(params, input, positions, columns);
     });
   }
 
@@ -74,12 +87,42 @@ struct Operators {
       const char* op,
       const Tensor& columns,
       SymIntArrayRef output_size,
-      const Tensor& dilation_map,
-      const Window& window) {
-    const auto params = check_splat(op, columns, output_size, dilation_map, window);
-    return filled(params, {params.batch, params.channels, params.h.size, params.w.size}, columns, [&](Tensor& image) {
-      Backend::splat(params, columns, dilation_map, image);
+      const Tensor& positions,
+      const Options& options,
+      const Caller& caller) {
+    const auto params = check_splat(op, columns, output_size, positions, options, caller);
+    return filled(params, input_shape(params), columns, [&](Tensor& image) {
+      Backend::splat(params, columns, positions, image);
     });
+  }
+
+  static std::tuple<Tensor, Tensor> backward_as(
+      const char* op,
+      const Tensor& grad_output,
+      const Tensor& input,
+      const Tensor& positions,
+      const Options& options,
+      const Caller& caller) {
+    const auto params = check_dot(op, "grad_output", grad_output, input, positions, options, caller);
+    if (vanishes(params.term)) {
+      return {
+          at::zeros_symint(input.sym_sizes(), input.options()),
+          at::zeros_symint(positions.sym_sizes(), positions.options())};
+    }
+    ParameterTerms terms = {};
+    for (int64_t r = 0; r < params.parameters; ++r) {
+      terms[r] = raised_term(params, options, r);
+    }
+    auto grad_input = made(input.sym_sizes(), input);
+    auto grad_positions = made(positions.sym_sizes(), positions);
+    Backend::sample_backward(params, terms, grad_output, input, positions, grad_input, grad_positions);
+    for (int64_t r = 0; r < params.parameters; ++r) {
+      if (!Backend::kMakesResults && vanishes(terms[r])) {  // then not even NaN shows
+        const auto entries = grad_positions.sym_size(1) / params.parameters;
+        grad_positions.unflatten_symint(1, {entries, params.parameters}).select(2, r).zero_();
+      }
+    }
+    return {grad_input, grad_positions};
   }
 
   // A new tensor with the options of `like`, filled by `fill`, or with zeros where the derivative vanishes.
@@ -88,21 +131,26 @@ struct Operators {
     if (vanishes(params.term)) {
       return at::zeros_symint(sizes, like.options());
     }
-    auto result = at::empty_symint(sizes, like.options());
+    auto result = made(sizes, like);
     fill(result);
     return result;
+  }
+
+  static Tensor made(SymIntArrayRef sizes, const Tensor& like) {
+    return Backend::kMakesResults ? Tensor() : at::empty_symint(sizes, like.options());
   }
 };
 
 template <class Backend>
 void register_operators(torch::Library& m) {
   using Ops = Operators<Backend>;
-  m.impl("unfold", TORCH_FN(Schema<&Ops::unfold>::value));
-  m.impl("fold", TORCH_FN(Schema<&Ops::fold>::value));
-  m.impl("unfold_backward", TORCH_FN(Schema<&Ops::unfold_backward>::value));
-  m.impl("sample", TORCH_FN(Schema<&Ops::sample>::derivative));
-  m.impl("splat", TORCH_FN(Schema<&Ops::splat>::derivative));
-  m.impl("dot", TORCH_FN(Schema<&Ops::dot>::derivative));
+  m.impl("unfold", TORCH_FN(RatesSchema<&Ops::unfold>::call));
+  m.impl("fold", TORCH_FN(RatesSchema<&Ops::fold>::call));
+  m.impl("unfold_backward", TORCH_FN(RatesSchema<&Ops::unfold_backward>::call));
+  m.impl("sample", TORCH_FN(FamilySchema<&Ops::sample>::call));
+  m.impl("splat", TORCH_FN(FamilySchema<&Ops::splat>::call));
+  m.impl("dot", TORCH_FN(FamilySchema<&Ops::dot>::call));
+  m.impl("sample_backward", TORCH_FN(FamilySchema<&Ops::sample_backward>::call));
 }
 
 }  // namespace ddu

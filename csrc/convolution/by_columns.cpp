@@ -9,7 +9,7 @@
 
 #include <algorithm>
 
-#include "../signatures.h"
+#include "../dispatch/signatures.h"
 
 namespace ddu::convolution {
 
@@ -17,7 +17,7 @@ using at::Tensor;
 
 // ---- checks
 
-SymParams check(const char* op, const Arguments& a, const Options& options, Caller caller) {
+SymParams check(const char* op, const Arguments& a, const Options& options, const Caller& caller) {
   return check_convolution(
       op, a.input, a.weight, a.dilation_map, a.bias, a.mask, options.window, options.groups, options.workspace_limit,
       caller);
@@ -39,9 +39,9 @@ namespace {
 // number of column-sized tensors that live at once.
 int64_t chunk_size(const SymParams& sym, const Arguments& a, const Options& options, int64_t copies) {
   const auto params = concrete(sym);
-  const auto taps = static_cast<double>(params.h.kernel) * static_cast<double>(params.w.kernel);
-  const auto columns = static_cast<double>(params.channels) * taps * static_cast<double>(params.h.out_size) *
-      static_cast<double>(params.w.out_size);
+  const auto taps = static_cast<double>(params.axis[1].kernel) * static_cast<double>(params.axis[2].kernel);
+  const auto columns = static_cast<double>(params.channels) * taps * static_cast<double>(params.axis[1].out_size) *
+      static_cast<double>(params.axis[2].out_size);
   const auto bytes = (columns * static_cast<double>(copies) + static_cast<double>(a.weight.numel())) *
       static_cast<double>(a.input.element_size());
   const auto fit = static_cast<double>(options.workspace_limit) / std::max(bytes, 1.0);
@@ -75,6 +75,7 @@ Tensor forward_in_chunks(const Arguments& a, const Options& options) {
   // The windows are a plain convolution's. Torch's own adds the products up in the order that it always does, so a
   // layer that begins there begins with the bits of Conv2d. On a GPU to look would be to wait for it.
   if (a.input.is_cpu() && a.input.numel() != 0 && a.weight.numel() != 0 && !a.mask.defined() && window.aligned &&
+      window.padding_mode == kPaddingModeNames[static_cast<int>(PaddingMode::kZeros)] &&
       all_ones(a.dilation_map)) {
     return at::conv2d(
                a.input, a.weight, as_optional(a.bias), window.stride, window.padding, window.dilation, options.groups)
@@ -139,7 +140,7 @@ Gradients backward_in_chunks(
 
 Tensor forward_meta(const Arguments& a, const Options& options) {
   const auto params = check("conv2d", a, options);
-  return a.input.new_empty_symint({params.batch, a.weight.sym_size(0), params.h.out_size, params.w.out_size});
+  return a.input.new_empty_symint({params.batch, a.weight.sym_size(0), params.axis[1].out_size, params.axis[2].out_size});
 }
 
 Gradients backward_meta(
@@ -162,7 +163,7 @@ Tensor conv2d(const Arguments& a, const Options& options) {
   const auto& w = options.window;
   return op.call(
       a.input, a.weight, a.dilation_map, as_optional(a.bias), as_optional(a.mask), w.stride, w.padding, w.dilation,
-      options.groups, w.groups, w.aligned, options.workspace_limit);
+      options.groups, w.groups, w.aligned, w.padding_mode, options.workspace_limit);
 }
 
 Gradients conv2d_backward(
@@ -171,7 +172,7 @@ Gradients conv2d_backward(
   const auto& w = options.window;
   auto [grad_input, grad_weight, grad_dilation_map, grad_mask] = op.call(
       grad_output, a.input, a.weight, a.dilation_map, as_optional(a.mask), w.stride, w.padding, w.dilation,
-      options.groups, w.groups, w.aligned, options.workspace_limit, needs);
+      options.groups, w.groups, w.aligned, w.padding_mode, options.workspace_limit, needs);
   Gradients result = {grad_input, grad_weight, grad_dilation_map, grad_mask};
   for (size_t i = 0; i < kGradients; ++i) {
     result[i] = needs[i] ? result[i] : Tensor();

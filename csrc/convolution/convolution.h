@@ -12,13 +12,15 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <array>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <vector>
 
-#include "../args.h"
-#include "../window.h"
+#include "../checks.h"
+#include "../options.h"
 
 namespace ddu::convolution {
 
@@ -34,7 +36,8 @@ inline OptionalTensor as_optional(const at::Tensor& tensor) {
 
 // The options that every form of the operator takes, in the order of the schema; kernel_size is the weight's.
 struct Options {
-  using Lists = std::array<Window::Ints, std::tuple_size_v<Window::Lists> + 1>;
+  static constexpr size_t kWindowLists = std::tuple_size_v<ddu::Options::Lists>;
+  using Lists = std::array<ddu::Options::Ints, kWindowLists + 1>;
 
   Options(
       const at::Tensor& weight,
@@ -44,26 +47,36 @@ struct Options {
       int64_t groups,
       int64_t dilation_groups,
       bool aligned,
+      std::string_view padding_mode,
       int64_t workspace_limit)
-      : window(kernel_size_of(weight), stride, padding, dilation, dilation_groups, aligned),
+      : window(
+            kSourceNames[static_cast<int>(Source::kRates)], kernel_size_of(weight), stride, padding, dilation,
+            dilation_groups, aligned, padding_mode),
         groups(groups),
         workspace_limit(workspace_limit) {}
 
   explicit Options(const Lists& lists)
-      : window({lists[0], lists[1], lists[2], lists[3], lists[4], lists[5]}),
-        groups(lists.back()[0]),
-        workspace_limit(lists.back()[1]) {}
+      : window(of_window(lists)), groups(lists.back()[0]), workspace_limit(lists.back()[1]) {}
 
   Lists lists() const {
+    Lists result;
     const auto w = window.lists();
-    return {w[0], w[1], w[2], w[3], w[4], w[5], {groups, workspace_limit}};
+    std::copy(w.begin(), w.end(), result.begin());
+    result.back() = {groups, workspace_limit};
+    return result;
   }
 
-  Window window;  // its groups are the dilation groups
+  ddu::Options window;  // its groups are the dilation groups
   int64_t groups;
   int64_t workspace_limit;
 
  private:
+  static ddu::Options::Lists of_window(const Lists& lists) {
+    ddu::Options::Lists result;
+    std::copy_n(lists.begin(), kWindowLists, result.begin());
+    return result;
+  }
+
   static std::array<int64_t, 2> kernel_size_of(const at::Tensor& weight) {
     // A weight of another rank, or a nested one, is refused by the checks; until then any kernel will do.
     if (!weight.defined() || weight.is_nested() || weight.dim() != 4) {
@@ -96,7 +109,7 @@ Gradients conv2d_backward(
 
 // ---- their parts
 
-SymParams check(const char* op, const Arguments& a, const Options& options, Caller caller = Caller::kOperator);
+SymParams check(const char* op, const Arguments& a, const Options& options, const Caller& caller = {});
 SymParams check_backward(
     const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
@@ -119,10 +132,11 @@ at::Tensor conv2d_schema(
     int64_t groups,
     int64_t dilation_groups,
     bool aligned,
+    std::string_view padding_mode,
     int64_t workspace_limit) {
   return f(
       {input, weight, dilation_map, value_or_undefined(bias), value_or_undefined(mask)},
-      Options(weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit));
+      Options(weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit));
 }
 
 template <Gradients (*f)(const at::Tensor&, const Arguments&, const Options&, const OutputMask&)>
@@ -138,9 +152,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv2d_backward_schem
     int64_t groups,
     int64_t dilation_groups,
     bool aligned,
+    std::string_view padding_mode,
     int64_t workspace_limit,
     std::array<bool, 4> output_mask) {
-  const Options options(weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit);
+  const Options options(weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit);
   auto result =
       f(grad_output, {input, weight, dilation_map, at::Tensor(), value_or_undefined(mask)}, options, output_mask);
   // A result of an operator is a tensor: an empty one stands for what was not asked for.

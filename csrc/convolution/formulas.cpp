@@ -3,7 +3,7 @@
 
 #include <ATen/ATen.h>
 
-#include "../ops.h"
+#include "../dispatch/calls.h"
 #include "convolution.h"
 
 namespace ddu::convolution {
@@ -29,13 +29,13 @@ Tensor by_group(const Tensor& columns, int64_t groups) {
 }
 
 // [B, C * kH * kW, L] -> [B, G, C / G, kH * kW, L]: what the mask, [B, G, 1, kH * kW, L], is multiplied with.
-Tensor by_tap(const Tensor& columns, const Window& window) {
+Tensor by_tap(const Tensor& columns, const ddu::Options& window) {
   const auto& sizes = columns.sym_sizes();
   const auto taps = window.kernel_size[0] * window.kernel_size[1];
   return columns.reshape_symint({sizes[0], window.groups, sizes[1] / taps / window.groups, taps, sizes[2]});
 }
 
-Tensor modulated(const Tensor& columns, const Tensor& mask, const Window& window) {
+Tensor modulated(const Tensor& columns, const Tensor& mask, const ddu::Options& window) {
   if (!mask.defined()) {
     return columns;
   }

@@ -6,7 +6,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
-#include "../signatures.h"
+#include "signatures.h"
 
 namespace ddu {
 

@@ -1,60 +1,42 @@
 // SPDX-License-Identifier: MIT
-#include "ops.h"
+#include "calls.h"
 
 #include "signatures.h"
 
 namespace ddu {
 
-namespace {
-
 using at::Tensor;
 using c10::SymIntArrayRef;
 
-// Calls the operator that f stands for.
-template <auto f>
-struct Call {
-  using Value = typename Schema<f>::Value;
-  using Derivative = typename Schema<f>::Derivative;
-
-  template <class... Leading>
-  static auto value(const char* name, const Tensor& dilation_map, const Window& w, const Leading&... leading) {
-    static const auto op = find_operator<Value>(name);
-    return op.call(leading..., w.kernel_size, dilation_map, w.stride, w.padding, w.dilation, w.groups, w.aligned);
-  }
-
-  template <class... Leading>
-  static auto derivative(const char* name, const Tensor& dilation_map, const Window& w, const Leading&... leading) {
-    static const auto op = find_operator<Derivative>(name);
-    return op.call(
-        leading..., w.kernel_size, dilation_map, w.stride, w.padding, w.dilation, w.groups, w.aligned, w.order);
-  }
-};
-
-}  // namespace
-
-Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return Call<&unfold>::value("ddu::unfold", dilation_map, window, input);
+Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Options& options) {
+  return RatesSchema<&unfold>::dispatch("ddu::unfold", input, dilation_map, options);
 }
 
-Tensor fold(const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  return Call<&fold>::value("ddu::fold", dilation_map, window, columns, output_size);
+Tensor fold(
+    const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
+  return RatesSchema<&fold>::dispatch("ddu::fold", columns, output_size, dilation_map, options);
 }
 
 std::tuple<Tensor, Tensor> unfold_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return Call<&unfold_backward>::value("ddu::unfold_backward", dilation_map, window, grad_output, input);
+    const Tensor& grad_output, const Tensor& input, const Tensor& dilation_map, const Options& options) {
+  return RatesSchema<&unfold_backward>::dispatch("ddu::unfold_backward", grad_output, input, dilation_map, options);
 }
 
-Tensor sample(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return Call<&sample>::derivative("ddu::sample", dilation_map, window, input);
+Tensor sample(const Tensor& input, const Tensor& positions, const Options& options) {
+  return FamilySchema<&sample>::dispatch("ddu::sample", input, positions, options);
 }
 
-Tensor splat(const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  return Call<&splat>::derivative("ddu::splat", dilation_map, window, columns, output_size);
+Tensor splat(const Tensor& columns, SymIntArrayRef output_size, const Tensor& positions, const Options& options) {
+  return FamilySchema<&splat>::dispatch("ddu::splat", columns, output_size, positions, options);
 }
 
-Tensor dot(const Tensor& columns, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return Call<&dot>::derivative("ddu::dot", dilation_map, window, columns, input);
+Tensor dot(const Tensor& columns, const Tensor& input, const Tensor& positions, const Options& options) {
+  return FamilySchema<&dot>::dispatch("ddu::dot", columns, input, positions, options);
+}
+
+std::tuple<Tensor, Tensor> sample_backward(
+    const Tensor& grad_output, const Tensor& input, const Tensor& positions, const Options& options) {
+  return FamilySchema<&sample_backward>::dispatch("ddu::sample_backward", grad_output, input, positions, options);
 }
 
 }  // namespace ddu

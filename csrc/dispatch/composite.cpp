@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
-// What models call: unbatched arguments get a batch, a map or a mask with a batch size of 1 is expanded, and the
+// What models call: unbatched arguments get a batch, positions and a mask that are broadcast are expanded, and the
 // operators do the rest. Composite, so every transform sees only these steps.
 
 #include <torch/library.h>
 
-#include "../args.h"
-#include "../ops.h"
-#include "../signatures.h"
-#include "convolution.h"
+#include <string>
+
+#include "../checks.h"
+#include "../convolution/convolution.h"
+#include "calls.h"
+#include "signatures.h"
 
 namespace ddu {
 
@@ -20,31 +22,76 @@ using convolution::OptionalTensor;
 
 Tensor with_batch(const Tensor& tensor) { return tensor.defined() ? tensor.unsqueeze(0) : tensor; }
 
-// A map or a mask.
-Tensor over_batch(const Tensor& tensor, const SymParams& params) {
-  if (!tensor.defined() || tensor.sym_size(0) == params.batch) {
+// Positions or a mask, over the batch and the output grid.
+Tensor over_grid(const Tensor& tensor, const SymParams& params) {
+  if (!tensor.defined()) {
     return tensor;
   }
-  const auto& sizes = tensor.sym_sizes();
-  return tensor.expand_symint({params.batch, sizes[1], sizes[2], sizes[3]});
+  auto shape = dot_shape(params);
+  shape[1] = tensor.sym_size(1);
+  return tensor.sym_sizes() == SymIntArrayRef(shape) ? tensor : tensor.expand_symint(shape);
 }
 
-Tensor dynamic_dilation_unfold(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  const auto params = check_sample("dynamic_dilation_unfold", input, dilation_map, window, Caller::kModel);
-  if (input.dim() == 3) {
-    return unfold(with_batch(input), with_batch(dilation_map), window).squeeze(0);
-  }
-  return unfold(input, over_batch(dilation_map, params), window);
-}
+// What models call for a problem of `axes` axes.
+template <int axes>
+struct Windows {
+  static constexpr Caller kCaller = {axes, /*model=*/true};
 
-Tensor dynamic_dilation_fold(
-    const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  const auto params = check_splat("dynamic_dilation_fold", columns, output_size, dilation_map, window, Caller::kModel);
-  if (columns.dim() == 2) {
-    return fold(with_batch(columns), output_size, with_batch(dilation_map), window).squeeze(0);
+  static std::string name(const char* stem, bool two_is_plain) {
+    return axes == 2 && two_is_plain ? stem : stem + std::to_string(axes) + "d";
   }
-  return fold(columns, output_size, over_batch(dilation_map, params), window);
-}
+
+  static const std::string& unfold_name() {
+    static const auto text = name("dynamic_dilation_unfold", true);
+    return text;
+  }
+
+  static const std::string& fold_name() {
+    static const auto text = name("dynamic_dilation_fold", true);
+    return text;
+  }
+
+  static const std::string& deform_unfold_name() {
+    static const auto text = name("deform_unfold", false);
+    return text;
+  }
+
+  static Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Options& options) {
+    const auto params = check_sample(unfold_name().c_str(), input, dilation_map, options, kCaller);
+    return of_batch<&ddu::unfold>(params, input, dilation_map, options);
+  }
+
+  static Tensor deform_unfold(const Tensor& input, const Tensor& offset, const Options& options) {
+    const auto params = check_sample(deform_unfold_name().c_str(), input, offset, options, kCaller);
+    return of_batch<&ddu::sample>(params, input, offset, options);
+  }
+
+  static Tensor fold(
+      const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
+    const auto params = check_splat(fold_name().c_str(), columns, output_size, dilation_map, options, kCaller);
+    if (columns.dim() == 2) {
+      return ddu::fold(with_batch(columns), output_size, over_grid(with_batch(dilation_map), params), options)
+          .squeeze(0);
+    }
+    return ddu::fold(columns, output_size, over_grid(dilation_map, params), options);
+  }
+
+  static void implement(torch::Library& m) {
+    m.impl(unfold_name().c_str(), TORCH_FN(RatesSchema<&Windows::unfold>::call));
+    m.impl(fold_name().c_str(), TORCH_FN(RatesSchema<&Windows::fold>::call));
+    m.impl(deform_unfold_name().c_str(), TORCH_FN(OffsetsSchema<&Windows::deform_unfold>::call));
+  }
+
+ private:
+  template <auto f>
+  static Tensor of_batch(
+      const SymParams& params, const Tensor& input, const Tensor& positions, const Options& options) {
+    if (input.dim() == axes + 1) {
+      return f(with_batch(input), over_grid(with_batch(positions), params), options).squeeze(0);
+    }
+    return f(input, over_grid(positions, params), options);
+  }
+};
 
 Tensor dynamic_dilation_conv2d(
     const Tensor& input,
@@ -58,26 +105,28 @@ Tensor dynamic_dilation_conv2d(
     int64_t dilation_groups,
     const OptionalTensor& mask,
     bool aligned,
+    Word padding_mode,
     int64_t workspace_limit) {
   convolution::Arguments a = {
       input, weight, dilation_map, convolution::value_or_undefined(bias), convolution::value_or_undefined(mask)};
   const convolution::Options options(
-      weight, stride, padding, dilation, groups, dilation_groups, aligned, workspace_limit);
-  const auto params = convolution::check("dynamic_dilation_conv2d", a, options, Caller::kModel);
+      weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit);
+  const auto params = convolution::check("dynamic_dilation_conv2d", a, options, {2, /*model=*/true});
   if (input.dim() == 3) {
     a.input = with_batch(input);
-    a.dilation_map = with_batch(dilation_map);
+    a.dilation_map = over_grid(with_batch(dilation_map), params);
     a.mask = with_batch(a.mask);
     return convolution::conv2d(a, options).squeeze(0);
   }
-  a.dilation_map = over_batch(dilation_map, params);
-  a.mask = over_batch(a.mask, params);
+  a.dilation_map = over_grid(dilation_map, params);
+  a.mask = over_grid(a.mask, params);
   return convolution::conv2d(a, options);
 }
 
 void register_composites(torch::Library& m) {
-  m.impl("dynamic_dilation_unfold", TORCH_FN(Schema<&dynamic_dilation_unfold>::value));
-  m.impl("dynamic_dilation_fold", TORCH_FN(Schema<&dynamic_dilation_fold>::value));
+  Windows<1>::implement(m);
+  Windows<2>::implement(m);
+  Windows<3>::implement(m);
   m.impl("dynamic_dilation_conv2d", TORCH_FN(dynamic_dilation_conv2d));
 }
 

@@ -1,23 +1,25 @@
 // SPDX-License-Identifier: MIT
 // The C++ form of the schemas in schema.cpp.
 //
-// Every operator has its options in the same place, so inside the library each is a function
-//     Result f(leading arguments..., const Tensor& dilation_map, const Window& window)
-// and Schema<&f> spells out what the dispatcher wants to see.
+// Inside the library every operator is a function
+//     Result f(leading arguments..., const Tensor& positions, const Options& options)
+// and the three templates below spell out what the dispatcher wants to see, and how it is called.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <string_view>
 #include <tuple>
 #include <utility>
 
-#include "window.h"
+#include "../options.h"
 
 namespace ddu {
 
-// The operators with the options below, for loops that register them. The convolution's: dispatch/convolution.h.
-inline constexpr const char* kOperators[] = {"unfold", "fold", "unfold_backward", "sample", "splat", "dot"};
+// The strict operators that have no weight. The convolution's: convolution/convolution.h.
+inline constexpr const char* kOperators[] = {
+    "unfold", "fold", "unfold_backward", "sample", "splat", "dot", "sample_backward"};
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
@@ -35,34 +37,19 @@ struct Arguments<R (*)(Args...)> {
   using At = std::tuple_element_t<i, std::tuple<Args...>>;
 };
 
+using Ints = at::IntArrayRef;
+using Word = std::string_view;
+
+// unfold, fold, unfold_backward and what models call of them: the map stands after kernel_size.
 template <auto f, class Leading = typename Arguments<decltype(f)>::Leading>
-struct Schema;
+struct RatesSchema;
 
 template <auto f, size_t... i>
-struct Schema<f, std::index_sequence<i...>> {
+struct RatesSchema<f, std::index_sequence<i...>> {
   using Args = Arguments<decltype(f)>;
   using Result = typename Args::Result;
-  using Ints = at::IntArrayRef;
 
-  using Value = Result(typename Args::template At<i>..., Ints, const at::Tensor&, Ints, Ints, Ints, int64_t, bool);
-  using Derivative =
-      Result(typename Args::template At<i>..., Ints, const at::Tensor&, Ints, Ints, Ints, int64_t, bool, Ints);
-
-  // unfold, fold, unfold_backward and the composites
-  static Result value(
-      typename Args::template At<i>... leading,
-      Ints kernel_size,
-      const at::Tensor& dilation_map,
-      Ints stride,
-      Ints padding,
-      Ints dilation,
-      int64_t groups,
-      bool aligned) {
-    return f(leading..., dilation_map, Window(kernel_size, stride, padding, dilation, groups, aligned));
-  }
-
-  // sample, splat and dot
-  static Result derivative(
+  static Result call(
       typename Args::template At<i>... leading,
       Ints kernel_size,
       const at::Tensor& dilation_map,
@@ -71,8 +58,83 @@ struct Schema<f, std::index_sequence<i...>> {
       Ints dilation,
       int64_t groups,
       bool aligned,
+      Word padding_mode) {
+    return f(
+        leading..., dilation_map,
+        Options(
+            kSourceNames[static_cast<int>(Source::kRates)], kernel_size, stride, padding, dilation, groups, aligned,
+            padding_mode));
+  }
+
+  // Through the dispatcher.
+  static Result dispatch(
+      const char* name,
+      typename Args::template At<i>... leading,
+      const at::Tensor& dilation_map,
+      const Options& o) {
+    static const auto op = find_operator<decltype(call)>(name);
+    return op.call(
+        leading..., o.kernel_size, dilation_map, o.stride, o.padding, o.dilation, o.groups, o.aligned, o.padding_mode);
+  }
+};
+
+// deform_unfold.
+template <auto f, class Leading = typename Arguments<decltype(f)>::Leading>
+struct OffsetsSchema;
+
+template <auto f, size_t... i>
+struct OffsetsSchema<f, std::index_sequence<i...>> {
+  using Args = Arguments<decltype(f)>;
+
+  static typename Args::Result call(
+      typename Args::template At<i>... leading,
+      Ints kernel_size,
+      const at::Tensor& offset,
+      Ints stride,
+      Ints padding,
+      Ints dilation,
+      int64_t groups,
+      Word padding_mode) {
+    return f(
+        leading..., offset,
+        Options(
+            kSourceNames[static_cast<int>(Source::kOffsets)], kernel_size, stride, padding, dilation, groups,
+            /*aligned=*/true, padding_mode));
+  }
+};
+
+// The family: any source.
+template <auto f, class Leading = typename Arguments<decltype(f)>::Leading>
+struct FamilySchema;
+
+template <auto f, size_t... i>
+struct FamilySchema<f, std::index_sequence<i...>> {
+  using Args = Arguments<decltype(f)>;
+  using Result = typename Args::Result;
+
+  static Result call(
+      typename Args::template At<i>... leading,
+      const at::Tensor& positions,
+      Word source,
+      Ints kernel_size,
+      Ints stride,
+      Ints padding,
+      Ints dilation,
+      int64_t groups,
+      bool aligned,
+      Word padding_mode,
       Ints order) {
-    return f(leading..., dilation_map, Window(kernel_size, stride, padding, dilation, groups, aligned, order));
+    return f(
+        leading..., positions,
+        Options(source, kernel_size, stride, padding, dilation, groups, aligned, padding_mode, order));
+  }
+
+  static Result dispatch(
+      const char* name, typename Args::template At<i>... leading, const at::Tensor& positions, const Options& o) {
+    static const auto op = find_operator<decltype(call)>(name);
+    return op.call(
+        leading..., positions, o.source, o.kernel_size, o.stride, o.padding, o.dilation, o.groups, o.aligned,
+        o.padding_mode, o.order);
   }
 };
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The weights of the four corners around a tap, and their derivatives by the rates.
+// The weights of the corners around a tap, and their derivatives.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace ddu {
 
-// Weights of a tap's two neighbours along one axis: [0] their values, [1] differentiated by the rate.
+// Weights of a tap's two neighbours along one axis: [0] their values, [1] differentiated by the position.
 template <class T>
 struct AxisWeights {
   T low[2];
@@ -17,35 +17,56 @@ struct AxisWeights {
 };
 
 template <class T>
-DDU_HOST_DEVICE AxisWeights<T> axis_weights(T fraction, T slope) {
-  return {{1 - fraction, -slope}, {fraction, slope}};
+DDU_HOST_DEVICE AxisWeights<T> axis_weights(T fraction, T direction) {
+  return {{1 - fraction, -direction}, {fraction, direction}};
 }
 
-template <class T>
+// What the partial derivative q counts for at a tap, whose distances from the window's centre at rate one are given for
+// the last kAxes axes.
+template <int kAxes, class T>
+DDU_HOST_DEVICE T term_factor(const Term& term, int q, const T (&distance)[kAxes]) {
+  T factor = static_cast<T>(term.count[q]);
+  for (int a = 0; a < kAxes; ++a) {
+    for (int n = 0; n < term.power[q][kMaxAxes - kAxes + a]; ++n) {
+      factor *= distance[a];
+    }
+  }
+  return factor;
+}
+
+// The weight of corner c in the partial derivative q: a product over the axes. Corner c is the neighbour after the tap
+// along every axis whose bit it has, the one before it along the others.
+template <int kAxes, class T>
+DDU_HOST_DEVICE T corner_weight(const AxisWeights<T> (&weights)[kAxes], int q, int c) {
+  T product = 1;
+  for (int a = 0; a < kAxes; ++a) {
+    const int bit = axis_bit(kMaxAxes - kAxes + a);
+    const int times = (q & bit) != 0 ? 1 : 0;
+    const T weight = (c & bit) != 0 ? weights[a].high[times] : weights[a].low[times];
+    product = a == 0 ? weight : product * weight;
+  }
+  return product;
+}
+
+// The weights of all corners, for a term.
+template <int kAxes, class T>
 struct CornerWeights {
-  T nw, ne, sw, se;
+  T corner[1 << kAxes];
 };
 
-// sum over a, b of term[a][b] * (height weights, a times differentiated) x (width weights, b times differentiated).
-//
-// Bilinear interpolation within a cell is linear in each position, and each position linear in its rate, so these are
-// all the derivatives there are. With one rate for both axes, d/dD = d/dy + d/dx: the first derivative has two terms,
-// the second one 2 d2/dydx.
-template <class T>
-DDU_HOST_DEVICE CornerWeights<T> corner_weights(const AxisWeights<T>& y, const AxisWeights<T>& x, const Term& term) {
-  CornerWeights<T> corner = {0, 0, 0, 0};
-  for (int a = 0; a < 2; ++a) {
-    for (int b = 0; b < 2; ++b) {
-      if (term.count[a][b] != 0) {
-        const T count = static_cast<T>(term.count[a][b]);
-        corner.nw += count * y.low[a] * x.low[b];
-        corner.ne += count * y.low[a] * x.high[b];
-        corner.sw += count * y.high[a] * x.low[b];
-        corner.se += count * y.high[a] * x.high[b];
+template <int kAxes, class T>
+DDU_HOST_DEVICE CornerWeights<kAxes, T> corner_weights(
+    const AxisWeights<T> (&weights)[kAxes], const T (&distance)[kAxes], const Term& term) {
+  CornerWeights<kAxes, T> result = {};
+  for (int q = 0; q < 1 << kAxes; ++q) {
+    if (term.count[q] != 0) {
+      const T factor = term_factor(term, q, distance);
+      for (int c = 0; c < 1 << kAxes; ++c) {
+        result.corner[c] += factor * corner_weight(weights, q, c);
       }
     }
   }
-  return corner;
+  return result;
 }
 
 }  // namespace ddu

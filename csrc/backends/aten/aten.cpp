@@ -14,9 +14,9 @@
 #include <limits>
 #include <tuple>
 
-#include "../args.h"
-#include "../math/geometry.h"
-#include "../signatures.h"
+#include "../../math/axis.h"
+#include "../../math/positions.h"
+#include "../backend.h"
 
 namespace ddu {
 
@@ -29,159 +29,264 @@ using c10::SymIntArrayRef;
 
 // ---- where the taps lie
 
-// A tensor of one dimension, laid along dimension `dim` of the last four: (kH, kW, H_out, W_out).
-Tensor along(int64_t dim, const Tensor& values) {
-  std::array<SymInt, 4> sizes = {1, 1, 1, 1};
-  sizes[dim] = values.sym_size(0);
-  return values.view_symint(sizes);
-}
+using SymShape = std::vector<SymInt>;
 
-// The taps of an axis: tensors that broadcast to [B, G, kH, kW, H_out, W_out].
+// The taps along an axis: tensors that broadcast to [B, G, *kernel, *out].
 struct TapsOfAxis {
   Tensor pixel;                // the neighbour before the tap, in the image with a border
-  std::array<Tensor, 2> low;   // its weight, and the weight's derivative by the rate
+  std::array<Tensor, 2> low;   // its weight, and the weight's derivative by the position
   std::array<Tensor, 2> high;  // of the neighbour after it
+  Tensor distance;             // from the window's centre at rate one
 };
 
-// NOTE [ Positions in plain ATen ]
+// NOTE [ Positions in terms of ATen ]
 // The computation is that of NOTE [ Positions ]. ATen has no fused multiply-add, so the exact remainder comes from a
-// rate split in three: its whole part, and a coarse and a fine half of the rest, each short enough for its product with
-// the slope to be exact. All sums but the last are exact, too. (A number minus a tensor is written otherwise: C++
+// parameter split in three: its whole part, and a coarse and a fine half of the rest, each short enough for its product
+// with the slope to be exact. All sums but the last are exact, too. (A number minus a tensor is written otherwise: C++
 // spells it with an operation in place, which a graph may not contain.)
-TapsOfAxis locate(const Axis<SymInt>& axis, int64_t tap_dim, bool aligned, const Tensor& rate) {
-  const auto type = rate.scalar_type();
-  const auto rates = rate.options();
-  const auto indices = rates.dtype(at::kLong);
-  const double fraction = centre_fraction<double>(axis, aligned);
-  const double limit = std::ldexp(1.0, 62);
-  const double split = std::ldexp(1.0, type == at::kDouble ? 26 : 12);
+class Taps {
+ public:
+  Taps(const SymParams& params, const Tensor& positions) : p_(params), axes_(params.axes) {
+    const auto type = at::toOpMathType(positions.scalar_type());
+    SymShape shape = {p_.batch, p_.groups};
+    for (int64_t a = 0; a < axes_; ++a) {
+      shape.emplace_back(per_tap(p_.source) ? axis(a).kernel : 1);
+    }
+    shape.emplace_back(p_.parameters);
+    for (int64_t a = 0; a < axes_; ++a) {
+      shape.push_back(axis(a).out_size);
+    }
+    const Tensor parameters = positions.to(type).reshape_symint(shape);
+    Tensor finite;
+    for (int64_t a = 0; a < axes_; ++a) {
+      const Tensor parameter = parameters.select(2 + axes_, p_.parameters == 1 ? 0 : a);
+      const Tensor is_finite = parameter.isfinite();
+      finite = finite.defined() ? finite & is_finite : is_finite;
+      taps_.push_back(locate(a, parameter));
+    }
+    unit_ = at::ones_like(parameters.select(2 + axes_, 0))
+                .masked_fill(finite.logical_not(), std::numeric_limits<double>::quiet_NaN());
+  }
 
-  const Tensor taps = at::arange(1 - axis.kernel, axis.kernel, 2, rates);
-  const Tensor slope = along(tap_dim, taps * static_cast<double>(axis.dilation) / 2);
-  const Tensor near = ((slope * rate + fraction).abs() < limit);  // false for NaN
-  const Tensor safe = at::where(near, rate, 0);
-  const Tensor whole = (slope * safe + fraction).floor();
+  const Axis<SymInt>& axis(int64_t a) const { return p_.axis[p_.first_axis() + a]; }
+  const TapsOfAxis& operator[](int64_t a) const { return taps_[a]; }
 
-  const Tensor whole_rate = safe.trunc();
-  const Tensor part = safe - whole_rate;
-  const Tensor coarse = (part * split).round() / split;
-  const Tensor rest = slope * whole_rate - whole + fraction + slope * coarse + slope * (part - coarse);
-  const Tensor carry = rest.floor().clamp_max(0);
+  // 1, or NaN where a parameter is not finite. Such a tap has no neighbour in the image, but this in every weight.
+  const Tensor& unit() const { return unit_; }
 
-  const Tensor first = at::arange(Scalar(axis.out_size), indices) * axis.stride + centre_pixel(axis, 0, aligned);
-  const Tensor position = along(tap_dim + 2, first) + whole.to(at::kLong) + carry.to(at::kLong);
-  const Tensor inside = near & (position >= -1) & (position < Scalar(axis.size));
-  const Tensor between = at::where(inside, rest - carry, 0);
-  return {
-      at::where(inside, position, kNoPixel) + kBorderLow,
-      {at::rsub(between, 1), -slope},
-      {between, slope},
-  };
-}
+ private:
+  // A tensor of one dimension, laid along dimension `dim` of the last: (*kernel, *out).
+  Tensor along(int64_t dim, const Tensor& values) const {
+    SymShape sizes(2 * axes_, 1);
+    sizes[dim] = values.sym_size(0);
+    return values.view_symint(sizes);
+  }
 
-// ---- the family at one map
+  TapsOfAxis locate(int64_t a, const Tensor& parameter) const {
+    const auto& axis = this->axis(a);
+    const auto type = parameter.scalar_type();
+    const auto numbers = parameter.options();
+    const auto indices = numbers.dtype(at::kLong);
+    const double fraction = centre_fraction<double>(axis, p_.source, p_.aligned);
+    const double limit = std::ldexp(1.0, 62);
+    const double split = std::ldexp(1.0, type == at::kDouble ? 26 : 12);
+
+    const Tensor twice = at::arange(1 - axis.kernel, axis.kernel, 2, numbers);
+    const Tensor distance = along(a, twice * static_cast<double>(axis.dilation) / 2);
+    const bool rates = p_.source == Source::kRates;
+    const Tensor slope = rates ? distance : at::ones_like(distance);
+    const Tensor offset = slope * parameter + fraction;
+    const Tensor near = offset.abs() < limit;  // false for NaN
+    const Tensor safe = at::where(near, parameter, 0);
+    const Tensor whole = (slope * safe + fraction).floor();
+
+    const Tensor whole_parameter = safe.trunc();
+    const Tensor part = safe - whole_parameter;
+    const Tensor coarse = (part * split).round() / split;
+    const Tensor rest = slope * whole_parameter - whole + fraction + slope * coarse + slope * (part - coarse);
+    const Tensor carry = rest.floor().clamp_max(0);
+    const Tensor between = rest - carry;
+
+    const Tensor first = at::arange(Scalar(axis.out_size), indices) * axis.stride +
+        first_pixel(axis, p_.source, p_.aligned);
+    Tensor position = along(axes_ + a, first) + whole.to(at::kLong) + carry.to(at::kLong);
+    if (!rates) {
+      position = position + along(a, at::arange(axis.kernel, indices) * axis.dilation);
+    }
+    if (p_.padding_mode == PaddingMode::kZeros) {
+      const Tensor inside = near & (position >= -1) & (position < Scalar(axis.size));
+      return weighted(
+          at::where(inside, position, kNoPixel), at::where(inside, between, 0), at::ones_like(distance), distance);
+    }
+    // See beyond_zeros in math/axis.h.
+    const Tensor finite = parameter.isfinite();
+    if (p_.padding_mode == PaddingMode::kBorder || axis.size == 1) {
+      const Tensor before = at::where(near, position < 0, offset < 0);
+      const Tensor after = at::where(near, position >= Scalar(axis.size - 1), offset > 0) & before.logical_not();
+      const Tensor pixel = at::where(before, -1, at::where(after, Scalar(axis.size - 1), position));
+      const Tensor inside = (before | after).logical_not();
+      return weighted(
+          at::where(finite, pixel, kNoPixel), at::where(inside, between, before.to(type)), inside.to(type), distance);
+    }
+    const SymInt period = 2 * (axis.size - 1);
+    const Tensor at = at::remainder(position, Scalar(period));
+    const Tensor forward = at < Scalar(axis.size - 1);
+    const Tensor pixel = at::where(forward, at, at::rsub(at, Scalar(period - 1)));
+    const Tensor inner = at::where(near, between, 0);
+    return weighted(
+        at::where(finite, pixel, kNoPixel), at::where(forward, inner, at::rsub(inner, 1)),
+        forward.to(type) * 2 - 1, distance);
+  }
+
+  static TapsOfAxis weighted(
+      const Tensor& pixel, const Tensor& fraction, const Tensor& direction, const Tensor& distance) {
+    return {pixel + kBorderLow, {at::rsub(fraction, 1), -direction}, {fraction, direction}, distance};
+  }
+
+  const SymParams& p_;
+  const int64_t axes_;
+  std::vector<TapsOfAxis> taps_;
+  Tensor unit_;
+};
+
+// ---- the family at given positions
 
 class Plain {
  public:
-  Plain(const SymParams& params, const Tensor& dilation_map)
-      : p_(params),
-        per_group_(p_.channels / p_.groups),
-        taps_(p_.h.kernel * p_.w.kernel),
-        positions_(p_.h.out_size * p_.w.out_size),
-        pitch_(p_.w.size + padded(0)) {
-    const auto type = at::toOpMathType(dilation_map.scalar_type());
-    const Tensor rates =
-        dilation_map.to(type).reshape_symint({p_.batch, p_.groups, p_.rates, 1, 1, p_.h.out_size, p_.w.out_size});
-    const Tensor rate_h = rates.select(2, 0);
-    const Tensor rate_w = rates.select(2, p_.rates - 1);
-    y_ = locate(p_.h, 0, p_.aligned, rate_h);
-    x_ = locate(p_.w, 1, p_.aligned, rate_w);
-    north_west_ = (y_.pixel * Scalar(pitch_) + x_.pixel).reshape_symint(per_tap());
-    unit_ = at::ones_like(rate_h).masked_fill(
-        (rate_h.isfinite() & rate_w.isfinite()).logical_not(), std::numeric_limits<double>::quiet_NaN());
+  Plain(const SymParams& params, const Tensor& positions) : p_(params), axes_(params.axes), located_(params, positions) {
+    for (int64_t a = 0; a < axes_; ++a) {
+      taps_ *= located_.axis(a).kernel;
+      positions_ = positions_ * located_.axis(a).out_size;
+      padded_.push_back(located_.axis(a).size + padded(0));
+      plane_ = plane_ * padded_.back();
+    }
+    Tensor index;
+    SymInt pitch = 1;
+    for (int64_t a = axes_ - 1; a >= 0; --a) {
+      pitch_.insert(pitch_.begin(), pitch);
+      const Tensor part = located_[a].pixel * Scalar(pitch);
+      index = index.defined() ? index + part : part;
+      pitch = pitch * padded_[a];
+    }
+    first_ = index.expand_symint(over_taps()).reshape_symint(per_tap_shape());
   }
 
-  // [B, C, H, W] -> [B, C * kH * kW, L], not rounded to the type of the image yet
+  // [B, C, *size] -> [B, C * taps, L], not rounded to the type of the image yet
   Tensor sample(const Term& term, const Tensor& image) const {
+    std::vector<int64_t> border;
+    for (int64_t a = 0; a < axes_; ++a) {
+      border.insert(border.end(), {kBorderLow, kBorderHigh});
+    }
     const Tensor pixels =
-        at::constant_pad_nd(image.to(unit_.scalar_type()), {kBorderLow, kBorderHigh, kBorderLow, kBorderHigh})
-            .reshape_symint(planes());
+        at::constant_pad_nd(image.to(located_.unit().scalar_type()), border).reshape_symint(planes(plane_));
     Tensor columns;
     for (const auto& [index, weight] : corners(term)) {
       const Tensor part = pixels.gather(-1, index) * weight;
       columns = columns.defined() ? columns + part : part;
     }
-    return columns.reshape_symint({p_.batch, p_.channels * taps_, positions_});
+    return columns.reshape_symint(columns_shape(p_));
   }
 
-  // [B, C * kH * kW, L] -> [B, C, H, W]
+  // [B, C * taps, L] -> [B, C, *size]
   Tensor splat(const Term& term, const Tensor& columns) const {
     const Tensor values =
-        columns.to(unit_.scalar_type()).reshape_symint({p_.batch, p_.groups, per_group_, taps_ * positions_});
-    Tensor image = at::zeros_symint(planes(), values.options());
+        columns.to(located_.unit().scalar_type()).reshape_symint(planes(taps_ * positions_));
+    Tensor image = at::zeros_symint(planes(plane_), values.options());
     for (const auto& [index, weight] : corners(term)) {
       image = image.scatter_add(-1, index, values * weight);
     }
-    return image.reshape_symint({p_.batch, p_.channels, p_.h.size + padded(0), pitch_})
-        .narrow_symint(2, kBorderLow, p_.h.size)
-        .narrow_symint(3, kBorderLow, p_.w.size)
-        .to(columns.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+    SymShape shape = {p_.batch, p_.channels};
+    shape.insert(shape.end(), padded_.begin(), padded_.end());
+    image = image.reshape_symint(shape);
+    for (int64_t a = 0; a < axes_; ++a) {
+      image = image.narrow_symint(2 + a, kBorderLow, located_.axis(a).size);
+    }
+    return image.to(columns.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   }
 
-  // -> [B, G, H_out, W_out]
+  // -> [B, G, *out], or [B, G * taps, *out]
   Tensor dot(const Term& term, const Tensor& columns, const Tensor& image) const {
+    if (vanishes(term)) {
+      return at::zeros_symint(dot_shape(p_), located_.unit().options());
+    }
+    const SymInt summed = per_tap(p_.source) ? p_.channels / p_.groups : p_.channels / p_.groups * taps_;
+    const int64_t kept = per_tap(p_.source) ? taps_ : 1;
     return (columns * sample(term, image))
-        .reshape_symint({p_.batch, p_.groups, per_group_ * taps_, p_.h.out_size, p_.w.out_size})
-        .sum(2);
+        .reshape_symint({p_.batch, p_.groups, summed, kept * positions_})
+        .sum(2)
+        .reshape_symint(dot_shape(p_));
   }
 
  private:
   struct Corner {
-    Tensor index;   // of a pixel in its plane: [B, G, C / G, kH * kW * L]
-    Tensor weight;  // [B, G, 1, kH * kW * L]
+    Tensor index;   // of a pixel in its plane: [B, G, C / G, taps * L]
+    Tensor weight;  // [B, G, 1, taps * L]
   };
 
-  std::vector<SymInt> per_tap() const { return {p_.batch, p_.groups, 1, taps_ * positions_}; }
+  // [B, G, *kernel, *out]
+  SymShape over_taps() const {
+    SymShape shape = {p_.batch, p_.groups};
+    for (int64_t a = 0; a < axes_; ++a) {
+      shape.emplace_back(located_.axis(a).kernel);
+    }
+    for (int64_t a = 0; a < axes_; ++a) {
+      shape.push_back(located_.axis(a).out_size);
+    }
+    return shape;
+  }
 
-  std::vector<SymInt> planes() const { return {p_.batch, p_.groups, per_group_, (p_.h.size + padded(0)) * pitch_}; }
+  SymShape per_tap_shape() const { return {p_.batch, p_.groups, 1, taps_ * positions_}; }
 
-  std::array<Corner, 4> corners(const Term& term) const {
-    const auto corner = [&](const auto& y, const auto& x, const SymInt& offset) {
+  SymShape planes(const SymInt& size) const { return {p_.batch, p_.groups, p_.channels / p_.groups, size}; }
+
+  // The bit of an axis of the problem, in the number of a corner or of a partial derivative.
+  int bit(int64_t a) const { return axis_bit(p_.first_axis() + static_cast<int>(a)); }
+
+  std::vector<Corner> corners(const Term& term) const {
+    std::vector<Corner> result;
+    for (int c = 0; c < 1 << axes_; ++c) {
       Tensor weight;
-      for (int a = 0; a < 2; ++a) {
-        for (int b = 0; b < 2; ++b) {
-          if (term.count[a][b] != 0) {
-            const Tensor once = y[a] * x[b];
-            const Tensor part = term.count[a][b] == 1 ? once : once * static_cast<int64_t>(term.count[a][b]);
-            weight = weight.defined() ? weight + part : part;
-          }
+      for (int q = 0; q < 1 << axes_; ++q) {
+        if (term.count[q] != 0) {
+          const Tensor part = partial(term, q, c);
+          weight = weight.defined() ? weight + part : part;
         }
       }
-      auto wide = planes();
-      wide[3] = taps_ * positions_;
-      return Corner{
-          (north_west_ + Scalar(offset)).expand_symint(wide),
-          // Derivatives do not depend on both rates; the product with `unit` does, so it has the full shape.
-          (unit_ * weight)
-              .expand_symint({p_.batch, p_.groups, p_.h.kernel, p_.w.kernel, p_.h.out_size, p_.w.out_size})
-              .reshape_symint(per_tap())};
-    };
-    return {
-        corner(y_.low, x_.low, 0), corner(y_.low, x_.high, 1), corner(y_.high, x_.low, pitch_),
-        corner(y_.high, x_.high, pitch_ + 1)};
+      SymInt offset = 0;
+      for (int64_t a = 0; a < axes_; ++a) {
+        offset = (c & bit(a)) != 0 ? offset + pitch_[a] : offset;
+      }
+      result.push_back(
+          {(first_ + Scalar(offset)).expand_symint(planes(taps_ * positions_)),
+           // Not every derivative depends on all parameters; the product with `unit` does, so it has the full shape.
+           (located_.unit() * weight).expand_symint(over_taps()).reshape_symint(per_tap_shape())});
+    }
+    return result;
+  }
+
+  // What the partial derivative q adds to the weight of corner c.
+  Tensor partial(const Term& term, int q, int c) const {
+    Tensor product;
+    for (int64_t a = 0; a < axes_; ++a) {
+      const int times = (q & bit(a)) != 0 ? 1 : 0;
+      Tensor factor = (c & bit(a)) != 0 ? located_[a].high[times] : located_[a].low[times];
+      for (int n = 0; n < term.power[q][p_.first_axis() + a]; ++n) {
+        factor = factor * located_[a].distance;
+      }
+      product = product.defined() ? product * factor : factor;
+    }
+    return term.count[q] == 1 ? product : product * static_cast<int64_t>(term.count[q]);
   }
 
   const SymParams& p_;
-  const SymInt per_group_;
-  const int64_t taps_;
-  const SymInt positions_;
-  const SymInt
-      pitch_;  // of a plane: an image with the border of geometry.h around it, so that every corner has an index
-  TapsOfAxis y_;
-  TapsOfAxis x_;
-  Tensor north_west_;  // the index of a tap's first neighbour: [B, G, 1, kH * kW * L]
-  // 1, or NaN where a rate is not finite. Such a window has no neighbour in the image, but this in every weight.
-  Tensor unit_;  // [B, G, 1, 1, H_out, W_out]
+  const int64_t axes_;
+  const Taps located_;
+  int64_t taps_ = 1;
+  SymInt positions_ = 1;
+  SymInt plane_ = 1;               // pixels of an image with the border of math/axis.h around it
+  std::vector<SymInt> padded_;     // its sizes,
+  std::vector<SymInt> pitch_;      // and how far neighbours along an axis lie apart in it
+  Tensor first_;                   // the index of a tap's first neighbour: [B, G, 1, taps * L]
 };
 
 // ---- the operators
@@ -206,70 +311,44 @@ void warn_of(const Tensor& tensor) {
   }
 }
 
-Tensor sample_as(const char* op, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  const auto params = check_sample(op, input, dilation_map, window);
-  warn_of(input);
-  if (vanishes(params.term)) {
-    return at::zeros_symint(
-        {params.batch, params.channels * params.h.kernel * params.w.kernel, params.h.out_size * params.w.out_size},
-        input.options());
+struct Aten {
+  static constexpr bool kMakesResults = true;
+
+  static void sample(const SymParams& params, const Tensor& input, const Tensor& positions, Tensor& columns) {
+    warn_of(input);
+    columns = Plain(params, positions).sample(params.term, input).to(input.scalar_type());
   }
-  return Plain(params, dilation_map).sample(params.term, input).to(input.scalar_type());
-}
 
-Tensor splat_as(
-    const char* op,
-    const Tensor& columns,
-    SymIntArrayRef output_size,
-    const Tensor& dilation_map,
-    const Window& window) {
-  const auto params = check_splat(op, columns, output_size, dilation_map, window);
-  warn_of(columns);
-  if (vanishes(params.term)) {
-    return at::zeros_symint({params.batch, params.channels, params.h.size, params.w.size}, columns.options());
+  static void splat(const SymParams& params, const Tensor& columns, const Tensor& positions, Tensor& image) {
+    warn_of(columns);
+    image = Plain(params, positions).splat(params.term, columns);
   }
-  return Plain(params, dilation_map).splat(params.term, columns);
-}
 
-Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return sample_as("unfold", input, dilation_map, window);
-}
-
-Tensor sample(const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  return sample_as("sample", input, dilation_map, window);
-}
-
-Tensor fold(const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  return splat_as("fold", columns, output_size, dilation_map, window);
-}
-
-Tensor splat(const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Window& window) {
-  return splat_as("splat", columns, output_size, dilation_map, window);
-}
-
-Tensor dot(const Tensor& columns, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  const auto params = check_dot("dot", "columns", columns, input, dilation_map, window);
-  warn_of(columns);
-  if (vanishes(params.term)) {
-    return at::zeros_symint(
-        {params.batch, params.groups, params.h.out_size, params.w.out_size}, dilation_map.options());
+  static void dot(
+      const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& positions, Tensor& result) {
+    warn_of(columns);
+    result = Plain(params, positions).dot(params.term, columns, input).to(positions.scalar_type());
   }
-  return Plain(params, dilation_map).dot(params.term, columns, input).to(dilation_map.scalar_type());
-}
 
-std::tuple<Tensor, Tensor> unfold_backward(
-    const Tensor& grad_output, const Tensor& input, const Tensor& dilation_map, const Window& window) {
-  const auto params = check_dot("unfold_backward", "grad_output", grad_output, input, dilation_map, window);
-  warn_of(grad_output);
-  const Plain plain(params, dilation_map);
-  std::vector<Tensor> by_rate;
-  for (int64_t r = 0; r < params.rates; ++r) {
-    by_rate.push_back(plain.dot(gradient_terms(params.rates)[r], grad_output, input));
+  static void sample_backward(
+      const SymParams& params,
+      const ParameterTerms& terms,
+      const Tensor& grad_output,
+      const Tensor& input,
+      const Tensor& positions,
+      Tensor& grad_input,
+      Tensor& grad_positions) {
+    warn_of(grad_output);
+    const Plain plain(params, positions);
+    std::vector<Tensor> by_parameter;
+    for (int64_t r = 0; r < params.parameters; ++r) {
+      by_parameter.push_back(plain.dot(terms[r], grad_output, input));
+    }
+    grad_input = plain.splat(params.term, grad_output);
+    grad_positions =
+        at::stack(by_parameter, 2).reshape_symint(positions.sym_sizes()).to(positions.scalar_type());
   }
-  return {
-      plain.splat(params.term, grad_output),
-      at::stack(by_rate, 2).reshape_symint(dilation_map.sym_sizes()).to(dilation_map.scalar_type())};
-}
+};
 
 // XLA and Lazy have no views below functionalization, so nothing in terms of ATen can run there: the CPU's kernels do.
 template <c10::DeviceType device>
@@ -292,13 +371,6 @@ TORCH_LIBRARY_IMPL(ddu, XLA, m) { register_on_cpu<at::kXLA>(m); }
 TORCH_LIBRARY_IMPL(ddu, Lazy, m) { register_on_cpu<at::kLazy>(m); }
 
 // Also of tensors that are sparse, quantised and the like: the checks refuse them, with the argument's name.
-TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
-  m.impl("unfold", TORCH_FN(Schema<&unfold>::value));
-  m.impl("fold", TORCH_FN(Schema<&fold>::value));
-  m.impl("unfold_backward", TORCH_FN(Schema<&unfold_backward>::value));
-  m.impl("sample", TORCH_FN(Schema<&sample>::derivative));
-  m.impl("splat", TORCH_FN(Schema<&splat>::derivative));
-  m.impl("dot", TORCH_FN(Schema<&dot>::derivative));
-}
+TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) { register_operators<Aten>(m); }
 
 }  // namespace ddu

@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "../dispatch/backend.h"
+#include "../backend.h"
 #include "kernels.h"
 
 namespace ddu {
@@ -56,13 +56,19 @@ void parallel_tasks(int64_t tasks, int64_t work, const F& f) {
 }
 
 int64_t bands_of(const UnfoldParams& p, int64_t planes) {
-  const int64_t tiles = cpu::ceil_div(p.h.out_size * p.w.out_size, 8 * cpu::kTile);
+  const int64_t tiles = cpu::ceil_div(positions_of(p), 8 * cpu::kTile);
   return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
 }
 
-template <class scalar_t>
-cpu::Strided<const scalar_t*> strided(const Tensor& image) {
-  return {image.const_data_ptr<scalar_t>(), {image.stride(0), image.stride(1), image.stride(2), image.stride(3)}};
+// [B, channels, *axes]
+template <class S>
+cpu::Strided<const S*> strided(const Tensor& tensor) {
+  cpu::Strided<const S*> view = {tensor.const_data_ptr<S>(), tensor.stride(0), tensor.stride(1), {}};
+  const int64_t axes = tensor.dim() - 2;
+  for (int64_t a = 0; a < axes; ++a) {
+    view.axis[kMaxAxes - axes + a] = tensor.stride(2 + a);
+  }
+  return view;
 }
 
 // One call, for one type.
@@ -71,21 +77,24 @@ struct Call {
   using T = at::opmath_type<scalar_t>;
   static constexpr auto kType = c10::CppTypeToScalarType<T>::value;
 
-  Call(const SymParams& params, const Tensor& dilation_map)
+  Call(const SymParams& params, const Tensor& positions)
       : p(concrete(params)),
         layout(cpu::layout(p)),
         kernels(cpu::kernels<scalar_t, T>()),
-        planes(p.batch * p.groups * layout.planes),
-        positions(p.h.out_size * p.w.out_size),
-        rates((dilation_map.scalar_type() == kType ? dilation_map : dilation_map.to(kType)).contiguous()) {}
+        planes(p.batch * p.groups * layout.planes) {
+    if (positions.scalar_type() == kType) {
+      located.computed = strided<T>(positions);
+    } else {
+      located.stored = strided<scalar_t>(positions);
+    }
+  }
 
   Tensor pack(const Tensor& image) const {
     auto result = at::empty({planes, layout.plane}, kType);
     advise_large_pages(result);
     const auto source = strided<scalar_t>(image);
     auto* const target = result.template mutable_data_ptr<T>();
-    const int64_t row = padded(p.w.size) * layout.lanes;
-    parallel_tasks(planes * padded(p.h.size), row, [&](int64_t begin, int64_t end) {
+    parallel_tasks(planes * layout.rows, layout.plane / layout.rows, [&](int64_t begin, int64_t end) {
       kernels.pack(p, source, target, begin, end);
     });
     return result;
@@ -98,12 +107,12 @@ struct Call {
     auto* const target = columns.mutable_data_ptr<scalar_t>();
     const int64_t tasks = cpu::sample_tasks(p);
     parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
-      kernels.sample(p, source, rates.template const_data_ptr<T>(), target, begin, end);
+      kernels.sample(p, source, located, target, begin, end);
     });
   }
 
   // Adds term `splat` of the columns into `image`, and their products with the `count` terms `dot` of `input` into
-  // `result`, [B, G, count, H_out, W_out]; either may be null.
+  // `result`, [B, G, positions_per_group, count, *out]; either may be null.
   void reduce(
       const Tensor& columns,
       const Term* splat,
@@ -121,12 +130,12 @@ struct Call {
     const Tensor input_planes = input == nullptr ? Tensor() : pack(*input);
     // The only sum is the result, if it has the type.
     const bool direct = result != nullptr && layout.planes == 1 && result->scalar_type() == kType;
-    const Tensor sums =
-        direct ? result->view({1, -1}) : at::empty({layout.planes, p.batch * p.groups * count * positions}, kType);
+    const int64_t sums_size = p.batch * p.groups * positions_per_group(p) * count * positions_of(p);
+    const Tensor sums = direct ? result->view({1, -1}) : at::empty({layout.planes, sums_size}, kType);
     auto* const sum_data = sums.template mutable_data_ptr<T>();
     const cpu::Reduction<scalar_t, T> reduction = {
-        strided<scalar_t>(columns.unsqueeze(2)),
-        rates.template const_data_ptr<T>(),
+        strided<scalar_t>(columns),
+        located,
         bands,
         splat,
         image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>(),
@@ -137,9 +146,10 @@ struct Call {
     parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
       kernels.reduce(p, reduction, begin, end);
     });
-    if (image != nullptr) {
+    const int64_t size = p.axis[kMaxAxes - 1].size;
+    if (image != nullptr && image->numel() > 0) {
       auto* const target = image->mutable_data_ptr<scalar_t>();
-      parallel_tasks(planes * p.h.size, p.w.size * layout.lanes, [&](int64_t begin, int64_t end) {
+      parallel_tasks(planes * (pixels_of(p) / size), size * layout.lanes, [&](int64_t begin, int64_t end) {
         kernels.unpack(p, reduction.image, bands, target, begin, end);
       });
     }
@@ -159,40 +169,41 @@ struct Call {
   const UnfoldParams p;
   const cpu::Layout layout;
   const cpu::Kernels<scalar_t, T>& kernels;
-  const int64_t planes;     // of all groups and batch items
-  const int64_t positions;  // L
-  const Tensor rates;
+  const int64_t planes;  // of all groups and batch items
+  cpu::PositionsView<scalar_t, T> located = {};
 };
 
 struct Cpu {
-  static void sample(const SymParams& params, const Tensor& input, const Tensor& dilation_map, Tensor& columns) {
-    dispatch(params, input, dilation_map, {&columns}, [&](const auto& call) { call.sample(input, columns); });
+  static constexpr bool kMakesResults = false;
+
+  static void sample(const SymParams& params, const Tensor& input, const Tensor& positions, Tensor& columns) {
+    dispatch(params, input, positions, {&columns}, [&](const auto& call) { call.sample(input, columns); });
   }
 
-  static void splat(const SymParams& params, const Tensor& columns, const Tensor& dilation_map, Tensor& image) {
-    dispatch(params, columns, dilation_map, {&image}, [&](const auto& call) {
+  static void splat(const SymParams& params, const Tensor& columns, const Tensor& positions, Tensor& image) {
+    dispatch(params, columns, positions, {&image}, [&](const auto& call) {
       call.reduce(columns, &params.term, &image, nullptr, nullptr, 0, nullptr);
     });
   }
 
   static void dot(
-      const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& dilation_map, Tensor& result) {
-    dispatch(params, columns, dilation_map, {&result}, [&](const auto& call) {
+      const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& positions, Tensor& result) {
+    dispatch(params, columns, positions, {&result}, [&](const auto& call) {
       call.reduce(columns, nullptr, nullptr, &input, &params.term, 1, &result);
     });
   }
 
-  static void unfold_backward(
+  static void sample_backward(
       const SymParams& params,
+      const ParameterTerms& terms,
       const Tensor& grad_output,
       const Tensor& input,
-      const Tensor& dilation_map,
+      const Tensor& positions,
       Tensor& grad_input,
-      Tensor& grad_dilation_map) {
-    dispatch(params, grad_output, dilation_map, {&grad_input, &grad_dilation_map}, [&](const auto& call) {
+      Tensor& grad_positions) {
+    dispatch(params, grad_output, positions, {&grad_input, &grad_positions}, [&](const auto& call) {
       call.reduce(
-          grad_output, &params.term, &grad_input, &input, gradient_terms(params.rates), params.rates,
-          &grad_dilation_map);
+          grad_output, &params.term, &grad_input, &input, terms.data(), params.parameters, &grad_positions);
     });
   }
 
@@ -202,7 +213,7 @@ struct Cpu {
   static void dispatch(
       const SymParams& params,
       const Tensor& like,
-      const Tensor& dilation_map,
+      const Tensor& positions,
       std::initializer_list<Tensor*> outputs,
       const F& f) {
     if (params.batch == 0 || params.channels == 0) {
@@ -212,7 +223,7 @@ struct Cpu {
       return;
     }
     AT_DISPATCH_FLOATING_TYPES_AND2(
-        at::kHalf, at::kBFloat16, like.scalar_type(), "ddu", [&] { f(Call<scalar_t>(params, dilation_map)); });
+        at::kHalf, at::kBFloat16, like.scalar_type(), "ddu", [&] { f(Call<scalar_t>(params, positions)); });
   }
 };
 

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: MIT
-// What the CPU device computes, on raw memory: the interface between unfold_cpu.cpp, which cuts the work into tasks,
+// What the CPU device computes, on raw memory: the interface between cpu.cpp, which cuts the work into tasks,
 // and kernels_impl.h, which is compiled once for each instruction set.
 
 // NOTE [ CPU kernels ]
 // Images are read from, and added into, padded planes. A plane holds kLanes channels of one group in the type that sums
-// are computed in, channels innermost: [H + 3, W + 3, kLanes], the image at (2, 2), zeros around it. (The last plane of
-// a group is filled up with channels of zeros.)
+// are computed in, channels innermost: [D + 3, H + 3, W + 3, kLanes] for three axes, the image at (2, 2, 2), zeros
+// around it. (The last plane of a group is filled up with channels of zeros.)
 //
-// - Every tap has four corners with an address. Those of a tap without a neighbour in the image (kNoPixel) are all
-// zeros
-//   when read, and dropped with the border when added to. So there are no masks and no cases in the loops, and a pixel
-//   that is infinite cannot leak through a weight of zero into a window that lies beside it.
+// - Every corner of a tap has an address. Those of a tap without a neighbour in the image (kNoPixel) are all zeros when
+//   read, and dropped with the border when added to. So there are no masks and no cases in the loops, and a pixel that
+//   is infinite cannot leak through a weight of zero into a window that lies beside it.
 // - A tap's corner is kLanes consecutive numbers: loads, sums and stores are vectors, and address and weights, which do
 //   not depend on the channel, are used kLanes times.
 // - Strides and types of the tensors are dealt with when rows of them are copied to and from a tile.
@@ -21,8 +20,8 @@
 
 #include <cstdint>
 
-#include "../math/geometry.h"
-#include "../params.h"
+#include "../../math/positions.h"
+#include "../../params.h"
 
 namespace ddu::cpu {
 
@@ -34,39 +33,51 @@ struct Layout {
   int64_t lanes;      // channels of a plane: 1, 4 or 8
   int64_t per_group;  // channels of a group
   int64_t planes;     // planes of a group
+  int64_t rows;       // of pixels in a plane, along the last axis
   int64_t plane;      // elements of a plane
 };
 
 inline Layout layout(const UnfoldParams& p) {
   const int64_t per_group = p.channels / p.groups;
   const int64_t lanes = per_group <= 1 ? 1 : per_group <= 4 ? 4 : 8;
-  return {lanes, per_group, ceil_div(per_group, lanes), padded(p.h.size) * padded(p.w.size) * lanes};
+  int64_t rows = 1;
+  for (int a = p.first_axis(); a + 1 < kMaxAxes; ++a) {
+    rows *= padded(p.axis[a].size);
+  }
+  return {lanes, per_group, ceil_div(per_group, lanes), rows, rows * padded(p.axis[kMaxAxes - 1].size) * lanes};
 }
 
-// A tensor of any strides, in elements. Images are [B, C, H, W], columns are [B, C * kH * kW, 1, L].
+// A tensor of any strides, in elements, with a stride for each of kMaxAxes: of the axes that the problem has not, 0.
 template <class Pointer>
 struct Strided {
   Pointer data;
-  int64_t stride[4];
+  int64_t batch;
+  int64_t channel;  // columns: a row of them
+  int64_t axis[kMaxAxes];
+};
+
+// Positions, [B, channels, *out], in the type of the other tensors or in the one that is computed in.
+template <class scalar_t, class T>
+struct PositionsView {
+  Strided<const scalar_t*> stored;  // data: null if they are of type T
+  Strided<const T*> computed;
 };
 
 // One pass over columns. It adds term `splat` of them into `image`, and leaves the sums over the channels of a plane of
 // their products with the `count` terms `dot` of `input` in `sums`. Either may be left out.
 template <class scalar_t, class T>
 struct Reduction {
-  Strided<const scalar_t*> columns;
-  const T* rates;
+  Strided<const scalar_t*> columns;  // L is the last axis
+  PositionsView<scalar_t, T> positions;
   int64_t bands;
   const Term* splat;
   T* image;  // planes, [bands, B * G, planes, ...], or null
   const Term* dot;
   int64_t count;
   const T* input;  // planes, or null
-  T* sums;         // [planes, B * G, count, L]
+  T* sums;         // [planes, B * G, positions_per_group, count, L]
 };
 
-// Rates, [B * G, rates, L]: contiguous and in the type that positions are computed in.
-//
 // Each function does the tasks [begin, end) of its call, and nothing that another task does.
 template <class scalar_t, class T>
 struct Kernels {
@@ -77,7 +88,13 @@ struct Kernels {
   void (*unpack)(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end);
 
   // columns, contiguous. A task is one tile of positions for one chunk of the planes of a group: sample_tasks of them.
-  void (*sample)(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end);
+  void (*sample)(
+      const UnfoldParams& p,
+      const T* planes,
+      const PositionsView<scalar_t, T>& positions,
+      scalar_t* columns,
+      int64_t begin,
+      int64_t end);
 
   // A task is one plane and one band of positions; each band adds to planes of its own.
   void (*reduce)(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end);
@@ -87,7 +104,7 @@ struct Kernels {
 constexpr int64_t kSamplePlanes = 4;
 
 inline int64_t sample_tasks(const UnfoldParams& p) {
-  return p.batch * p.groups * ceil_div(layout(p).planes, kSamplePlanes) * ceil_div(p.h.out_size * p.w.out_size, kTile);
+  return p.batch * p.groups * ceil_div(layout(p).planes, kSamplePlanes) * ceil_div(positions_of(p), kTile);
 }
 
 // The kernels for the instruction set of this machine, or the one that ATEN_CPU_CAPABILITY asks for.

@@ -12,8 +12,8 @@
 #include <immintrin.h>
 #endif
 
-#include "../math/bilinear.h"
-#include "../math/geometry.h"
+#include "../../math/interpolation.h"
+#include "../../math/positions.h"
 #include "kernels.h"
 
 #if defined(DDU_CAPABILITY)
@@ -142,77 +142,110 @@ inline void store_tile(const T* tile, int64_t lanes, int64_t n, T* rows, scalar_
 
 // ---- the taps of a tile
 
-template <class T>
+template <class T, int kAxes>
 struct Weights {
-  T nw[kTile], ne[kTile], sw[kTile], se[kTile];
+  T corner[1 << kAxes][kTile];
 };
 
-// Where the taps of a tile lie: move to one of them, then ask. Taps of a row come one after the other; so many of them
-// are kept that windows of the usual sizes are located once for a tile, and no kernel size makes it large.
-template <class T>
+// Where the taps of a tile lie: move to one of them, then ask. Where the taps of a window share their parameters, those
+// of a row come one after the other; so many of them are kept that windows of the usual sizes are located once for a
+// tile, and no kernel size makes it large.
+template <class scalar_t, class T, int kAxes>
 class Taps {
  public:
-  explicit Taps(const UnfoldParams& p)
-      : p_(p),
-        narrow_(fits_int32(p.h) && fits_int32(p.w)),
-        kept_(least(p.w.kernel, kMaxKept)),
-        y_(new Located),
-        x_(new Located[kept_]) {}
+  Taps(const UnfoldParams& p, const PositionsView<scalar_t, T>& positions) : p_(p), positions_(positions) {
+    int64_t pitch = 1;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      auto& place = places_[a];
+      narrow_ = narrow_ && fits_int32(axis(a));
+      place.pitch = pitch;
+      place.kept = a == kAxes - 1 && !per_tap(p.source) ? least(axis(a).kernel, kMaxKept) : 1;
+      place.located.reset(new Located[place.kept]);
+      pitch *= padded(axis(a).size);
+    }
+  }
 
-  // The n <= kTile positions from `first` on. rates: [rates, L].
-  void locate(const T* rates, int64_t first, int64_t n) {
-    const int64_t positions = p_.h.out_size * p_.w.out_size;
-    const T* const rate_h = rates + first;
-    const T* const rate_w = rate_h + (p_.rates - 1) * positions;
+  // The n <= kTile positions from `first` on, for a group of the batch's.
+  void locate(int64_t group, int64_t first, int64_t n) {
+    group_ = group % p_.groups;
+    item_ = group / p_.groups;
+    first_ = first;
     n_ = n;
-    int64_t i = first / p_.w.out_size;
-    int64_t j = first % p_.w.out_size;
+    int64_t index[kAxes];
+    int64_t rest = first;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      index[a] = rest % axis(a).out_size;
+      rest /= axis(a).out_size;
+    }
     for (int64_t k = 0; k < n; ++k) {
-      rate_h_[k] = rate_h[k];
-      rate_w_[k] = rate_w[k];
-      // Where a rate is not finite, its difference to itself is NaN. With NaN weights and no neighbours, NaN is what is
-      // read, and what is added to the image falls into the border.
-      unit_[k] = T(1) + (rate_h_[k] - rate_h_[k]) + (rate_w_[k] - rate_w_[k]);
-      centre_h_[k] = centre_pixel(p_.h, i, p_.aligned);
-      centre_w_[k] = centre_pixel(p_.w, j, p_.aligned);
-      if (++j == p_.w.out_size) {
-        j = 0;
-        ++i;
+      for (int a = 0; a < kAxes; ++a) {
+        places_[a].base[k] = index[a] * axis(a).stride + first_pixel(axis(a), p_.source, p_.aligned);
+        index_[a][k] = index[a];
+      }
+      for (int a = kAxes - 1; a >= 0 && ++index[a] == axis(a).out_size && a > 0; --a) {
+        index[a] = 0;
       }
     }
-    row_ = -1;
-    first_kept_ = p_.w.kernel;
+    for (int a = 0; a < kAxes; ++a) {
+      places_[a].first = axis(a).kernel;
+    }
+    if (!per_tap(p_.source)) {
+      load_parameters(0);
+    }
   }
 
-  void move_to(int64_t m, int64_t n) {
-    if (m != row_) {
-      locate_tap(p_.h, m, centre_h_, rate_h_, padded(p_.w.size), *y_);
-      row_ = m;
+  void move_to(int64_t tap) {
+    int64_t rest = tap;
+    if (per_tap(p_.source)) {
+      load_parameters(tap);
     }
-    if (n < first_kept_ || n >= first_kept_ + kept_) {
-      first_kept_ = n;
-      for (int64_t x = n; x < least(n + kept_, p_.w.kernel); ++x) {
-        locate_tap(p_.w, x, centre_w_, rate_w_, 1, x_[x - n]);
+    for (int a = kAxes - 1; a >= 0; --a) {
+      auto& place = places_[a];
+      const int64_t m = rest % axis(a).kernel;
+      rest /= axis(a).kernel;
+      if (per_tap(p_.source) || m < place.first || m >= place.first + place.kept) {
+        place.first = m;
+        for (int64_t t = m; t < least(m + place.kept, axis(a).kernel); ++t) {
+          locate_tap(a, t, place.located[t - m]);
+        }
+      }
+      place.tap = m;
+    }
+  }
+
+  // The pixel of a padded plane that is the first corner, for every position.
+  void corners(int64_t* __restrict pixel) const {
+    const int64_t* const last = at(kAxes - 1).offset;
+    copy(last, n_, pixel);
+    for (int a = 0; a < kAxes - 1; ++a) {
+      const int64_t* const __restrict offset = at(a).offset;
+      for (int64_t k = 0; k < n_; ++k) {
+        pixel[k] += offset[k];
       }
     }
-    column_ = n;
   }
 
-  // The pixel of a padded plane that is the nw corner, for every position.
-  void corners(int64_t* __restrict nw) const {
-    const int64_t* const y = y_->offset;
-    const int64_t* const x = x_[column_ - first_kept_].offset;
-    for (int64_t k = 0; k < n_; ++k) {
-      nw[k] = y[k] + x[k];
+  void weigh(const Term& term, Weights<T, kAxes>& weights) const {
+    T distance[kAxes];
+    for (int a = 0; a < kAxes; ++a) {
+      distance[a] = tap_distance<T>(axis(a), places_[a].tap);
     }
-  }
-
-  void weigh(const Term& term, Weights<T>& weights) const {
-    constexpr Term kValue = {{{1, 0}, {0, 0}}};
-    if (term.count[0][0] == 1) {
-      weigh_as(kValue, weights);
-    } else {
-      weigh_as(term, weights);
+    bool first = true;
+    for (int q = 0; q < 1 << kAxes; ++q) {
+      if (term.count[q] == 0) {
+        continue;
+      }
+      if (q == 0 && term.count[0] == 1) {  // known factors: the value
+        add_partial<0>(T(1), first, weights);
+      } else {
+        add_partials<(1 << kAxes) - 1>(q, term_factor(term, q, distance), first, weights);
+      }
+      first = false;
+    }
+    if (first) {
+      for (auto& corner : weights.corner) {
+        fill_zero(corner, n_);
+      }
     }
   }
 
@@ -222,63 +255,153 @@ class Taps {
   struct Located {
     int64_t offset[kTile];
     T fraction[kTile];
+    T direction[kTile];  // of zeros: not set
   };
 
-  void locate_tap(
-      const Axis<int64_t>& axis, int64_t tap, const int64_t* centre, const T* rate, int64_t pitch, Located& located) {
-    if (narrow_) {
-      locate_tap_as<int32_t>(axis, tap, centre, rate, pitch, located);
-    } else {
-      locate_tap_as<int64_t>(axis, tap, centre, rate, pitch, located);
+  struct Place {
+    int64_t pitch;  // of a padded plane, in pixels
+    int64_t kept;   // taps that are located together
+    int64_t first;  // of them
+    int64_t tap;
+    int64_t base[kTile];
+    T parameter[kTile];
+    std::unique_ptr<Located[]> located;
+  };
+
+  const Axis<int64_t>& axis(int a) const { return p_.axis[kMaxAxes - kAxes + a]; }
+  const Located& at(int a) const { return places_[a].located[places_[a].tap - places_[a].first]; }
+
+  // Also unit_: where a parameter is not finite, its difference to itself is NaN. With NaN weights and no neighbours,
+  // NaN is what is read, and what is added to the image falls into the border.
+  void load_parameters(int64_t tap) {
+    const bool shared = p_.parameters == 1;
+    for (int a = 0; a < kAxes; ++a) {
+      auto& place = places_[a];
+      if (a > 0 && shared) {
+        copy(places_[0].parameter, n_, place.parameter);
+        continue;
+      }
+      const int64_t channel = parameter_channel(p_, group_, tap, kMaxAxes - kAxes + a);
+      if (positions_.stored.data != nullptr) {
+        load_positions(positions_.stored, channel, place.parameter);
+      } else {
+        load_positions(positions_.computed, channel, place.parameter);
+      }
+      for (int64_t k = 0; k < n_; ++k) {
+        const T poison = place.parameter[k] - place.parameter[k];
+        unit_[k] = a == 0 ? T(1) + poison : unit_[k] + poison;
+      }
     }
   }
 
-  template <class Index>
-  void locate_tap_as(
-      const Axis<int64_t>& axis,
-      int64_t tap,
-      const int64_t* __restrict centre,
-      const T* __restrict rate,
-      int64_t pitch,
-      Located& located) {
-    const T slope = tap_slope<T>(axis, tap);
-    const T fraction = centre_fraction<T>(axis, p_.aligned);
-    const Index size = static_cast<Index>(axis.size);
+  template <class S>
+  void load_positions(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    const S* const source = view.data + item_ * view.batch + channel * view.channel;
+    // As many entries in a row as the tensor has.
+    bool in_a_row = true;
+    int64_t row = view.axis[kMaxAxes - 1];
+    const int64_t step = row;
+    for (int a = kAxes - 2; a >= 0; --a) {
+      row *= axis(a + 1).out_size;
+      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
+    }
+    if (in_a_row) {
+      load_row(source + first_ * step, step, n_, target);
+      return;
+    }
     for (int64_t k = 0; k < n_; ++k) {
-      const auto at = neighbours<T, Index>(size, static_cast<Index>(centre[k]), fraction, slope, rate[k]);
+      int64_t offset = 0;
+      for (int a = 0; a < kAxes; ++a) {
+        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
+      }
+      target[k] = static_cast<T>(source[offset]);
+    }
+  }
+
+  void locate_tap(int a, int64_t tap, Located& located) const {
+    if (p_.padding_mode == PaddingMode::kZeros) {
+      if (narrow_) {
+        locate_tap_as<int32_t, true>(a, tap, located);
+      } else {
+        locate_tap_as<int64_t, true>(a, tap, located);
+      }
+    } else if (narrow_) {
+      locate_tap_as<int32_t, false>(a, tap, located);
+    } else {
+      locate_tap_as<int64_t, false>(a, tap, located);
+    }
+  }
+
+  template <class Index, bool kZeros>
+  void locate_tap_as(int a, int64_t tap, Located& located) const {
+    const auto place = tap_place<T>(axis(a), p_.source, p_.aligned, tap);
+    const Index size = static_cast<Index>(axis(a).size);
+    const int64_t pitch = places_[a].pitch;
+    const int64_t* const __restrict base = places_[a].base;
+    const T* const __restrict parameter = places_[a].parameter;
+    const auto mode = kZeros ? PaddingMode::kZeros : p_.padding_mode;
+    for (int64_t k = 0; k < n_; ++k) {
+      const auto at = neighbours<T, Index>(
+          size, static_cast<Index>(base[k] + place.pixels), place.fraction, place.slope, parameter[k], mode);
       located.offset[k] = (at.pixel + kBorderLow) * pitch;
       located.fraction[k] = at.fraction;
+      if (!kZeros) {
+        located.direction[k] = at.direction;
+      }
     }
   }
 
-  void weigh_as(const Term& term, Weights<T>& weights) const {
-    const T slope_h = tap_slope<T>(p_.h, row_);
-    const T slope_w = tap_slope<T>(p_.w, column_);
-    const T* const y = y_->fraction;
-    const T* const x = x_[column_ - first_kept_].fraction;
+  // q as a constant.
+  template <int kLast>
+  void add_partials(int q, T factor, bool first, Weights<T, kAxes>& weights) const {
+    if (q == kLast) {
+      add_partial<kLast>(factor, first, weights);
+    } else if constexpr (kLast > 0) {
+      add_partials<kLast - 1>(q, factor, first, weights);
+    }
+  }
+
+  template <int q>
+  void add_partial(T factor, bool first, Weights<T, kAxes>& weights) const {
+    const bool directed = q != 0 && p_.padding_mode != PaddingMode::kZeros;
+    if (directed) {
+      add_partial_as<q, true>(factor, first, weights);
+    } else {
+      add_partial_as<q, false>(factor, first, weights);
+    }
+  }
+
+  template <int q, bool kDirected>
+  void add_partial_as(T factor, bool first, Weights<T, kAxes>& weights) const {
+    const T* fraction[kAxes];
+    const T* direction[kAxes];
+    for (int a = 0; a < kAxes; ++a) {
+      fraction[a] = at(a).fraction;
+      direction[a] = at(a).direction;
+    }
     for (int64_t k = 0; k < n_; ++k) {
-      const auto corner = corner_weights(axis_weights(y[k], slope_h), axis_weights(x[k], slope_w), term);
-      weights.nw[k] = unit_[k] * corner.nw;
-      weights.ne[k] = unit_[k] * corner.ne;
-      weights.sw[k] = unit_[k] * corner.sw;
-      weights.se[k] = unit_[k] * corner.se;
+      AxisWeights<T> along[kAxes];
+      for (int a = 0; a < kAxes; ++a) {
+        along[a] = axis_weights(fraction[a][k], kDirected ? direction[a][k] : T(1));
+      }
+      const T unit = unit_[k] * factor;
+      for (int c = 0; c < 1 << kAxes; ++c) {
+        const T weight = unit * corner_weight(along, q, c);
+        weights.corner[c][k] = first ? weight : weights.corner[c][k] + weight;
+      }
     }
   }
 
   const UnfoldParams& p_;
-  const bool narrow_;
-  const int64_t kept_;      // taps of a row whose places are in x_
-  int64_t n_ = 0;           // positions
-  int64_t row_ = 0;         // of the tap
-  int64_t column_ = 0;      // of the tap
-  int64_t first_kept_ = 0;  // the column of x_[0]
-  int64_t centre_h_[kTile];
-  int64_t centre_w_[kTile];
-  T rate_h_[kTile];
-  T rate_w_[kTile];
-  T unit_[kTile];                 // 1, or NaN where a rate is not finite
-  std::unique_ptr<Located> y_;    // offsets in pixels of a plane along the height
-  std::unique_ptr<Located[]> x_;  // and along the width
+  const PositionsView<scalar_t, T>& positions_;
+  bool narrow_ = true;
+  int64_t item_ = 0;   // of the batch
+  int64_t group_ = 0;  // of the item
+  int64_t first_ = 0;  // position
+  int64_t n_ = 0;      // positions
+  int64_t index_[kAxes][kTile];
+  T unit_[kTile];  // 1, or NaN where a parameter is not finite
+  Place places_[kAxes];
 };
 
 // ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
@@ -303,46 +426,88 @@ inline void store(const Value& value, T* target) {
   __builtin_memcpy(target, &value, sizeof(value));
 }
 
-// The weighted sum of the corners of position k, at some of the lanes.
-template <int kLanes, class T>
-inline typename Lanes<T, kLanes>::Type interpolate(const T* north, int64_t pitch, const Weights<T>& w, int64_t k) {
-  const T* const south = north + pitch;
-  return w.nw[k] * load<kLanes>(north) + w.ne[k] * load<kLanes>(north + kLanes) + w.sw[k] * load<kLanes>(south) +
-      w.se[k] * load<kLanes>(south + kLanes);
+// How far the rows of the corners lie from the first one, in elements: [c / 2] for corner c, an even one and its
+// neighbour along the last axis.
+template <int kAxes>
+struct CornerRows {
+  int64_t offset[1 << (kAxes - 1)];
+};
+
+template <int kAxes, int kLanes>
+inline CornerRows<kAxes> corner_rows(const UnfoldParams& p) {
+  CornerRows<kAxes> rows = {};
+  int64_t pitch = kLanes;
+  for (int a = kMaxAxes - 1; a > kMaxAxes - kAxes; --a) {
+    pitch *= padded(p.axis[a].size);
+    for (int c = 0; c < 1 << (kAxes - 1); ++c) {
+      rows.offset[c] += (2 * c & axis_bit(a - 1)) != 0 ? pitch : 0;
+    }
+  }
+  return rows;
 }
 
-template <int kLanes, class T>
-inline void gather(int64_t n, const T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, T* tile) {
+// The weighted sum of the corners of position k, at some of the lanes.
+template <int kLanes, int kAxes, class T>
+inline typename Lanes<T, kLanes>::Type interpolate(
+    const T* first, const CornerRows<kAxes>& rows, const Weights<T, kAxes>& w, int64_t k) {
+  auto sum = w.corner[0][k] * load<kLanes>(first) + w.corner[1][k] * load<kLanes>(first + kLanes);
+  for (int c = 2; c < 1 << kAxes; c += 2) {
+    const T* const row = first + rows.offset[c / 2];
+    sum = sum + w.corner[c][k] * load<kLanes>(row) + w.corner[c + 1][k] * load<kLanes>(row + kLanes);
+  }
+  return sum;
+}
+
+template <int kLanes, int kAxes, class T>
+inline void gather(
+    int64_t n,
+    const T* plane,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& w,
+    T* tile) {
   for (int64_t k = 0; k < n; ++k) {
     for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
-      store(interpolate<kLanes>(plane + nw[k] * kLanes + c, pitch, w, k), tile + k * kLanes + c);
+      store(interpolate<kLanes>(plane + pixel[k] * kLanes + c, rows, w, k), tile + k * kLanes + c);
     }
   }
 }
 
-template <int kLanes, class T>
-inline void scatter(int64_t n, T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, const T* tile) {
+template <int kLanes, int kAxes, class T>
+inline void scatter(
+    int64_t n,
+    T* plane,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& w,
+    const T* tile) {
   for (int64_t k = 0; k < n; ++k) {
-    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
-      T* const north = plane + nw[k] * kLanes + c;
-      T* const south = north + pitch;
-      const auto value = load<kLanes>(tile + k * kLanes + c);
-      store(load<kLanes>(north) + w.nw[k] * value, north);
-      store(load<kLanes>(north + kLanes) + w.ne[k] * value, north + kLanes);
-      store(load<kLanes>(south) + w.sw[k] * value, south);
-      store(load<kLanes>(south + kLanes) + w.se[k] * value, south + kLanes);
+    for (int lane = 0; lane < kLanes; lane += Lanes<T, kLanes>::kCount) {
+      T* const first = plane + pixel[k] * kLanes + lane;
+      const auto value = load<kLanes>(tile + k * kLanes + lane);
+      for (int c = 0; c < 1 << kAxes; c += 2) {
+        T* const row = first + rows.offset[c / 2];
+        store(load<kLanes>(row) + w.corner[c][k] * value, row);
+        store(load<kLanes>(row + kLanes) + w.corner[c + 1][k] * value, row + kLanes);
+      }
     }
   }
 }
 
 // sums: [kTile, kLanes]
-template <int kLanes, class T>
+template <int kLanes, int kAxes, class T>
 inline void multiply(
-    int64_t n, const T* plane, int64_t pitch, const int64_t* nw, const Weights<T>& w, const T* tile, T* sums) {
+    int64_t n,
+    const T* plane,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& w,
+    const T* tile,
+    T* sums) {
   for (int64_t k = 0; k < n; ++k) {
     for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
       T* const sum = sums + k * kLanes + c;
-      const auto sampled = interpolate<kLanes>(plane + nw[k] * kLanes + c, pitch, w, k);
+      const auto sampled = interpolate<kLanes>(plane + pixel[k] * kLanes + c, rows, w, k);
       store(load<kLanes>(sum) + load<kLanes>(tile + k * kLanes + c) * sampled, sum);
     }
   }
@@ -350,33 +515,58 @@ inline void multiply(
 
 // ---- the tasks
 
+// The row of pixels along the last axis that has number `row` in an image, among those of a padded plane; and whether
+// row `row` of a padded plane lies in the image, with its offset there.
+inline int64_t padded_row(const UnfoldParams& p, int64_t row) {
+  int64_t result = 0;
+  int64_t pitch = 1;
+  for (int a = kMaxAxes - 2; a >= p.first_axis(); --a) {
+    result += (row % p.axis[a].size + kBorderLow) * pitch;
+    row /= p.axis[a].size;
+    pitch *= padded(p.axis[a].size);
+  }
+  return result;
+}
+
+inline bool row_in_image(const UnfoldParams& p, int64_t row, const int64_t (&stride)[kMaxAxes], int64_t& offset) {
+  bool inside = true;
+  offset = 0;
+  for (int a = kMaxAxes - 2; a >= p.first_axis(); --a) {
+    const int64_t index = row % padded(p.axis[a].size) - kBorderLow;
+    row /= padded(p.axis[a].size);
+    inside = inside && index >= 0 && index < p.axis[a].size;
+    offset += index * stride[a];
+  }
+  return inside;
+}
+
 template <class scalar_t, class T, int kLanes>
 void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end) {
   const auto l = layout(p);
-  const int64_t height = padded(p.h.size);
-  const int64_t width = padded(p.w.size);
+  const int64_t size = p.axis[kMaxAxes - 1].size;
+  const int64_t stride = image.axis[kMaxAxes - 1];
+  const int64_t width = padded(size);
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
   for (int64_t task = begin; task < end; ++task) {
     T* const target = planes + task * width * kLanes;
-    const int64_t y = task % height - kBorderLow;
-    const int64_t plane = task / height % l.planes;
-    const int64_t group = task / height / l.planes % p.groups;
-    const int64_t b = task / height / l.planes / p.groups;
-    if (y < 0 || y >= p.h.size) {
+    const int64_t plane = task / l.rows % l.planes;
+    const int64_t group = task / l.rows / l.planes % p.groups;
+    const int64_t b = task / l.rows / l.planes / p.groups;
+    int64_t row = 0;
+    if (!row_in_image(p, task % l.rows, image.axis, row)) {
       fill_zero(target, width * kLanes);
       continue;
     }
     fill_zero(target, kBorderLow * kLanes);
-    fill_zero(target + (kBorderLow + p.w.size) * kLanes, kBorderHigh * kLanes);
+    fill_zero(target + (kBorderLow + size) * kLanes, kBorderHigh * kLanes);
     const int64_t first = plane * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
-    const auto* const source =
-        image.data + b * image.stride[0] + (group * l.per_group + first) * image.stride[1] + y * image.stride[2];
+    const auto* const source = image.data + b * image.batch + (group * l.per_group + first) * image.channel + row;
     fill_zero(rows, kLanes * kTile);
-    for (int64_t x = 0; x < p.w.size; x += kTile) {
-      const int64_t n = least(kTile, p.w.size - x);
-      load_tile<kLanes>(source + x * image.stride[3], image.stride[1], image.stride[3], lanes, n, rows, tile);
+    for (int64_t x = 0; x < size; x += kTile) {
+      const int64_t n = least(kTile, size - x);
+      load_tile<kLanes>(source + x * stride, image.channel, stride, lanes, n, rows, tile);
       copy(tile, n * kLanes, target + (kBorderLow + x) * kLanes);
     }
   }
@@ -386,18 +576,21 @@ template <class scalar_t, class T, int kLanes>
 void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
   const auto l = layout(p);
   const int64_t set = p.batch * p.groups * l.planes * l.plane;
+  const int64_t size = p.axis[kMaxAxes - 1].size;
+  const int64_t pixels = pixels_of(p);
+  const int64_t image_rows = pixels / size;
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
   for (int64_t task = begin; task < end; ++task) {
-    const int64_t y = task % p.h.size;
-    const int64_t plane = task / p.h.size;  // of all
+    const int64_t row = task % image_rows;
+    const int64_t plane = task / image_rows;  // of all
     const int64_t group = plane / l.planes;
     const int64_t first = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
-    const T* const source = planes + plane * l.plane + ((y + kBorderLow) * padded(p.w.size) + kBorderLow) * kLanes;
-    auto* const target = image + ((group * l.per_group + first) * p.h.size + y) * p.w.size;
-    for (int64_t x = 0; x < p.w.size; x += kTile) {
-      const int64_t n = least(kTile, p.w.size - x);
+    const T* const source = planes + plane * l.plane + (padded_row(p, row) * padded(size) + kBorderLow) * kLanes;
+    auto* const target = image + (group * l.per_group + first) * pixels + row * size;
+    for (int64_t x = 0; x < size; x += kTile) {
+      const int64_t n = least(kTile, size - x);
       copy(source + x * kLanes, n * kLanes, tile);
       for (int64_t copy = 1; copy < copies; ++copy) {
         const T* const more = source + copy * set + x * kLanes;
@@ -405,23 +598,28 @@ void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar
           tile[k] += more[k];
         }
       }
-      store_tile<kLanes>(tile, lanes, n, rows, target + x, p.h.size * p.w.size);
+      store_tile<kLanes>(tile, lanes, n, rows, target + x, pixels);
     }
   }
 }
 
-template <class scalar_t, class T, int kLanes>
+template <class scalar_t, class T, int kAxes, int kLanes>
 void sample_lanes(
-    const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end) {
+    const UnfoldParams& p,
+    const T* planes,
+    const PositionsView<scalar_t, T>& view,
+    scalar_t* columns,
+    int64_t begin,
+    int64_t end) {
   const auto l = layout(p);
-  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t positions = positions_of(p);
   const int64_t tiles = ceil_div(positions, kTile);
   const int64_t chunks = ceil_div(l.planes, kSamplePlanes);
-  const int64_t taps = p.h.kernel * p.w.kernel;
-  const int64_t pitch = padded(p.w.size) * kLanes;
-  Taps<T> located(p);
-  Weights<T> weights;
-  int64_t nw[kTile];
+  const int64_t taps = taps_of(p);
+  const auto corner = corner_rows<kAxes, kLanes>(p);
+  Taps<scalar_t, T, kAxes> located(p, view);
+  Weights<T, kAxes> weights;
+  int64_t pixel[kTile];
   T tile[kTile * kLanes] = {};
   T rows[kLanes * kTile] = {};
   for (int64_t task = begin; task < end; ++task) {
@@ -429,16 +627,16 @@ void sample_lanes(
     const int64_t n = least(kTile, positions - first);
     const int64_t chunk = task / tiles % chunks;
     const int64_t group = task / tiles / chunks;
-    located.locate(rates + group * p.rates * positions, first, n);
+    located.locate(group, first, n);
     for (int64_t tap = 0; tap < taps; ++tap) {
-      located.move_to(tap / p.w.kernel, tap % p.w.kernel);
-      located.corners(nw);
+      located.move_to(tap);
+      located.corners(pixel);
       located.weigh(p.term, weights);
       const int64_t last = least((chunk + 1) * kSamplePlanes, l.planes);
       for (int64_t plane = chunk * kSamplePlanes; plane < last; ++plane) {
-        gather<kLanes>(n, planes + (group * l.planes + plane) * l.plane, pitch, nw, weights, tile);
+        gather<kLanes>(n, planes + (group * l.planes + plane) * l.plane, corner, pixel, weights, tile);
         const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
-        const int64_t channel = group * l.per_group + plane * kLanes;  // of all
+        const int64_t channel = group * l.per_group + plane * kLanes;
         store_tile<kLanes>(
             tile, lanes, n, rows, columns + (channel * taps + tap) * positions + first, taps * positions);
       }
@@ -446,17 +644,32 @@ void sample_lanes(
   }
 }
 
-template <class scalar_t, class T, int kLanes>
+// Sums over lanes: products [kTile, kLanes] -> sum [n].
+template <int kLanes, class T>
+inline void sum_lanes(const T* __restrict products, int64_t n, T* __restrict sum) {
+  for (int64_t k = 0; k < n; ++k) {
+    T total = 0;
+    for (int c = 0; c < kLanes; ++c) {
+      total += products[k * kLanes + c];
+    }
+    sum[k] = total;
+  }
+}
+
+template <class scalar_t, class T, int kAxes, int kLanes>
 void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_t begin, int64_t end) {
   const auto l = layout(p);
   const int64_t groups = p.batch * p.groups;
-  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t positions = positions_of(p);
   const int64_t tiles = ceil_div(positions, kTile);
-  const int64_t taps = p.h.kernel * p.w.kernel;
-  const int64_t pitch = padded(p.w.size) * kLanes;
-  Taps<T> located(p);
-  Weights<T> weights;
-  int64_t nw[kTile];
+  const int64_t taps = taps_of(p);
+  const int64_t entries = positions_per_group(p);
+  const int64_t row = r.columns.channel;
+  const int64_t step = r.columns.axis[kMaxAxes - 1];
+  const auto corner = corner_rows<kAxes, kLanes>(p);
+  Taps<scalar_t, T, kAxes> located(p, r.positions);
+  Weights<T, kAxes> weights;
+  int64_t pixel[kTile];
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
   const std::unique_ptr<T[]> products(new T[r.count * kTile * kLanes]);
@@ -467,78 +680,98 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
     const int64_t first_lane = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first_lane);
     const int64_t channel = group % p.groups * l.per_group + first_lane;  // of the batch item
-    const auto* const source =
-        r.columns.data + group / p.groups * r.columns.stride[0] + channel * taps * r.columns.stride[1];
+    const auto* const source = r.columns.data + group / p.groups * r.columns.batch + channel * taps * row;
     T* const target = r.image == nullptr ? nullptr : r.image + (band * groups * l.planes + plane) * l.plane;
     const T* const factor = r.input == nullptr ? nullptr : r.input + plane * l.plane;
     fill_zero(rows + lanes * kTile, (kLanes - lanes) * kTile);
     for (int64_t t = tiles * band / r.bands; t < tiles * (band + 1) / r.bands; ++t) {
       const int64_t first = t * kTile;
       const int64_t n = least(kTile, positions - first);
-      located.locate(r.rates + group * p.rates * positions, first, n);
+      located.locate(group, first, n);
       fill_zero(products.get(), r.count * kTile * kLanes);
       for (int64_t tap = 0; tap < taps; ++tap) {
-        load_tile<kLanes>(
-            source + tap * r.columns.stride[1] + first * r.columns.stride[3], taps * r.columns.stride[1],
-            r.columns.stride[3], lanes, n, rows, tile);
-        located.move_to(tap / p.w.kernel, tap % p.w.kernel);
-        located.corners(nw);
+        load_tile<kLanes>(source + tap * row + first * step, taps * row, step, lanes, n, rows, tile);
+        located.move_to(tap);
+        located.corners(pixel);
         if (target != nullptr) {
           located.weigh(*r.splat, weights);
-          scatter<kLanes>(n, target, pitch, nw, weights, tile);
+          scatter<kLanes>(n, target, corner, pixel, weights, tile);
         }
         for (int64_t d = 0; d < r.count; ++d) {
           located.weigh(r.dot[d], weights);
-          multiply<kLanes>(n, factor, pitch, nw, weights, tile, products.get() + d * kTile * kLanes);
+          multiply<kLanes>(n, factor, corner, pixel, weights, tile, products.get() + d * kTile * kLanes);
         }
-      }
-      for (int64_t d = 0; d < r.count; ++d) {
-        T* const sum = r.sums + ((plane % l.planes * groups + group) * r.count + d) * positions + first;
-        const T* const product = products.get() + d * kTile * kLanes;
-        for (int64_t k = 0; k < n; ++k) {
-          T total = 0;
-          for (int c = 0; c < kLanes; ++c) {
-            total += product[k * kLanes + c];
+        // The sum of a tap, or of all.
+        if (entries > 1 || tap + 1 == taps) {
+          const int64_t entry = entries > 1 ? tap : 0;
+          for (int64_t d = 0; d < r.count; ++d) {
+            const int64_t at = ((plane % l.planes * groups + group) * entries + entry) * r.count + d;
+            sum_lanes<kLanes>(products.get() + d * kTile * kLanes, n, r.sums + at * positions + first);
           }
-          sum[k] = total;
+          fill_zero(products.get(), r.count * kTile * kLanes);
         }
       }
     }
   }
 }
 
-// ---- with the lanes of the call's layout
+// ---- with the axes and the lanes of the call
 
 #define DDU_LANES(function, ...) \
   switch (layout(p).lanes) { \
     case 1: \
-      return function<scalar_t, T, 1>(__VA_ARGS__); \
+      return function<__VA_ARGS__, 1> DDU_ARGUMENTS; \
     case 4: \
-      return function<scalar_t, T, 4>(__VA_ARGS__); \
+      return function<__VA_ARGS__, 4> DDU_ARGUMENTS; \
     default: \
-      return function<scalar_t, T, 8>(__VA_ARGS__); \
+      return function<__VA_ARGS__, 8> DDU_ARGUMENTS; \
+  }
+
+#define DDU_AXES(function) \
+  switch (p.axes) { \
+    case 1: \
+      DDU_LANES(function, scalar_t, T, 1) \
+    case 2: \
+      DDU_LANES(function, scalar_t, T, 2) \
+    default: \
+      DDU_LANES(function, scalar_t, T, 3) \
   }
 
 template <class scalar_t, class T>
 void pack(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end) {
-  DDU_LANES(pack_lanes, p, image, planes, begin, end)
+#define DDU_ARGUMENTS (p, image, planes, begin, end)
+  DDU_LANES(pack_lanes, scalar_t, T)
+#undef DDU_ARGUMENTS
 }
 
 template <class scalar_t, class T>
 void unpack(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
-  DDU_LANES(unpack_lanes, p, planes, copies, image, begin, end)
+#define DDU_ARGUMENTS (p, planes, copies, image, begin, end)
+  DDU_LANES(unpack_lanes, scalar_t, T)
+#undef DDU_ARGUMENTS
 }
 
 template <class scalar_t, class T>
-void sample(const UnfoldParams& p, const T* planes, const T* rates, scalar_t* columns, int64_t begin, int64_t end) {
-  DDU_LANES(sample_lanes, p, planes, rates, columns, begin, end)
+void sample(
+    const UnfoldParams& p,
+    const T* planes,
+    const PositionsView<scalar_t, T>& positions,
+    scalar_t* columns,
+    int64_t begin,
+    int64_t end) {
+#define DDU_ARGUMENTS (p, planes, positions, columns, begin, end)
+  DDU_AXES(sample_lanes)
+#undef DDU_ARGUMENTS
 }
 
 template <class scalar_t, class T>
 void reduce(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end) {
-  DDU_LANES(reduce_lanes, p, reduction, begin, end)
+#define DDU_ARGUMENTS (p, reduction, begin, end)
+  DDU_AXES(reduce_lanes)
+#undef DDU_ARGUMENTS
 }
 
+#undef DDU_AXES
 #undef DDU_LANES
 
 }  // namespace

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: MIT
-// ddu_ops from C++: dynamic dilation unfold, fold and convolution.
+// ddu_ops from C++: dynamic dilation unfold, fold and convolution, and windows from offsets.
 //
-// The functions are the operators torch.ops.ddu.dynamic_dilation_* under shorter names: the same schemas, checks and
-// errors (c10::Error), and, since they go through the dispatcher, the same autograd, autocast and devices. The
-// documentation of the Python functions holds for them word by word. Sizes, in elements:
+// The functions are the operators torch.ops.ddu.dynamic_dilation_* and deform_* under shorter names: the same schemas,
+// checks and errors (c10::Error), and, since they go through the dispatcher, the same autograd, autocast and devices.
+// The documentation of the Python functions holds for them word by word. Sizes, in elements, of N axes, slowest first:
 //
-//   input         [B, C, H, W], or [C, H, W] with every other tensor without B as well
-//   dilation_map  [B, G, H_out, W_out], one rate for both axes, or [B, 2 G, H_out, W_out], a rate per axis, height
-//                 first; a batch of 1 is broadcast
-//   columns       [B, C * kH * kW, H_out * W_out], in the order of torch::nn::functional::unfold
+//   input         [B, C, *size], or [C, *size] with every other tensor without B as well
+//   dilation_map  [B, G, *out], one rate for all axes, or [B, N G, *out], a rate per axis; a batch of 1 is broadcast,
+//                 and so are axes of the output that are all 1
+//   offset        [B, G K N, *out], a displacement for each of the K taps and each axis; broadcast alike
+//   columns       [B, C K, L], in the order of torch::nn::functional::unfold, L the product of out
 //
-// with H_out = (H + 2 * padding - dilation * (kH - 1) - 1) / stride + 1, rounded down, and W_out alike. Where Python
-// takes an int or a pair (height, width), so do they: 3 or {3, 5}.
+// with out = (size + 2 * padding - dilation * (kernel_size - 1) - 1) / stride + 1, rounded down, on every axis. Where
+// Python takes an int or one for each axis, so do they: 3 or {3, 5}.
 //
 //   auto x = torch::randn({1, 8, 16, 16});
 //   auto rate = torch::ones({1, 1, 16, 16}).requires_grad_();
@@ -23,6 +24,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string_view>
 
 #define DDU_API __attribute__((visibility("default")))
 
@@ -32,27 +34,44 @@ using IntOrPair = torch::ExpandingArray<2>;
 
 // F.unfold in which every output position reads its own dilation rate: columns. Channel c reads the map of group
 // c / (C / groups). `aligned` centres a window where F.unfold centres its own; without, on F.unfold's first tap.
+// `padding_mode` says what lies outside: "zeros", "border" or "reflection". N = 1, 2, 3.
+template <size_t N = 2>
 DDU_API at::Tensor unfold(
     const at::Tensor& input,
-    IntOrPair kernel_size,
+    torch::ExpandingArray<N> kernel_size,
     const at::Tensor& dilation_map,
-    IntOrPair stride = 1,
-    IntOrPair padding = 0,
-    IntOrPair dilation = 1,
+    torch::ExpandingArray<N> stride = 1,
+    torch::ExpandingArray<N> padding = 0,
+    torch::ExpandingArray<N> dilation = 1,
     int64_t groups = 1,
-    bool aligned = true);
+    bool aligned = true,
+    std::string_view padding_mode = "zeros");
 
-// Its adjoint, which sums columns into an image of output_size: [B, C, H, W], or without B.
+// Its adjoint, which sums columns into an image of output_size: [B, C, *size], or without B.
+template <size_t N = 2>
 DDU_API at::Tensor fold(
     const at::Tensor& columns,
-    IntOrPair output_size,
-    IntOrPair kernel_size,
+    torch::ExpandingArray<N> output_size,
+    torch::ExpandingArray<N> kernel_size,
     const at::Tensor& dilation_map,
-    IntOrPair stride = 1,
-    IntOrPair padding = 0,
-    IntOrPair dilation = 1,
+    torch::ExpandingArray<N> stride = 1,
+    torch::ExpandingArray<N> padding = 0,
+    torch::ExpandingArray<N> dilation = 1,
     int64_t groups = 1,
-    bool aligned = true);
+    bool aligned = true,
+    std::string_view padding_mode = "zeros");
+
+// The windows of a deformable convolution: every tap is moved by an offset of its own.
+template <size_t N = 2>
+DDU_API at::Tensor deform_unfold(
+    const at::Tensor& input,
+    torch::ExpandingArray<N> kernel_size,
+    const at::Tensor& offset,
+    torch::ExpandingArray<N> stride = 1,
+    torch::ExpandingArray<N> padding = 0,
+    torch::ExpandingArray<N> dilation = 1,
+    int64_t groups = 1,
+    std::string_view padding_mode = "zeros");
 
 // F.conv2d with a dilation map: weight [O, C / groups, kH, kW], bias [O], mask [B, dilation_groups * kH * kW, H_out,
 // W_out], which the taps are multiplied with; the result is [B, O, H_out, W_out]. The columns are temporary, of at most
@@ -69,6 +88,7 @@ DDU_API at::Tensor conv2d(
     int64_t dilation_groups = 1,
     const std::optional<at::Tensor>& mask = std::nullopt,
     bool aligned = true,
+    std::string_view padding_mode = "zeros",
     int64_t workspace_limit = int64_t(1) << 28);
 
 }  // namespace ddu
