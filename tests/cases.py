@@ -91,6 +91,10 @@ SMALL_CASES = [  # for what takes a loop over entries, like gradcheck
     Case("small_first_tap", 1, 1, (4, 4), (2, 2), (2, 1), (1, 0), (1, 2), rates=2, aligned=False),
 ]
 
+# Large enough for blocks of CUDA's fast kernels with several packets of channels, the last of which is not full: in
+# float32 and, with another part, in the half types.
+PART_OF_A_PACKET = Case("part_of_a_packet", 1, 31, (180, 180), padding=(1, 1))
+
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 

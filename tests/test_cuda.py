@@ -4,6 +4,8 @@ The other files run on CUDA too, where there is one, but their sizes take the ge
 """
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import torch.nn.functional as F
 
 from cases import (
     DTYPES,
+    PART_OF_A_PACKET,
     Case,
     assert_bits,
     assert_near,
@@ -35,6 +38,7 @@ LARGE_CASES = [
     # Boxes that shared memory has room for with a part of the channels only, and with none.
     Case("wide_windows", 1, 24, (72, 96), padding=(4, 4), dilation=(4, 4)),
     Case("far", 1, 24, (72, 96), padding=(6, 8), dilation=(6, 8)),
+    PART_OF_A_PACKET,
 ]
 
 large_cases = pytest.mark.parametrize("case", LARGE_CASES, ids=str)
@@ -157,6 +161,22 @@ def test_layouts(case):
         )
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_no_channel_behind_the_last_is_read():
+    """Memory ends with the last channel: where the next one would be, there is none, and a read of it is an error.
+
+    In a process of its own, because the error is the end of CUDA in it.
+    """
+    script = """if True:
+        import torch, ddu_ops
+        stride = 1 << 26
+        memory = torch.zeros(6 * stride + 300 * 300, device="cuda")
+        input = memory.as_strided((1, 7, 300, 300), (7 * stride, stride, 300, 1))
+        ddu_ops.dynamic_dilation_unfold(input, 3, torch.ones(1, 1, 300, 300, device="cuda"), padding=1)
+        torch.cuda.synchronize()"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_graph_replays_what_it_captured():

@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from cases import CASES, OPERATORS, Case, first_order, make_tensors, operator, pick
+from cases import CASES, OPERATORS, PART_OF_A_PACKET, Case, first_order, make_tensors, operator, pick
 
 # Besides the tests' table: large enough (2^20 entries of columns) for the fast kernels, see csrc/cuda/unfold_cuda.cpp.
 LARGER = [
@@ -15,6 +15,7 @@ LARGER = [
     Case("tiles_groups", 2, 72, (32, 39), (3, 2), padding=(1, 1), groups=2, rates=2),
     Case("large_kernel", 1, 32, (27, 26), (7, 7), padding=(3, 3)),
     Case("far", 1, 24, (64, 96), padding=(6, 8), dilation=(6, 8)),
+    PART_OF_A_PACKET,
 ]
 
 

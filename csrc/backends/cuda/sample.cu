@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
             pixel + a * kElements * input.channel, input.channel,
             !in_image    ? 0
                 : kWhole ? kElements
-                         : channels - a * kElements);
+                         : here - a * kElements);
       }
     }
     __syncthreads();
