@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Autocast: images and columns are cast to the autocast type, as a convolution's would be; the dilation map is cast up
-// to float32, for positions are not to be rounded. float64 stays what it is.
+// to float32, because positions are not to be rounded. float64 stays what it is. Only what a model calls is registered:
+// a backward takes the types of its forward (see WithoutAutocast).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
-
-#include "../signatures.h"
 
 namespace ddu {
 
@@ -30,10 +29,7 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
-  for (const auto* name : kOperators) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
-  }
-  for (const auto* name : {"conv2d", "conv2d_backward"}) {
+  for (const auto* name : {"unfold", "fold", "conv2d"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }
