@@ -86,8 +86,7 @@ struct Check {
         size == 1 || size == caller.axes, op, "(): expected ", argument, " to be ", several[caller.axes], ", but got ",
         tuple(value));
     for (const auto& one : value) {
-      TORCH_CHECK(
-          one >= least, op, "(): expected ", argument, " to be at least ", least, ", but got ", tuple(value));
+      TORCH_CHECK(one >= least, op, "(): expected ", argument, " to be at least ", least, ", but got ", tuple(value));
     }
   }
 
@@ -294,11 +293,17 @@ struct Check {
       return tuple(values);
     };
     TORCH_CHECK(
-        fits, op, "(): expected an output of at least ", by_axis(params, [](SymAxis) { return 1; }, " x "),
-        ", but got ", by_axis(params, [](SymAxis axis) { return axis.out_size; }, " x "), " from an image of ",
-        by_axis(params, [](SymAxis axis) { return axis.size; }, " x "), ", kernel_size=",
-        option(&Axis<c10::SymInt>::kernel), ", stride=", option(&Axis<c10::SymInt>::stride), ", padding=",
-        option(&Axis<c10::SymInt>::padding), ", dilation=", option(&Axis<c10::SymInt>::dilation));
+        fits, op, "(): expected an output of at least ",
+        by_axis(
+            params, [](SymAxis) { return 1; }, " x "),
+        ", but got ",
+        by_axis(
+            params, [](SymAxis axis) { return axis.out_size; }, " x "),
+        " from an image of ",
+        by_axis(
+            params, [](SymAxis axis) { return axis.size; }, " x "),
+        ", kernel_size=", option(&Axis<c10::SymInt>::kernel), ", stride=", option(&Axis<c10::SymInt>::stride),
+        ", padding=", option(&Axis<c10::SymInt>::padding), ", dilation=", option(&Axis<c10::SymInt>::dilation));
     c10::SymInt pixels = 1;
     c10::SymInt bordered = 1;
     for (int a = first(); a < kMaxAxes; ++a) {
@@ -307,9 +312,12 @@ struct Check {
           "the number of pixels", bordered, sum("a padded size", params.axis[a].size, kBorderLow + kBorderHigh));
     }
     TORCH_CHECK(
-        params.padding_mode == PaddingMode::kZeros || pixels >= 1, op, "(): expected padding_mode 'zeros' for an image "
-        "without pixels, ", by_axis(params, [](SymAxis axis) { return axis.size; }, " x "), ", but got '",
-        kPaddingModeNames[static_cast<int>(params.padding_mode)], "'");
+        params.padding_mode == PaddingMode::kZeros || pixels >= 1, op,
+        "(): expected padding_mode 'zeros' for an image "
+        "without pixels, ",
+        by_axis(
+            params, [](SymAxis axis) { return axis.size; }, " x "),
+        ", but got '", kPaddingModeNames[static_cast<int>(params.padding_mode)], "'");
     image(params, pixels);
     bytes("the bytes for the image", image(params, bordered));
     const auto columns = product("the size of columns", rows(params), positions(params));
@@ -369,9 +377,8 @@ struct Check {
     const auto shape = batched(tensor);
     const char* const channels_name =
         params.source == Source::kRates ? "the channels of the rates" : "the channels of the offsets";
-    const auto entries = per_tap(params.source)
-        ? product(channels_name, params.groups, taps(params))
-        : c10::SymInt(params.groups);
+    const auto entries =
+        per_tap(params.source) ? product(channels_name, params.groups, taps(params)) : c10::SymInt(params.groups);
     const auto most = parameters_of(params.source, params.axes);
     const bool one = params.source == Source::kRates;
     const auto several_shape = over_grid(params, product(channels_name, entries, most));
@@ -395,9 +402,8 @@ struct Check {
     for (const auto entry : order) {
       TORCH_CHECK(entry >= 0, op, "(): expected order to be at least 0, but got ", tuple(order));
     }
-    params.term = term_of(params.source, params.axes, params.parameters, [&](int64_t r) {
-      return order.empty() ? 0 : order[r];
-    });
+    params.term =
+        term_of(params.source, params.axes, params.parameters, [&](int64_t r) { return order.empty() ? 0 : order[r]; });
   }
 
   // What follows the sizes of the image, whichever argument they come from.

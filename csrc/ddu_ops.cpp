@@ -19,8 +19,7 @@ using OptionalTensor = std::optional<Tensor>;
 // ddu::<stem>, of two axes, or ddu::<stem>1d.
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_for_axes(const std::string& stem, size_t axes, bool two_is_plain) {
-  return find_operator<Signature>(
-      (axes == 2 && two_is_plain ? stem : stem + std::to_string(axes) + "d").c_str());
+  return find_operator<Signature>((axes == 2 && two_is_plain ? stem : stem + std::to_string(axes) + "d").c_str());
 }
 
 }  // namespace
@@ -36,8 +35,8 @@ Tensor unfold(
     int64_t groups,
     bool aligned,
     std::string_view padding_mode) {
-  using Signature = Tensor(
-      const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word);
+  using Signature =
+      Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word);
   static const auto op = find_for_axes<Signature>("ddu::dynamic_dilation_unfold", N, true);
   return op.call(input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode);
 }
@@ -59,7 +58,8 @@ Tensor fold(
       bool, Word);
   static const auto op = find_for_axes<Signature>("ddu::dynamic_dilation_fold", N, true);
   const std::vector<c10::SymInt> size(output_size->begin(), output_size->end());
-  return op.call(columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode);
+  return op.call(
+      columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode);
 }
 
 template <size_t N>

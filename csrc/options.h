@@ -50,13 +50,20 @@ struct Options {
 
   // As integers, for compiled autograd: words by their letters.
   Lists lists() const {
-    return {kernel_size, stride,           padding, dilation, {groups, aligned ? 1 : 0}, letters(source),
+    return {kernel_size,           stride, padding, dilation, {groups, aligned ? 1 : 0}, letters(source),
             letters(padding_mode), order};
   }
 
   explicit Options(const Lists& lists)
       : Options(
-            word(lists[5]), lists[0], lists[1], lists[2], lists[3], lists[4][0], lists[4][1] != 0, word(lists[6]),
+            word(lists[5]),
+            lists[0],
+            lists[1],
+            lists[2],
+            lists[3],
+            lists[4][0],
+            lists[4][1] != 0,
+            word(lists[6]),
             lists[7]) {}
 
  private:

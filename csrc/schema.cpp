@@ -71,5 +71,6 @@ TORCH_LIBRARY(ddu, m) {
   define("splat(Tensor columns, SymInt[] output_size, " + family + ") -> Tensor");
   define("dot(Tensor columns, Tensor input, " + family + ") -> Tensor");
   define(
-      "sample_backward(Tensor grad_output, Tensor input, " + family + ") -> (Tensor grad_input, Tensor grad_positions)");
+      "sample_backward(Tensor grad_output, Tensor input, " + family +
+      ") -> (Tensor grad_input, Tensor grad_positions)");
 }

@@ -1,11 +1,18 @@
 """Autocast: the input like a convolution's, the map in float32."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import ddu_ops
-from cases import Case, assert_same, fold, make_tensors, unfold
+from cases import Case, as_list, assert_near, assert_same, fold, make_tensors, unfold
 
 CASE = Case("autocast", 2, 4, padding=(1, 1), groups=2, rates=2)
 HALVES = [torch.bfloat16, torch.float16]
@@ -82,13 +89,178 @@ def test_backward_inside_the_context(half: torch.dtype, device: torch.device) ->
     assert_same(inside, outside)
 
 
+# ---- A derivative takes the types of its forward, whatever autocast says where it runs. ----
+
+
 @halves
-def test_the_backward_operator(half: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("name", ["unfold_backward", "sample", "splat", "dot", "conv2d_backward"])
+def test_the_operators_of_derivatives(name: str, half: torch.dtype, device: torch.device) -> None:
+    """Called by themselves, as a compiled backward calls them."""
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device)
     options = (CASE.kernel_size, dilation_map, *CASE.options)
+    order = (1, 0)
+    grad, weight = torch.randn(2, 3, *CASE.output_size, device=device), torch.randn(3, 4, 3, 3, device=device)
+    arguments: tuple[Any, ...] = {
+        "unfold_backward": (columns, input, *options),
+        "sample": (input, *options, order),
+        "splat": (columns, CASE.size, *options, order),
+        "dot": (columns, input, *options, order),
+        "conv2d_backward": (
+            *(grad, input, weight, dilation_map, None),
+            *((1, 1), (1, 1), (1, 1), 1, CASE.groups, True, 2**28, [True, True, True, False]),
+        ),
+    }[name]
+    operator = getattr(torch.ops.ddu, name)
     with torch.autocast(device.type, half):
-        actual = torch.ops.ddu.unfold_backward(columns, input, *options)
-    assert_same(actual, torch.ops.ddu.unfold_backward(columns.to(half), input.to(half), *options))
+        actual = operator(*arguments)
+    assert_same([t for t in as_list(actual) if t.numel()], [t for t in as_list(operator(*arguments)) if t.numel()])
+
+
+def convolve(input: Tensor, dilation_map: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+    options: dict[str, Any] = {"padding": 1, "dilation_groups": CASE.groups, "mask": mask}
+    return ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, bias, **options)
+
+
+BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {  # and torch's of the same first argument
+    "unfold": (partial(unfold, CASE), lambda input, *_: F.unfold(input, 3, padding=1)),
+    "fold": (partial(fold, CASE), lambda columns, *_: F.fold(columns, CASE.size, 3, padding=1)),
+    "conv2d": (convolve, lambda input, _, weight, bias, __: F.conv2d(input, weight, bias, padding=1)),
+}
+blocks = pytest.mark.parametrize("name", BLOCKS)
+
+
+def block_arguments(name: str, device: torch.device) -> list[Tensor]:
+    input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device, kinks=False)
+    if name != "conv2d":
+        return [columns if name == "fold" else input, dilation_map]
+    mask = torch.rand(2, CASE.groups * CASE.taps, *CASE.output_size, device=device)
+    return [input, dilation_map, torch.randn(3, 4, 3, 3, device=device), torch.randn(3, device=device), mask]
+
+
+def kept_in_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*arguments: Tensor) -> Tensor:
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            return function(*arguments)
+
+    return run
+
+
+def derivatives(
+    function: Callable[..., Tensor], arguments: list[Tensor], forward: Any = None, backward: Any = None
+) -> list[Tensor]:
+    """The gradients of a loss that overflows in float16, the forward and the backward each in its context."""
+    leaves = [t.clone().requires_grad_() for t in arguments]
+    with forward or nullcontext():
+        output = function(*leaves)
+    with backward or nullcontext():
+        grads = torch.autograd.grad(output.square().sum() * 1e6, leaves, allow_unused=True)
+    return [g for g in grads if g is not None]
+
+
+@halves
+@blocks
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_block_in_float32_has_gradients_in_float32(
+    name: str, half: torch.dtype, inside: bool, compiled: bool, device: torch.device
+) -> None:
+    torch._dynamo.reset()
+    arguments = block_arguments(name, device)
+    for function in BLOCKS[name]:
+        block = kept_in_float32(function)
+        run = torch.compile(block, backend="aot_eager", fullgraph=True) if compiled else block
+        autocast = torch.autocast(device.type, half)
+        backward = torch.autocast(device.type, half) if inside else None
+        assert_same(derivatives(run, arguments, autocast, backward), derivatives(function, arguments))
+
+
+@halves
+@blocks
+def test_a_forward_before_the_context(name: str, half: torch.dtype, device: torch.device) -> None:
+    arguments = block_arguments(name, device)
+    function, _ = BLOCKS[name]
+    for run in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
+        actual = derivatives(run, arguments, backward=torch.autocast(device.type, half))
+        assert_same(actual, derivatives(function, arguments))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@halves
+@blocks
+def test_compiled_autograd(name: str, half: torch.dtype, device: torch.device) -> None:
+    torch._dynamo.reset()
+    arguments = block_arguments(name, device)
+    function, _ = BLOCKS[name]
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        actual = derivatives(function, arguments, backward=torch.autocast(device.type, half))
+    assert_same(actual, derivatives(function, arguments))
+
+
+@halves
+@blocks
+def test_second_order(name: str, half: torch.dtype, device: torch.device) -> None:
+    arguments = block_arguments(name, device)
+    function, _ = BLOCKS[name]
+
+    def second(context: Callable[[], Any]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in arguments]
+        output = function(*leaves)
+        with context():
+            first = torch.autograd.grad(output.square().sum(), leaves, create_graph=True)
+        penalty = torch.stack([g.square().sum() for g in first]).sum()
+        with context():
+            return [*first, *torch.autograd.grad(penalty, leaves)]
+
+    assert_same(second(partial(torch.autocast, device.type, half)), second(nullcontext))
+
+
+@halves
+@blocks
+def test_forward_mode(name: str, half: torch.dtype, device: torch.device) -> None:
+    """Of the backward, and the gradient of a tangent: the two that run apart from the forward."""
+    arguments = block_arguments(name, device)
+    tangents = [torch.randn_like(t) for t in arguments]
+    function, _ = BLOCKS[name]
+
+    def run(context: Callable[[], Any]) -> list[Tensor]:
+        leaves = [t.clone().requires_grad_() for t in arguments]
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*pair) for pair in zip(leaves, tangents, strict=True)]
+            output = function(*duals)
+            with context():
+                grads = torch.autograd.grad(output.sum(), duals, create_graph=True)
+            tangent = forward_ad.unpack_dual(output).tangent
+            of_grads = [forward_ad.unpack_dual(g).tangent for g in grads]
+        with context():
+            of_tangent = torch.autograd.grad((tangent * output).sum(), leaves)
+        return [tangent, *(t for t in of_grads if t is not None), *of_tangent]
+
+    assert_same(run(partial(torch.autocast, device.type, half)), run(nullcontext))
+
+
+@halves
+@blocks
+def test_transforms(name: str, half: torch.dtype, device: torch.device) -> None:
+    """A forward under autocast, and a block in float32 inside of it."""
+    arguments = block_arguments(name, device)
+    function, _ = BLOCKS[name]
+    every = tuple(range(len(arguments)))
+
+    def loss(*arguments: Tensor) -> Tensor:
+        return function(*arguments).float().square().sum()
+
+    with torch.autocast(device.type, half):
+        actual = torch.func.grad(loss, every)(*arguments)
+        leaves = [t.clone().requires_grad_() for t in arguments]
+        expected = torch.autograd.grad(loss(*leaves), leaves)
+        per_item = torch.func.vmap(torch.func.grad(loss, every))(*(t[None] for t in arguments))
+        kept = torch.func.vmap(torch.func.grad(kept_in_float32(loss), every))(*(t[None] for t in arguments))
+    assert_same(actual, expected)
+    for a, e in zip(per_item, expected, strict=True):
+        assert_near(a[0].to(half), e.double())
+    torch.testing.assert_close(
+        [t[0] for t in kept], list(torch.func.grad(loss, every)(*arguments)), rtol=1e-5, atol=1e-4
+    )
 
 
 def test_positions_are_not_rounded(device: torch.device) -> None:

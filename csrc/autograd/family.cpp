@@ -74,9 +74,8 @@ struct Family {
   }
 
   Tensor dot(const Tensor& columns, const Tensor& image, const Order& order) const {
-    return !columns.defined() || !image.defined() || vanishes(order)
-        ? Tensor()
-        : ddu::dot(columns, image, positions, with(order));
+    return !columns.defined() || !image.defined() || vanishes(order) ? Tensor()
+                                                                     : ddu::dot(columns, image, positions, with(order));
   }
 
   // splat_order and all of dot_{order + e_r}, in one pass over the columns.
@@ -328,21 +327,10 @@ struct FamilyFormula {
 template <class Op>
 Tensors differentiable(const Tensors& x, const Options& options, const ImageSize& image_size) {
   auto results = recorded<FamilyFormula<Op>>(x, options, image_size, [&] { return Op::value(x, options, image_size); });
-  if (any_tangent(x)) {
-    Tensors primals;
-    Tensors tangents;
-    for (const auto& tensor : x) {
-      primals.push_back(tensor._fw_primal(/*level=*/0));
-      tangents.push_back(tensor._fw_grad(/*level=*/0));
-    }
+  carry_tangents(results, x, [&](const Tensors& tangents, const Tensors& primals) {
     const Family family{primals.back(), options, image_size};
-    const auto result_tangents = Op::jvp(tangents, primals, family, FamilyFormula<Op>::order_of(family));
-    for (size_t i = 0; i < results.size(); ++i) {
-      if (result_tangents[i].defined()) {
-        results[i]._set_fw_grad(result_tangents[i], /*level=*/0, /*is_inplace_op=*/false);
-      }
-    }
-  }
+    return Op::jvp(tangents, primals, family, FamilyFormula<Op>::order_of(family));
+  });
   return results;
 }
 

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/csrc/autograd/VariableTypeUtils.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -30,6 +31,11 @@ namespace ddu {
 using torch::autograd::variable_list;
 using Needs = c10::SmallVector<bool, 5>;         // for each tensor of a call
 using Sizes = c10::SmallVector<c10::SymInt, 2>;  // of an image, for every axis
+
+// Derivatives compute in the types of their forward, whatever autocast says where they run.
+struct WithoutAutocast {
+  const c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
+};
 
 // Node pointers are std::shared_ptr up to torch 2.12 and c10::intrusive_ptr after it.
 using NodePtr = decltype(torch::autograd::Edge::function);
@@ -129,6 +135,7 @@ struct FormulaNode final : torch::autograd::Node {
       const Options& options,
       const Sizes& sizes,
       const Needs& needs) {
+    const WithoutAutocast guard;
     const auto defined = [](const at::Tensor& grad) { return grad.defined(); };
     return std::any_of(grads.begin(), grads.end(), defined) ? Formula::vjp(grads, x, options, sizes, needs)
                                                             : variable_list(x.size());
@@ -196,6 +203,27 @@ variable_list recorded(
     }
   }
   return results;
+}
+
+// Gives the results of the tensors x their tangents, jvp(tangents, primals), where x has any.
+template <class Jvp>
+void carry_tangents(const variable_list& results, const variable_list& x, const Jvp& jvp) {
+  if (!any_tangent(x)) {
+    return;
+  }
+  const WithoutAutocast guard;
+  variable_list primals;
+  variable_list tangents;
+  for (const auto& tensor : x) {
+    primals.push_back(tensor.defined() ? tensor._fw_primal(/*level=*/0) : tensor);
+    tangents.push_back(tensor.defined() ? tensor._fw_grad(/*level=*/0) : tensor);
+  }
+  const variable_list result_tangents = jvp(tangents, primals);
+  for (size_t i = 0; i < results.size(); ++i) {
+    if (result_tangents[i].defined()) {
+      results[i]._set_fw_grad(result_tangents[i], /*level=*/0, /*is_inplace_op=*/false);
+    }
+  }
 }
 
 }  // namespace ddu

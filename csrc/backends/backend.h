@@ -7,8 +7,8 @@
 //     splat(params, columns, positions, image)
 //     dot(params, columns, input, positions, result)
 //     sample_backward(params, terms, grad_output, input, positions, grad_input, grad_positions)
-// The last one is splat, and dot for each of the `terms`, one per parameter. Inputs may have any strides. A backend that
-// has kMakesResults sets its outputs instead of filling them.
+// The last one is splat, and dot for each of the `terms`, one per parameter. Inputs may have any strides. A backend
+// that has kMakesResults sets its outputs instead of filling them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -72,11 +72,7 @@ struct Operators {
 
  private:
   static Tensor sample_as(
-      const char* op,
-      const Tensor& input,
-      const Tensor& positions,
-      const Options& options,
-      const Caller& caller) {
+      const char* op, const Tensor& input, const Tensor& positions, const Options& options, const Caller& caller) {
     const auto params = check_sample(op, input, positions, options, caller);
     return filled(params, columns_shape(params), input, [&](Tensor& columns) {
       Backend::sample(params, input, positions, columns);

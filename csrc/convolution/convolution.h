@@ -50,8 +50,14 @@ struct Options {
       std::string_view padding_mode,
       int64_t workspace_limit)
       : window(
-            kSourceNames[static_cast<int>(Source::kRates)], kernel_size_of(weight), stride, padding, dilation,
-            dilation_groups, aligned, padding_mode),
+            kSourceNames[static_cast<int>(Source::kRates)],
+            kernel_size_of(weight),
+            stride,
+            padding,
+            dilation,
+            dilation_groups,
+            aligned,
+            padding_mode),
         groups(groups),
         workspace_limit(workspace_limit) {}
 
@@ -155,7 +161,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv2d_backward_schem
     std::string_view padding_mode,
     int64_t workspace_limit,
     std::array<bool, 4> output_mask) {
-  const Options options(weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit);
+  const Options options(
+      weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit);
   auto result =
       f(grad_output, {input, weight, dilation_map, at::Tensor(), value_or_undefined(mask)}, options, output_mask);
   // A result of an operator is a tensor: an empty one stands for what was not asked for.

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 
+#include "../autograd/node.h"
 #include "../dispatch/calls.h"
 #include "convolution.h"
 
@@ -12,6 +13,63 @@ namespace {
 
 using at::Tensor;
 using c10::SymInt;
+
+Tensor product(const Tensor& left, const Tensor& right, const Tensor& bias = {});
+
+// The derivatives of bmm(x[0], x[1]), plus x[2] if that is defined. Those of torch are cast where autocast is on.
+struct Product {
+  static constexpr const char* kName = "DynamicDilationProductBackward";
+
+  struct Options {
+    using Lists = std::array<ddu::Options::Ints, 0>;
+    Options() = default;
+    explicit Options(const Lists&) {}
+    Lists lists() const { return {}; }
+  };
+
+  static Tensor value(const Tensor& left, const Tensor& right, const Tensor& bias) {
+    return bias.defined() ? at::baddbmm(bias, left, right) : at::bmm(left, right);
+  }
+
+  static Needs saved(const Needs& needs) { return {needs[1], needs[0], false}; }
+
+  static variable_list vjp(
+      const variable_list& grads, const variable_list& x, const Options&, const Sizes&, const Needs& needs) {
+    const auto& grad = grads[0];
+    return {
+        needs[0] ? product(grad, x[1].transpose(1, 2)) : Tensor(),
+        needs[1] ? product(x[0].transpose(1, 2), grad) : Tensor(),
+        needs[2] ? grad.sum(2, /*keepdim=*/true) : Tensor(),
+    };
+  }
+
+  static variable_list jvp(const variable_list& tangents, const variable_list& x) {
+    Tensor result;
+    if (tangents[0].defined()) {
+      result = product(tangents[0], x[1]);
+    }
+    if (tangents[1].defined()) {
+      const auto part = product(x[0], tangents[1]);
+      result = result.defined() ? result + part : part;
+    }
+    if (tangents[2].defined()) {
+      const auto part = tangents[2].expand_symint({x[0].sym_size(0), x[0].sym_size(1), x[1].sym_size(2)});
+      result = result.defined() ? result + part : part;
+    }
+    return {result};
+  }
+};
+
+// [N, rows, inner] times [N, inner, columns], and a bias [N, rows, 1].
+Tensor product(const Tensor& left, const Tensor& right, const Tensor& bias) {
+  if (c10::impl::tls_is_dispatch_keyset_excluded(c10::autograd_dispatch_keyset)) {
+    return Product::value(left, right, bias);
+  }
+  const variable_list x = {left, right, bias};
+  auto results = recorded<Product>(x, {}, {}, [&] { return variable_list{Product::value(left, right, bias)}; });
+  carry_tangents(results, x, &Product::jvp);
+  return results[0];
+}
 
 // [O, C / groups, kH, kW] -> [batch * groups, O / groups, C / groups * kH * kW], for a product of every image and
 // group.
@@ -52,17 +110,20 @@ Tensor forward(const Arguments& a, const Options& options) {
   const auto columns = modulated(unfold(a.input, a.dilation_map, options.window), a.mask, options.window);
   const auto left = matrices(a.weight, batch, options.groups);
   const auto right = by_group(columns, options.groups);
-  const auto result = a.bias.defined() ? at::baddbmm(
-                                             a.bias.reshape_symint({1, options.groups, rows / options.groups, 1})
-                                                 .expand_symint({batch, options.groups, rows / options.groups, 1})
-                                                 .reshape_symint({batch * options.groups, rows / options.groups, 1}),
-                                             left, right)
-                                       : at::bmm(left, right);
+  Tensor bias;
+  if (a.bias.defined()) {
+    const auto per_group = rows / options.groups;
+    bias = a.bias.reshape_symint({1, options.groups, per_group, 1})
+               .expand_symint({batch, options.groups, per_group, 1})
+               .reshape_symint({batch * options.groups, per_group, 1});
+  }
+  const auto result = product(left, right, bias);
   return result.reshape_symint({batch, rows, a.dilation_map.sym_size(2), a.dilation_map.sym_size(3)});
 }
 
 // The gradients that are asked for, in the order of Gradient.
 Gradients backward(const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
+  const WithoutAutocast guard;
   Gradients result(kGradients);
   const auto& window = options.window;
   const auto batch = a.input.sym_size(0);
@@ -74,7 +135,7 @@ Gradients backward(const Tensor& grad_output, const Arguments& a, const Options&
     columns = unfold(a.input, a.dilation_map, window);
   }
   if (needs[kInput] || needs[kMap] || needs[kMask]) {
-    auto grad_columns = at::bmm(matrices(a.weight, batch, options.groups).transpose(1, 2), grad);
+    auto grad_columns = product(matrices(a.weight, batch, options.groups).transpose(1, 2), grad);
     const auto per_image = a.input.sym_size(1) * window.kernel_size[0] * window.kernel_size[1];
     grad_columns = grad_columns.reshape_symint({batch, per_image, positions});
     if (needs[kMask]) {
@@ -92,7 +153,7 @@ Gradients backward(const Tensor& grad_output, const Arguments& a, const Options&
   }
   if (needs[kWeight]) {
     const auto right = by_group(modulated(columns, a.mask, window), options.groups).transpose(1, 2);
-    const auto each = at::bmm(grad, right);
+    const auto each = product(grad, right);
     const auto& sizes = each.sym_sizes();
     const auto sum = each.reshape_symint({batch, options.groups, sizes[1], sizes[2]}).sum(0);
     result[kWeight] = sum.reshape_symint(a.weight.sym_sizes());

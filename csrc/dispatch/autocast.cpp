@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Autocast: images and columns are cast to the autocast type, as a convolution's would be; the dilation map is cast up
-// to float32, for positions are not to be rounded. float64 stays what it is.
+// Autocast: images and columns are cast to the autocast type, as a convolution's would be; dilation maps and offsets
+// are cast up to float32, because positions are not to be rounded. float64 stays what it is. Only what a model calls is
+// registered: a backward takes the types of its forward (see WithoutAutocast).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
-
-#include "signatures.h"
 
 namespace ddu {
 
@@ -20,7 +19,8 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto value = stack->end() - static_cast<std::ptrdiff_t>(arguments.size());
   for (const auto& argument : arguments) {
     if (value->isTensor()) {
-      const auto type = argument.name() == "dilation_map" ? at::kFloat : at::autocast::get_autocast_dtype(device);
+      const bool positions = argument.name() == "dilation_map" || argument.name() == "offset";
+      const auto type = positions ? at::kFloat : at::autocast::get_autocast_dtype(device);
       *value = at::autocast::cached_cast(type, value->toTensor(), device);
     }
     ++value;
@@ -30,10 +30,7 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
-  for (const auto* name : kOperators) {
-    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
-  }
-  for (const auto* name : {"conv2d", "conv2d_backward"}) {
+  for (const auto* name : {"unfold", "fold", "conv2d", "deform_unfold1d", "deform_unfold2d", "deform_unfold3d"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }

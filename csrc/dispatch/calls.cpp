@@ -12,8 +12,7 @@ Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Options& op
   return RatesSchema<&unfold>::dispatch("ddu::unfold", input, dilation_map, options);
 }
 
-Tensor fold(
-    const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
+Tensor fold(const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
   return RatesSchema<&fold>::dispatch("ddu::fold", columns, output_size, dilation_map, options);
 }
 

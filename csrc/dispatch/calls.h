@@ -14,18 +14,14 @@ namespace ddu {
 // The positions are rates. The three take no notice of options.source and options.order.
 at::Tensor unfold(const at::Tensor& input, const at::Tensor& dilation_map, const Options& options);
 at::Tensor fold(
-    const at::Tensor& columns,
-    c10::SymIntArrayRef output_size,
-    const at::Tensor& dilation_map,
-    const Options& options);
+    const at::Tensor& columns, c10::SymIntArrayRef output_size, const at::Tensor& dilation_map, const Options& options);
 std::tuple<at::Tensor, at::Tensor> unfold_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& dilation_map, const Options& options);
 
 at::Tensor sample(const at::Tensor& input, const at::Tensor& positions, const Options& options);
 at::Tensor splat(
     const at::Tensor& columns, c10::SymIntArrayRef output_size, const at::Tensor& positions, const Options& options);
-at::Tensor dot(
-    const at::Tensor& columns, const at::Tensor& input, const at::Tensor& positions, const Options& options);
+at::Tensor dot(const at::Tensor& columns, const at::Tensor& input, const at::Tensor& positions, const Options& options);
 std::tuple<at::Tensor, at::Tensor> sample_backward(
     const at::Tensor& grad_output, const at::Tensor& input, const at::Tensor& positions, const Options& options);
 

@@ -18,8 +18,8 @@
 namespace ddu {
 
 // The strict operators that have no weight. The convolution's: convolution/convolution.h.
-inline constexpr const char* kOperators[] = {
-    "unfold", "fold", "unfold_backward", "sample", "splat", "dot", "sample_backward"};
+inline constexpr const char* kOperators[] = {"unfold", "fold", "unfold_backward", "sample",
+                                             "splat",  "dot",  "sample_backward"};
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
@@ -68,10 +68,7 @@ struct RatesSchema<f, std::index_sequence<i...>> {
 
   // Through the dispatcher.
   static Result dispatch(
-      const char* name,
-      typename Args::template At<i>... leading,
-      const at::Tensor& dilation_map,
-      const Options& o) {
+      const char* name, typename Args::template At<i>... leading, const at::Tensor& dilation_map, const Options& o) {
     static const auto op = find_operator<decltype(call)>(name);
     return op.call(
         leading..., o.kernel_size, dilation_map, o.stride, o.padding, o.dilation, o.groups, o.aligned, o.padding_mode);

@@ -22,8 +22,8 @@ namespace ddu {
 //     kRates     1, for all axes, or one per axis  0           (tap - (k - 1) / 2) * d  window
 //     kOffsets   one per axis                      tap * d     1                        tap
 //
-// A window of rates is centred (`aligned`) where the window of rate one is, whole pixels in first_pixel and half a pixel
-// in the fraction, or on its first tap.
+// A window of rates is centred (`aligned`) where the window of rate one is, whole pixels in first_pixel and half a
+// pixel in the fraction, or on its first tap.
 
 // Whether the parameters are those of a tap.
 DDU_HOST_DEVICE constexpr bool per_tap(Source source) { return source == Source::kOffsets; }

@@ -107,8 +107,8 @@ class Taps {
     const Tensor carry = rest.floor().clamp_max(0);
     const Tensor between = rest - carry;
 
-    const Tensor first = at::arange(Scalar(axis.out_size), indices) * axis.stride +
-        first_pixel(axis, p_.source, p_.aligned);
+    const Tensor first =
+        at::arange(Scalar(axis.out_size), indices) * axis.stride + first_pixel(axis, p_.source, p_.aligned);
     Tensor position = along(axes_ + a, first) + whole.to(at::kLong) + carry.to(at::kLong);
     if (!rates) {
       position = position + along(a, at::arange(axis.kernel, indices) * axis.dilation);
@@ -134,8 +134,8 @@ class Taps {
     const Tensor pixel = at::where(forward, at, at::rsub(at, Scalar(period - 1)));
     const Tensor inner = at::where(near, between, 0);
     return weighted(
-        at::where(finite, pixel, kNoPixel), at::where(forward, inner, at::rsub(inner, 1)),
-        forward.to(type) * 2 - 1, distance);
+        at::where(finite, pixel, kNoPixel), at::where(forward, inner, at::rsub(inner, 1)), forward.to(type) * 2 - 1,
+        distance);
   }
 
   static TapsOfAxis weighted(
@@ -153,7 +153,8 @@ class Taps {
 
 class Plain {
  public:
-  Plain(const SymParams& params, const Tensor& positions) : p_(params), axes_(params.axes), located_(params, positions) {
+  Plain(const SymParams& params, const Tensor& positions)
+      : p_(params), axes_(params.axes), located_(params, positions) {
     for (int64_t a = 0; a < axes_; ++a) {
       taps_ *= located_.axis(a).kernel;
       positions_ = positions_ * located_.axis(a).out_size;
@@ -189,8 +190,7 @@ class Plain {
 
   // [B, C * taps, L] -> [B, C, *size]
   Tensor splat(const Term& term, const Tensor& columns) const {
-    const Tensor values =
-        columns.to(located_.unit().scalar_type()).reshape_symint(planes(taps_ * positions_));
+    const Tensor values = columns.to(located_.unit().scalar_type()).reshape_symint(planes(taps_ * positions_));
     Tensor image = at::zeros_symint(planes(plane_), values.options());
     for (const auto& [index, weight] : corners(term)) {
       image = image.scatter_add(-1, index, values * weight);
@@ -283,10 +283,10 @@ class Plain {
   const Taps located_;
   int64_t taps_ = 1;
   SymInt positions_ = 1;
-  SymInt plane_ = 1;               // pixels of an image with the border of math/axis.h around it
-  std::vector<SymInt> padded_;     // its sizes,
-  std::vector<SymInt> pitch_;      // and how far neighbours along an axis lie apart in it
-  Tensor first_;                   // the index of a tap's first neighbour: [B, G, 1, taps * L]
+  SymInt plane_ = 1;            // pixels of an image with the border of math/axis.h around it
+  std::vector<SymInt> padded_;  // its sizes,
+  std::vector<SymInt> pitch_;   // and how far neighbours along an axis lie apart in it
+  Tensor first_;                // the index of a tap's first neighbour: [B, G, 1, taps * L]
 };
 
 // ---- the operators
@@ -345,8 +345,7 @@ struct Aten {
       by_parameter.push_back(plain.dot(terms[r], grad_output, input));
     }
     grad_input = plain.splat(params.term, grad_output);
-    grad_positions =
-        at::stack(by_parameter, 2).reshape_symint(positions.sym_sizes()).to(positions.scalar_type());
+    grad_positions = at::stack(by_parameter, 2).reshape_symint(positions.sym_sizes()).to(positions.scalar_type());
   }
 };
 

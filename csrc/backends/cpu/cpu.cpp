@@ -202,8 +202,7 @@ struct Cpu {
       Tensor& grad_input,
       Tensor& grad_positions) {
     dispatch(params, grad_output, positions, {&grad_input, &grad_positions}, [&](const auto& call) {
-      call.reduce(
-          grad_output, &params.term, &grad_input, &input, terms.data(), params.parameters, &grad_positions);
+      call.reduce(grad_output, &params.term, &grad_input, &input, terms.data(), params.parameters, &grad_positions);
     });
   }
 
