@@ -11,14 +11,14 @@
 #include <cmath>
 #include <optional>
 
-#include "../dispatch/backend.h"
+#include "../backend.h"
 #include "launch.h"
 
 // NOTE [ CUDA paths ]
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
 // for what a training step is made of:
 //
-//              general                                      fast
+//              general                                      fast, along at most two axes
 //     sample   sample_kernel                                sample_tile_kernel
 //     splat    reduce_kernel                                                tile_kernel, finish_kernel
 //     dot      reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
@@ -38,17 +38,27 @@ using at::Tensor;
 
 // ---- views
 
-cuda::ImageView view_image(const Tensor& image) {
-  return {image.const_data_ptr(), image.stride(0), image.stride(1), image.stride(2), image.stride(3)};
+// The strides of a tensor [B, channels, *axes].
+template <class View>
+View with_strides(View view, const Tensor& tensor) {
+  view.batch = tensor.stride(0);
+  view.channel = tensor.stride(1);
+  const int64_t axes = tensor.dim() - 2;
+  for (int64_t a = 0; a < axes; ++a) {
+    view.axis[kMaxAxes - axes + a] = tensor.stride(2 + a);
+  }
+  return view;
 }
+
+cuda::ImageView view_image(const Tensor& image) { return with_strides(cuda::ImageView{image.const_data_ptr()}, image); }
 
 cuda::ColumnsView view_columns(const Tensor& columns) {
   return {columns.const_data_ptr(), columns.stride(0), columns.stride(1), columns.stride(2)};
 }
 
-cuda::MapView view_map(const Tensor& map) {
-  return {map.const_data_ptr(), map.scalar_type() == at::kFloat, map.stride(0), map.stride(1), map.stride(2),
-          map.stride(3)};
+cuda::PositionsView view_positions(const Tensor& positions) {
+  return with_strides(
+      cuda::PositionsView{positions.const_data_ptr(), positions.scalar_type() == at::kFloat}, positions);
 }
 
 // Whether 32 bits do not hold the offsets of all elements.
@@ -77,9 +87,9 @@ struct Paths {
   static constexpr int64_t kSamplesPerPixel = 3;
 
   bool pays() const {
-    const int64_t samples = taps() * p.h.out_size * p.w.out_size;
-    return type != at::kDouble && fits_int() && p.batch * p.channels * samples >= kManyEntries &&
-        samples >= kSamplesPerPixel * p.h.size * p.w.size;
+    const int64_t samples = taps_of(p) * positions_of(p);
+    return type != at::kDouble && p.axes <= 2 && fits_int() && p.batch * p.channels * samples >= kManyEntries &&
+        samples >= kSamplesPerPixel * pixels_of(p);
   }
 
   // What the fast kernels count in an int.
@@ -88,29 +98,25 @@ struct Paths {
     const auto fits = [](const Axis<int64_t>& axis) {
       return axis.size < kLimit && axis.padding < kLimit && axis.dilation * (axis.kernel - 1) < kLimit;
     };
-    return fits(p.h) && fits(p.w) && taps() < kLimit && p.h.size * p.w.size < kLimit &&
-        p.h.out_size * p.w.out_size < kLimit && p.channels < kLimit;
+    return fits(p.axis[1]) && fits(p.axis[2]) && taps_of(p) < kLimit && pixels_of(p) < kLimit &&
+        positions_of(p) < kLimit && p.channels < kLimit;
   }
-
-  bool value_only() const {
-    return p.term.count[0][0] == 1 && p.term.count[0][1] == 0 && p.term.count[1][0] == 0 && p.term.count[1][1] == 0;
-  }
-
-  bool first_derivative() const { return p.term.count[0][0] == 0 && p.term.count[1][1] == 0; }
 
   // A packet should not be filled up with zeros for the larger part.
   bool fast_sample() const {
     const int64_t packet = 16 / static_cast<int64_t>(c10::elementSize(type));
-    return pays() && value_only() && 2 * (p.channels / p.groups) > packet;
+    return pays() && is_value(p.term) && 2 * (p.channels / p.groups) > packet;
   }
 
-  // Nor a block of channels.
-  bool fast_reduce(bool splat, bool dot) const {
-    return pays() && 2 * (p.channels / p.groups) >= cuda::kChannelBlock && (!splat || value_only()) &&
-        (!dot || splat || first_derivative());
+  // Nor a block of channels. The terms: of splat, unless null, and of `dots` dots.
+  bool fast_reduce(const Term* splat, const Term* terms, int dots) const {
+    bool first_derivatives = true;
+    for (int d = 0; d < dots; ++d) {
+      first_derivatives = first_derivatives && terms[d].count[0] == 0 && terms[d].count[axis_bit(1) | axis_bit(2)] == 0;
+    }
+    return pays() && 2 * (p.channels / p.groups) >= cuda::kChannelBlock && (splat == nullptr || is_value(*splat)) &&
+        first_derivatives;
   }
-
-  int64_t taps() const { return p.h.kernel * p.w.kernel; }
 };
 
 // ---- workspaces
@@ -134,16 +140,20 @@ int ceil_log2(double x) { return static_cast<int>(std::ceil(std::log2(std::max(x
 // NOTE [ Fixed point ]: a pixel gets, from each of the windows and each of their taps, at most the largest weight there
 // is times the largest entry of columns; one bit to spare.
 int log2_terms(const UnfoldParams& p) {
-  const double taps = static_cast<double>(p.h.kernel) * static_cast<double>(p.w.kernel);
-  const double windows = static_cast<double>(p.h.out_size) * static_cast<double>(p.w.out_size);
-  const double slope[2][2] = {
-      {1, static_cast<double>(p.h.kernel - 1) * static_cast<double>(p.h.dilation) / 2},
-      {1, static_cast<double>(p.w.kernel - 1) * static_cast<double>(p.w.dilation) / 2}};
+  double taps = 1;
+  double windows = 1;
   double weight = 0;
-  for (int a = 0; a < 2; ++a) {
-    for (int b = 0; b < 2; ++b) {
-      weight += p.term.count[a][b] * slope[0][a] * slope[1][b];
+  for (const auto& axis : p.axis) {
+    taps *= static_cast<double>(axis.kernel);
+    windows *= static_cast<double>(axis.out_size);
+  }
+  for (int q = 0; q < kCorners; ++q) {
+    double most = p.term.count[q];
+    for (int a = 0; a < kMaxAxes; ++a) {
+      most *= std::pow(
+          static_cast<double>(p.axis[a].kernel - 1) * static_cast<double>(p.axis[a].dilation) / 2, p.term.power[q][a]);
     }
+    weight += most;
   }
   return ceil_log2(taps) + ceil_log2(windows) + ceil_log2(weight) + 1;
 }
@@ -207,7 +217,9 @@ class ImageSums {
 // ---- the device
 
 struct Cuda {
-  static void sample(const SymParams& params, const Tensor& input, const Tensor& dilation_map, Tensor& columns) {
+  static constexpr bool kMakesResults = false;
+
+  static void sample(const SymParams& params, const Tensor& input, const Tensor& positions, Tensor& columns) {
     if (columns.numel() == 0) {
       return;
     }
@@ -217,43 +229,43 @@ struct Cuda {
     const auto type = input.scalar_type();
     const bool wide = any_wide(input, columns);
     if (Paths{p, type}.fast_sample()) {
-      cuda::launch_sample_tiles(p, type, view_image(input), view_map(dilation_map), columns.mutable_data_ptr(), stream);
+      cuda::launch_sample_tiles(
+          p, type, view_image(input), view_positions(positions), columns.mutable_data_ptr(), stream);
     } else {
-      cuda::launch_sample(p, type, wide, view_image(input), view_map(dilation_map), columns.mutable_data_ptr(), stream);
+      cuda::launch_sample(
+          p, type, wide, view_image(input), view_positions(positions), columns.mutable_data_ptr(), stream);
     }
   }
 
-  static void splat(const SymParams& params, const Tensor& columns, const Tensor& dilation_map, Tensor& image) {
-    const auto p = concrete(params);
-    reduce(p, columns, dilation_map, &image, nullptr, nullptr, 0, nullptr);
+  static void splat(const SymParams& params, const Tensor& columns, const Tensor& positions, Tensor& image) {
+    reduce(concrete(params), columns, positions, &image, nullptr, nullptr, 0, nullptr);
   }
 
   static void dot(
-      const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& dilation_map, Tensor& result) {
-    const auto p = concrete(params);
-    reduce(p, columns, dilation_map, nullptr, &input, &p.term, 1, &result);
+      const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& positions, Tensor& result) {
+    reduce(concrete(params), columns, positions, nullptr, &input, &params.term, 1, &result);
   }
 
-  static void unfold_backward(
+  static void sample_backward(
       const SymParams& params,
+      const ParameterTerms& terms,
       const Tensor& grad_output,
       const Tensor& input,
-      const Tensor& dilation_map,
+      const Tensor& positions,
       Tensor& grad_input,
-      Tensor& grad_dilation_map) {
-    const auto p = concrete(params);
+      Tensor& grad_positions) {
     reduce(
-        p, grad_output, dilation_map, &grad_input, &input, gradient_terms(p.rates), static_cast<int>(p.rates),
-        &grad_dilation_map);
+        concrete(params), grad_output, positions, &grad_input, &input, terms.data(),
+        static_cast<int>(params.parameters), &grad_positions);
   }
 
  private:
   // Splats columns into `image` with p.term, unless it is null, and writes their products with the `dots` terms of
-  // input to result [B, G, dots, H_out, W_out].
+  // input to result [B, G, positions_per_group, dots, L].
   static void reduce(
       const UnfoldParams& p,
       const Tensor& columns,
-      const Tensor& dilation_map,
+      const Tensor& positions,
       Tensor* image,
       const Tensor* input,
       const Term* terms,
@@ -279,7 +291,7 @@ struct Cuda {
     const bool wide =
         any_wide(columns) || (image != nullptr && is_wide(*image)) || (input != nullptr && is_wide(*input));
     const Paths paths{p, type};
-    const bool fast = paths.fast_reduce(image != nullptr, input != nullptr);
+    const bool fast = paths.fast_reduce(image != nullptr ? &p.term : nullptr, terms, dots);
 
     std::optional<ImageSums> image_sums;
     if (image != nullptr) {
@@ -301,7 +313,7 @@ struct Cuda {
       const auto input_view = input != nullptr ? view_image(*input) : cuda::ImageView{};
       clear_sums();
       cuda::launch_reduce(
-          p, type, wide, view_columns(columns), view_map(dilation_map), image != nullptr ? &p.term : nullptr, sums(),
+          p, type, wide, view_columns(columns), view_positions(positions), image != nullptr ? &p.term : nullptr, sums(),
           input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
       if (image_sums) {
         image_sums->convert(stream);
@@ -319,13 +331,13 @@ struct Cuda {
       clear_sums();
     }
     const int64_t splits = cuda::channel_splits(p, type);
-    const int64_t windows = p.batch * p.groups * dots * p.h.out_size * p.w.out_size;
+    const int64_t windows = p.batch * p.groups * positions_per_group(p) * dots * positions_of(p);
     const bool in_place = result != nullptr && splits == 1 && result->scalar_type() == at::kFloat;
     const Workspace partial(in_place ? 0 : splits * windows * static_cast<int64_t>(sizeof(float)));
     auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
     const auto added = sums();
     cuda::launch_tiles(
-        p, type, view_columns(columns), view_map(dilation_map), added, packets.data(), dots == 1 ? terms[0] : Term{},
+        p, type, view_columns(columns), view_positions(positions), added, packets.data(), dots == 1 ? terms[0] : Term{},
         dots, partial_data, stream);
     cuda::MapSums map_sums = {};
     if (result != nullptr && !in_place) {

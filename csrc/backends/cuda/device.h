@@ -10,8 +10,8 @@
 #include <limits>
 #include <type_traits>
 
-#include "../math/bilinear.h"
-#include "../math/geometry.h"
+#include "../../math/interpolation.h"
+#include "../../math/positions.h"
 #include "launch.h"
 
 namespace ddu::cuda {
@@ -39,6 +39,19 @@ void dispatch_half_or_float(c10::ScalarType type, const F& f) {
 template <class F>
 void dispatch_floating(c10::ScalarType type, const F& f) {
   return type == c10::ScalarType::Double ? f(double()) : dispatch_half_or_float(type, f);
+}
+
+// f(whether each tap has parameters of its own, whether the padding mode is known to be zeros), as constants: for the
+// fast kernels, whose registers are few.
+template <class F>
+void dispatch_fast(const UnfoldParams& p, const F& f) {
+  if (per_tap(p.source)) {
+    f(std::true_type(), std::false_type());
+  } else if (p.padding_mode == PaddingMode::kZeros) {
+    f(std::false_type(), std::true_type());
+  } else {
+    f(std::false_type(), std::false_type());
+  }
 }
 
 template <class F>
@@ -123,67 +136,201 @@ __device__ __forceinline__ float load(const c10::BFloat16* p) {
   return __uint_as_float(static_cast<unsigned>(__ldg(reinterpret_cast<const unsigned short*>(p))) << 16);
 }
 
-// The rates of one window, and what follows from its position.
-template <class T>
+// scalar_t: the type of the positions, unless they are float. `at`: of the output position, in elements.
+template <class scalar_t>
+__device__ __forceinline__ Compute<scalar_t> load_parameter(
+    const UnfoldParams& p, const PositionsView& positions, int64_t at, int64_t group, int64_t tap, int axis) {
+  using T = Compute<scalar_t>;
+  if (axis < p.first_axis()) {
+    return T(0);
+  }
+  at += parameter_channel(p, group, tap, axis) * positions.channel;
+  return positions.is_float ? static_cast<T>(load(static_cast<const float*>(positions.data) + at))
+                            : load(static_cast<const scalar_t*>(positions.data) + at);
+}
+
+// A window of a problem that is treated as one of kAxes axes, and the tap of it that it was moved to last.
+template <class scalar_t, int kAxes>
 struct Window {
-  T rate_h, rate_w;
-  int64_t centre_h, centre_w;
-  bool finite;
+  using T = Compute<scalar_t>;
+  static constexpr int kFirst = kMaxAxes - kAxes;
+
+  const UnfoldParams& p;
+  const PositionsView& positions;
+  int64_t group;         // of the batch item
+  int64_t at;            // in the positions
+  int64_t pixel[kAxes];  // of the window, before the tap's own
+  T parameter[kAxes];
+  bool finite;  // all parameters, of the window or of the tap
+  int64_t tap[kAxes];
+  Neighbours<T> neighbour[kAxes];
+
+  __device__ __forceinline__
+  Window(const UnfoldParams& p, const PositionsView& positions, int64_t b, int64_t group, int64_t position)
+      : p(p), positions(positions), group(group), at(b * positions.batch) {
+#pragma unroll
+    for (int a = kAxes - 1; a >= 0; --a) {
+      const auto& axis = p.axis[kFirst + a];
+      const int64_t index = a == 0 ? position : position % axis.out_size;
+      position /= axis.out_size;
+      at += index * positions.axis[kFirst + a];
+      pixel[a] = index * axis.stride + first_pixel(axis, p.source, p.aligned);
+    }
+    finite = true;
+    if (!per_tap(p.source)) {
+      load_parameters(0);
+    }
+  }
+
+  // Calls visit(tap) after it moved to each of the taps in turn.
+  template <class Visit>
+  __device__ __forceinline__ void for_taps(const Visit& visit) {
+    const int64_t taps = taps_of(p);
+    int moved = 0;  // the first axis along which the tap is another
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      tap[a] = 0;
+    }
+    for (int64_t number = 0; number < taps; ++number) {
+      if (per_tap(p.source)) {
+        moved = 0;
+        load_parameters(number);
+      }
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        if (a >= moved) {
+          const auto& axis = p.axis[kFirst + a];
+          const auto place = tap_place<T>(axis, p.source, p.aligned, tap[a]);
+          neighbour[a] =
+              neighbours(axis.size, pixel[a] + place.pixels, place.fraction, place.slope, parameter[a], p.padding_mode);
+        }
+      }
+      visit(number);
+      bool carry = true;
+      moved = kAxes;
+#pragma unroll
+      for (int a = kAxes - 1; a >= 0; --a) {
+        if (carry) {
+          moved = a;
+          carry = ++tap[a] == p.axis[kFirst + a].kernel;
+          tap[a] = carry ? 0 : tap[a];
+        }
+      }
+    }
+  }
+
+  // Bit c: whether corner c of the tap lies in the image.
+  __device__ __forceinline__ unsigned corners_inside() const {
+    unsigned inside = (1u << (1 << kAxes)) - 1;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      const int64_t first = neighbour[a].pixel;
+      const bool low = first >= 0;
+      const bool high = first >= -1 && first + 1 < p.axis[kFirst + a].size;
+#pragma unroll
+      for (int c = 0; c < 1 << kAxes; ++c) {
+        const bool here = (c & axis_bit(kFirst + a)) != 0 ? high : low;
+        inside = here ? inside : inside & ~(1u << c);
+      }
+    }
+    return inside;
+  }
+
+  // NaN for a tap that is not finite: it has no neighbours, so the zeros that are read instead are multiplied with it.
+  __device__ __forceinline__ CornerWeights<kAxes, T> weights(const Term& term) const {
+    AxisWeights<T> along[kAxes];
+    T distance[kAxes];
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      along[a] = axis_weights(neighbour[a].fraction, neighbour[a].direction);
+      distance[a] = tap_distance<T>(p.axis[kFirst + a], tap[a]);
+    }
+    auto result = corner_weights(along, distance, term);
+    if (!finite) {
+#pragma unroll
+      for (int c = 0; c < 1 << kAxes; ++c) {
+        result.corner[c] = std::numeric_limits<T>::quiet_NaN();
+      }
+    }
+    return result;
+  }
+
+ private:
+  __device__ __forceinline__ void load_parameters(int64_t number) {
+    finite = true;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      parameter[a] = load_parameter<scalar_t>(p, positions, at, group, number, kFirst + a);
+      finite = finite && is_finite(parameter[a]);
+    }
+  }
 };
 
-// scalar_t: the type of the map, unless map.is_float.
-template <class scalar_t>
-__device__ __forceinline__ Window<Compute<scalar_t>> load_window(
-    const UnfoldParams& p, const MapView& map, int64_t b, int64_t g, int64_t i, int64_t j) {
-  using T = Compute<scalar_t>;
-  const int64_t offset = b * map.batch + g * p.rates * map.channel + i * map.row + j * map.column;
-  const auto rate = [&](int64_t at) {
-    return map.is_float ? static_cast<T>(load(static_cast<const float*>(map.data) + at))
-                        : load(static_cast<const scalar_t*>(map.data) + at);
-  };
-  Window<T> window;
-  window.rate_h = rate(offset);
-  window.rate_w = p.rates == 1 ? window.rate_h : rate(offset + map.channel);
-  window.finite = is_finite(window.rate_h) && is_finite(window.rate_w);
-  window.centre_h = centre_pixel(p.h, i, p.aligned);
-  window.centre_w = centre_pixel(p.w, j, p.aligned);
-  return window;
-}
+// How far the corners of a tap lie from its first one, in elements.
+template <int kAxes, class Index>
+struct CornerOffsets {
+  Index step[kAxes];
 
-template <class T>
-__device__ __forceinline__ Neighbours<T> tap_neighbours(
-    const Axis<int64_t>& axis, bool aligned, int64_t centre, T rate, int64_t tap) {
-  return neighbours(axis.size, centre, centre_fraction<T>(axis, aligned), tap_slope<T>(axis, tap), rate);
-}
+  __device__ __forceinline__ Index operator[](int c) const {
+    Index offset = 0;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      offset += (c & axis_bit(kMaxAxes - kAxes + a)) != 0 ? step[a] : Index(0);
+    }
+    return offset;
+  }
 
-// An axis in 32 bits, for the fast kernels.
+  template <class T>
+  __device__ __forceinline__ Index first(const Neighbours<T> (&neighbour)[kAxes]) const {
+    Index offset = 0;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      offset += static_cast<Index>(neighbour[a].pixel) * step[a];
+    }
+    return offset;
+  }
+};
+
+// An axis in 32 bits, for the fast kernels, which know two.
 struct FastAxis {
   int size, out_size, kernel, stride;
-  int first_centre;  // centre_pixel of output index 0
-  float fraction;    // centre_fraction
-  float half_dilation;
+  int first_pixel;  // of the window with output index 0
+  int tap_step;     // pixels from one tap to the next, that the source of positions adds to it
+  float fraction;
+  float half_step, constant_slope;  // see slope
+  PaddingMode padding_mode;
 
-  __device__ __forceinline__ int centre(int out_index) const { return out_index * stride + first_centre; }
+  __device__ __forceinline__ int pixel(int out_index) const { return out_index * stride + first_pixel; }
 
-  // tap_slope
+  // By the parameter: of rates tap_distance, of others a constant.
   __device__ __forceinline__ float slope(int tap) const {
-    return static_cast<float>(2 * tap - (kernel - 1)) * half_dilation;
+    return static_cast<float>(2 * tap - (kernel - 1)) * half_step + constant_slope;
   }
 
-  __device__ __forceinline__ Neighbours<float, int> neighbours_of(int tap, int centre, float rate) const {
-    return neighbours<float, int>(size, centre, fraction, slope(tap), rate);
+  // Of a tap of the window at `pixel`. kZeros: the padding mode is that; the others cost registers.
+  template <bool kZeros>
+  __device__ __forceinline__ Neighbours<float, int> neighbours_of(int tap, int pixel, float parameter) const {
+    return neighbours<float, int>(
+        size, pixel + tap * tap_step, fraction, slope(tap), parameter, kZeros ? PaddingMode::kZeros : padding_mode);
   }
 };
 
-inline FastAxis fast_axis(const Axis<int64_t>& axis, bool aligned) {
+inline FastAxis fast_axis(const UnfoldParams& p, int a) {
+  const auto& axis = p.axis[a];
+  const bool rates = p.source == Source::kRates;
+  const auto first = tap_place<float>(axis, p.source, p.aligned, 0);
+  const auto second = tap_place<float>(axis, p.source, p.aligned, 1);
   return {
       static_cast<int>(axis.size),
       static_cast<int>(axis.out_size),
       static_cast<int>(axis.kernel),
       static_cast<int>(axis.stride),
-      static_cast<int>(centre_pixel(axis, 0, aligned)),
-      centre_fraction<float>(axis, aligned),
-      static_cast<float>(axis.dilation) / 2};
+      static_cast<int>(first_pixel(axis, p.source, p.aligned)),
+      static_cast<int>(second.pixels - first.pixels),
+      first.fraction,
+      rates ? static_cast<float>(axis.dilation) / 2 : 0.f,
+      rates ? 0.f : first.slope,
+      p.padding_mode};
 }
 
 #endif

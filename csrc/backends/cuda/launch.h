@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What the CUDA sources offer to unfold_cuda.cpp, without a torch tensor in sight, so that nvcc reads little.
+// What the CUDA sources offer to cuda.cpp, without a torch tensor in sight, so that nvcc reads little.
 //
 // Every function queues its work on `stream` and returns. Strides are in elements. Which of the paths a call takes is
-// decided in unfold_cuda.cpp alone: NOTE [ CUDA paths ].
+// decided in cuda.cpp alone: NOTE [ CUDA paths ].
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -10,28 +10,28 @@
 
 #include <cstdint>
 
-#include "../math/portability.h"
-#include "../params.h"
+#include "../../math/portability.h"
+#include "../../params.h"
 
 namespace ddu::cuda {
 
-// [B, C, H, W]
+// [B, C, *size], with a stride for each of kMaxAxes: of the axes that the problem has not, 0.
 struct ImageView {
   const void* data;
-  int64_t batch, channel, row, column;
+  int64_t batch, channel, axis[kMaxAxes];
 };
 
-// [B, C * kH * kW, L]
+// [B, C * taps, L]
 struct ColumnsView {
   const void* data;
   int64_t batch, row, position;
 };
 
-// [B, G * rates, H_out, W_out], in the type of the other tensors, or in float beside a half type.
-struct MapView {
+// The positions, [B, channels, *out], in the type of the other tensors, or in float beside a half type.
+struct PositionsView {
   const void* data;
   bool is_float;
-  int64_t batch, channel, row, column;
+  int64_t batch, channel, axis[kMaxAxes];
 };
 
 // Where sums for an image are gathered: floating point numbers, added atomically in any order, or fixed point numbers
@@ -44,36 +44,36 @@ struct Sums {
 
 // ---- sample.cu
 
-// columns [B, C, kH, kW, H_out, W_out], any type, any term.
+// columns [B, C, taps, L], any type, any term.
 void launch_sample(
     const UnfoldParams& p,
     c10::ScalarType type,
     bool wide,  // whether offsets need 64 bits
     const ImageView& input,
-    const MapView& map,
+    const PositionsView& positions,
     void* columns,
     cudaStream_t stream);
 
-// The value (order 0) of float, half and bfloat16.
+// The value (order 0) of float, half and bfloat16, along at most two axes.
 void launch_sample_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
     const ImageView& input,
-    const MapView& map,
+    const PositionsView& positions,
     void* columns,
     cudaStream_t stream);
 
 // ---- reduce.cu
 
-// One pass over the columns, any type, any terms: adds term `splat` of them to `sums` [B, C, H, W], unless it is
-// nullptr, and writes their products with the `dots` terms of input to `result` [B, G, dots, H_out, W_out], which has
-// the type of the map.
+// One pass over the columns, any type, any terms: adds term `splat` of them to `sums` [B, C, *size], unless it is
+// nullptr, and writes their products with the `dots` terms of input to `result` [B, G, positions_per_group, dots, L],
+// which has the type of the positions.
 void launch_reduce(
     const UnfoldParams& p,
     c10::ScalarType type,
     bool wide,
     const ColumnsView& columns,
-    const MapView& map,
+    const PositionsView& positions,
     const Term* splat,
     const Sums& sums,
     const ImageView& input,
@@ -93,26 +93,27 @@ inline int64_t channel_blocks(const UnfoldParams& p) {
 
 // Pixels of a plane of sums: a row and a column of the image's border before its pixels, one row after. What lies east
 // of a row is the border of the next. So each of the corners of a tap has a place.
-DDU_HOST_DEVICE int64_t sums_plane(const UnfoldParams& p) { return (p.h.size + 2) * (p.w.size + 1) + 1; }
+DDU_HOST_DEVICE int64_t sums_plane(const UnfoldParams& p) { return (p.axis[1].size + 2) * (p.axis[2].size + 1) + 1; }
 
 // Blocks that share the channels of a tile.
 int64_t channel_splits(const UnfoldParams& p, c10::ScalarType type);
 
-// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16. After launch_pack, unless packets ==
+// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16, along at most two axes. After
+// launch_pack, unless packets ==
 // nullptr.
 //   sums     [B * G, channel blocks, sums_plane, kChannelBlock], or data == nullptr: no splat
 //   packets  of the input, or nullptr: no dot
-//   partial  [channel splits, B, G, rates, H_out, W_out], float: for two rates the derivatives by the height and the
-//            width, for one their sum, weighted with dot_term. Still to be added over the splits.
+//   partial  [channel splits, B, G, positions_per_group, dots, L], float: for several parameters the derivatives by
+//            each, for one their sum, weighted with dot_term. Still to be added over the splits.
 void launch_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
     const ColumnsView& columns,
-    const MapView& map,
+    const PositionsView& positions,
     const Sums& sums,
     const void* packets,
     const Term& dot_term,
-    int rates,
+    int dots,
     float* partial,
     cudaStream_t stream);
 

@@ -34,8 +34,8 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(
     cleared[k] = make_uint4(0, 0, 0, 0);
   }
   constexpr int kElements = kPacket<scalar_t>;
-  const unsigned pitch = static_cast<unsigned>(padded(p.w.size));
-  const unsigned plane = pitch * static_cast<unsigned>(padded(p.h.size));
+  const unsigned pitch = static_cast<unsigned>(padded(p.axis[2].size));
+  const unsigned plane = pitch * static_cast<unsigned>(padded(p.axis[1].size));
   const unsigned pixel = blockIdx.x % pixel_blocks * kThreads + threadIdx.x;
   const unsigned chunk = blockIdx.x / pixel_blocks % chunks;
   const Index group = static_cast<Index>(blockIdx.x / pixel_blocks / chunks);  // of the batch's B * G
@@ -47,10 +47,11 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(
   const int first_packet = chunk * kPacketsAtOnce;
   const int per_group = static_cast<int>(p.channels / p.groups);
   const Index groups = static_cast<Index>(p.groups);
-  const bool in_image = y >= 0 && y < static_cast<int>(p.h.size) && x >= 0 && x < static_cast<int>(p.w.size);
+  const bool in_image =
+      y >= 0 && y < static_cast<int>(p.axis[1].size) && x >= 0 && x < static_cast<int>(p.axis[2].size);
   const Index channel_stride = static_cast<Index>(image.channel);
   const auto* const source = static_cast<const scalar_t*>(image.data) + group / groups * image.batch +
-      (group % groups * per_group + first_packet * kElements) * image.channel + y * image.row + x * image.column;
+      (group % groups * per_group + first_packet * kElements) * image.channel + y * image.axis[1] + x * image.axis[2];
   uint4* const to = packets + (group * packets_in_group + first_packet) * static_cast<Index>(plane) + pixel;
 #pragma unroll
   for (int q = 0; q < kPacketsAtOnce; ++q) {
@@ -173,8 +174,8 @@ __device__ __forceinline__ void unblock(
     const Index at,
     scalar_t* __restrict__ image) {  // [B, C, H, W]
   const SumReader<float, kFixed> sum(sums);
-  const Index width = static_cast<Index>(p.w.size);
-  const Index pixels = static_cast<Index>(p.h.size) * width;
+  const Index width = static_cast<Index>(p.axis[2].size);
+  const Index pixels = static_cast<Index>(p.axis[1].size) * width;
   const Index per_group = static_cast<Index>(p.channels / p.groups);
   const Index pixel = at % pixels;
   const Index first = at / pixels % runs * kRun;
@@ -248,8 +249,8 @@ int64_t packets_size(const UnfoldParams& p, c10::ScalarType type) {
   int64_t size = 0;
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    size =
-        p.batch * p.groups * packets_per_group<scalar_t>(p) * kPacket<scalar_t> * padded(p.h.size) * padded(p.w.size);
+    size = p.batch * p.groups * packets_per_group<scalar_t>(p) * kPacket<scalar_t> * padded(p.axis[1].size) *
+        padded(p.axis[2].size);
   });
   return size;
 }
@@ -267,7 +268,7 @@ void launch_pack(
     using scalar_t = decltype(zero);
     const int64_t packets_in_group = packets_per_group<scalar_t>(p);
     const int64_t chunks = ceil_div<int64_t>(packets_in_group, kPacketsAtOnce);
-    const int64_t pixel_blocks = ceil_div<int64_t>(padded(p.h.size) * padded(p.w.size), kThreads);
+    const int64_t pixel_blocks = ceil_div<int64_t>(padded(p.axis[1].size) * padded(p.axis[2].size), kThreads);
     const auto grid = grid_of(p.batch * p.groups * chunks * pixel_blocks);
     dispatch_index(wide, [&](auto index) {
       pack_kernel<scalar_t, decltype(index)><<<grid, kThreads, 0, stream>>>(
@@ -285,8 +286,8 @@ void launch_largest(
     const ColumnsView& columns,
     unsigned long long* largest,
     cudaStream_t stream) {
-  const int64_t rows = p.channels * p.h.kernel * p.w.kernel;
-  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t rows = p.channels * taps_of(p);
+  const int64_t positions = positions_of(p);
   const int64_t size = p.batch * rows * positions;
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -304,7 +305,7 @@ int64_t bytes_per_sum(c10::ScalarType type, bool fixed_point) {
 }
 
 void launch_convert(const UnfoldParams& p, c10::ScalarType type, const Sums& sums, void* image, cudaStream_t stream) {
-  const int64_t size = p.batch * p.channels * p.h.size * p.w.size;
+  const int64_t size = p.batch * p.channels * pixels_of(p);
   const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
@@ -323,7 +324,7 @@ void launch_finish(
     const MapSums& map,
     cudaStream_t stream) {
   const int64_t runs = ceil_div<int64_t>(p.channels / p.groups, kRun);
-  const int64_t size = image != nullptr ? p.batch * p.groups * runs * p.h.size * p.w.size : 0;
+  const int64_t size = image != nullptr ? p.batch * p.groups * runs * p.axis[1].size * p.axis[2].size : 0;
   const int64_t image_blocks = ceil_div<int64_t>(size, kThreads);
   const auto grid = grid_of(image_blocks + ceil_div<int64_t>(map.size, kThreads));
   if (grid == 0) {

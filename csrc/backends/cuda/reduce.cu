@@ -19,126 +19,143 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kParts = 8;
-constexpr int kMaxDots = 2;
-
 struct Terms {
   Term splat;
-  Term dot[kMaxDots];
+  Term dot[kMaxAxes];
+  int dots;
 };
 
-template <class scalar_t, class Index, bool kSplat, int kDots>
+template <class scalar_t, class Index, int kAxes, bool kSplat, bool kDot>
 __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
     const UnfoldParams p,
-    const ColumnsView columns,  // [B, C * kH * kW, L]
-    const MapView map,          // [B, G * rates, H_out, W_out]
-    const Sums sums,            // [B, C, H, W]
-    const ImageView input,      // [B, C, H, W]
+    const ColumnsView columns,      // [B, C * taps, L]
+    const PositionsView positions,  // [B, channels, *out]
+    const Sums sums,                // [B, C, *size]
+    const ImageView input,          // [B, C, *size]
     const Terms terms,
-    void* __restrict__ result,  // [B, G, kDots, H_out, W_out]
+    void* __restrict__ result,  // [B, G, positions_per_group, dots, L]
     const Index position_blocks) {
   using T = Compute<scalar_t>;
-  const Index positions = static_cast<Index>(p.h.out_size * p.w.out_size);
+  constexpr int kCorners = 1 << kAxes;
+  constexpr int kFirst = kMaxAxes - kAxes;
+  const Index length = static_cast<Index>(positions_of(p));
   const Index position = static_cast<Index>(blockIdx.x) % position_blocks * kLanes + threadIdx.x;
   const Index group = static_cast<Index>(blockIdx.x) / position_blocks;  // of the batch's B * G
-  const bool inside = position < positions;
+  const bool inside = position < length;
   const Index b = group / static_cast<Index>(p.groups);
   const Index g = group % static_cast<Index>(p.groups);
   const Index per_group = static_cast<Index>(p.channels / p.groups);
-  Window<T> window = {};
-  if (inside) {
-    window = load_window<scalar_t>(
-        p, map, b, g, position / static_cast<Index>(p.w.out_size), position % static_cast<Index>(p.w.out_size));
+  Window<scalar_t, kAxes> window(p, positions, b, g, inside ? position : Index(0));
+
+  const Index taps = static_cast<Index>(taps_of(p));
+  const auto* const entries = static_cast<const scalar_t*>(columns.data) + b * columns.batch +
+      static_cast<int64_t>(g) * per_group * taps * columns.row + position * columns.position;
+  const Index tap_stride = static_cast<Index>(columns.row);
+  const auto* const image = static_cast<const scalar_t*>(input.data) + b * input.batch + g * per_group * input.channel;
+  const Index channel_stride = static_cast<Index>(input.channel);
+  const int64_t pixels = pixels_of(p);
+  [[maybe_unused]] const int64_t first_sum = static_cast<int64_t>(group) * per_group * pixels;
+  [[maybe_unused]] CornerOffsets<kAxes, Index> offsets;
+  [[maybe_unused]] CornerOffsets<kAxes, Index> sum_offsets;
+  Index pitch = 1;
+#pragma unroll
+  for (int a = kAxes - 1; a >= 0; --a) {
+    offsets.step[a] = static_cast<Index>(input.axis[kFirst + a]);
+    sum_offsets.step[a] = pitch;
+    pitch *= static_cast<Index>(p.axis[kFirst + a].size);
   }
 
-  T dots[kMaxDots] = {0, 0};
-  if (window.finite) {
-    const Index taps = static_cast<Index>(p.h.kernel * p.w.kernel);
-    const Index height = static_cast<Index>(p.h.size);
-    const Index width = static_cast<Index>(p.w.size);
-    const auto* const entries = static_cast<const scalar_t*>(columns.data) + b * columns.batch +
-        static_cast<int64_t>(g) * per_group * taps * columns.row + position * columns.position;
-    const Index tap_stride = static_cast<Index>(columns.row);
-    const auto* const image =
-        static_cast<const scalar_t*>(input.data) + b * input.batch + g * per_group * input.channel;
-    const Index channel_stride = static_cast<Index>(input.channel);
-    const Index row_stride = static_cast<Index>(input.row);
-    const Index column_stride = static_cast<Index>(input.column);
-    [[maybe_unused]] const int64_t first_sum = static_cast<int64_t>(group) * per_group * height * width;
-
-    for (int64_t m = 0; m < p.h.kernel; ++m) {
-      const auto y = tap_neighbours(p.h, p.aligned, window.centre_h, window.rate_h, m);
-      const auto wy = axis_weights(y.fraction, tap_slope<T>(p.h, m));
-      const bool north = y.pixel >= 0;
-      const bool south = y.pixel >= -1 && y.pixel + 1 < p.h.size;
-      for (int64_t n = 0; n < p.w.kernel; ++n) {
-        const auto x = tap_neighbours(p.w, p.aligned, window.centre_w, window.rate_w, n);
-        const auto wx = axis_weights(x.fraction, tap_slope<T>(p.w, n));
-        const bool west = x.pixel >= 0;
-        const bool east = x.pixel >= -1 && x.pixel + 1 < p.w.size;
-        const Index tap = static_cast<Index>(m * p.w.kernel + n);
-        [[maybe_unused]] const Index nw =
-            static_cast<Index>(y.pixel) * row_stride + static_cast<Index>(x.pixel) * column_stride;
-        [[maybe_unused]] const Index sum_nw = static_cast<Index>(y.pixel) * width + static_cast<Index>(x.pixel);
-        [[maybe_unused]] CornerWeights<T> w;
-        if constexpr (kSplat) {
-          w = corner_weights(wy, wx, terms.splat);
-        }
-        [[maybe_unused]] CornerWeights<T> products = {0, 0, 0, 0};
-        for (Index c = threadIdx.y; c < per_group; c += kParts) {
-          const T entry = load(entries + (c * taps + tap) * tap_stride);
-          if constexpr (kSplat) {
-            const auto add = [&](const auto& adder, auto* data) {
-              auto* const corner = data + (first_sum + c * height * width + sum_nw) * adder.kStride;
-              if (north && west) adder.add(corner, w.nw * entry);
-              if (north && east) adder.add(corner + adder.kStride, w.ne * entry);
-              if (south && west) adder.add(corner + width * adder.kStride, w.sw * entry);
-              if (south && east) adder.add(corner + (width + 1) * adder.kStride, w.se * entry);
-            };
-            if (sums.largest != nullptr) {
-              add(FixedPoint<T>(sums), static_cast<unsigned long long*>(sums.data));
-            } else {
-              add(FloatingPoint<T>(), static_cast<T*>(sums.data));
-            }
-          }
-          if constexpr (kDots > 0) {
-            const scalar_t* const corner = image + c * channel_stride + nw;
-            // Zero outside of the image, and multiplied: an entry that is not finite shows.
-            products.nw += entry * (north && west ? load(corner) : T(0));
-            products.ne += entry * (north && east ? load(corner + column_stride) : T(0));
-            products.sw += entry * (south && west ? load(corner + row_stride) : T(0));
-            products.se += entry * (south && east ? load(corner + row_stride + column_stride) : T(0));
-          }
-        }
+  T dots[kMaxAxes] = {0, 0, 0};
+  // The sums of all threads that share a position, to `entry` of the group's.
+  const auto finish = [&](int64_t entry) {
+    __shared__ T parts[kMaxAxes][kParts][kLanes];
 #pragma unroll
-        for (int d = 0; d < kDots; ++d) {
-          const auto by_rate = corner_weights(wy, wx, terms.dot[d]);
-          dots[d] +=
-              by_rate.nw * products.nw + by_rate.ne * products.ne + by_rate.sw * products.sw + by_rate.se * products.se;
-        }
+    for (int d = 0; d < kMaxAxes; ++d) {
+      if (d < terms.dots) {
+        parts[d][threadIdx.y][threadIdx.x] = dots[d];
       }
-    }
-  } else if (per_group > 0) {
-    dots[0] = dots[1] = std::numeric_limits<T>::quiet_NaN();
-  }
-
-  if constexpr (kDots > 0) {
-    __shared__ T parts[kDots][kParts][kLanes];
-#pragma unroll
-    for (int d = 0; d < kDots; ++d) {
-      parts[d][threadIdx.y][threadIdx.x] = dots[d];
+      dots[d] = 0;
     }
     __syncthreads();
-    if (static_cast<int>(threadIdx.y) < kDots && inside) {
+    if (static_cast<int>(threadIdx.y) < terms.dots && inside) {
       T sum = 0;
       for (int part = 0; part < kParts; ++part) {
         sum += parts[threadIdx.y][part][threadIdx.x];
       }
-      const int64_t at = (static_cast<int64_t>(group) * kDots + threadIdx.y) * positions + position;
-      if (map.is_float) {
+      const int64_t at =
+          ((static_cast<int64_t>(group) * positions_per_group(p) + entry) * terms.dots + threadIdx.y) * length +
+          position;
+      if (positions.is_float) {
         static_cast<float*>(result)[at] = static_cast<float>(sum);
       } else {
         static_cast<scalar_t*>(result)[at] = static_cast<scalar_t>(sum);
       }
+    }
+    __syncthreads();
+  };
+
+  window.for_taps([&](int64_t number) {
+    const Index tap = static_cast<Index>(number);
+    if (inside && window.finite) {
+      const unsigned in_image = window.corners_inside();
+      [[maybe_unused]] const Index corner = offsets.first(window.neighbour);
+      [[maybe_unused]] const Index sum_corner = sum_offsets.first(window.neighbour);
+      [[maybe_unused]] CornerWeights<kAxes, T> w;
+      if constexpr (kSplat) {
+        w = window.weights(terms.splat);
+      }
+      [[maybe_unused]] T products[kCorners] = {};
+      for (Index c = threadIdx.y; c < per_group; c += kParts) {
+        const T entry = load(entries + (c * taps + tap) * tap_stride);
+        if constexpr (kSplat) {
+          const auto add = [&](const auto& adder, auto* data) {
+            auto* const first = data + (first_sum + c * pixels + sum_corner) * adder.kStride;
+#pragma unroll
+            for (int k = 0; k < kCorners; ++k) {
+              if ((in_image & 1u << k) != 0) {
+                adder.add(first + sum_offsets[k] * adder.kStride, w.corner[k] * entry);
+              }
+            }
+          };
+          if (sums.largest != nullptr) {
+            add(FixedPoint<T>(sums), static_cast<unsigned long long*>(sums.data));
+          } else {
+            add(FloatingPoint<T>(), static_cast<T*>(sums.data));
+          }
+        }
+        if constexpr (kDot) {
+          const scalar_t* const first = image + c * channel_stride + corner;
+          // Zero outside of the image, and multiplied: an entry that is not finite shows.
+#pragma unroll
+          for (int k = 0; k < kCorners; ++k) {
+            products[k] += entry * ((in_image & 1u << k) != 0 ? load(first + offsets[k]) : T(0));
+          }
+        }
+      }
+      if constexpr (kDot) {
+#pragma unroll
+        for (int d = 0; d < kMaxAxes; ++d) {
+          if (d < terms.dots) {
+            const auto by_parameter = window.weights(terms.dot[d]);
+#pragma unroll
+            for (int k = 0; k < kCorners; ++k) {
+              dots[d] += by_parameter.corner[k] * products[k];
+            }
+          }
+        }
+      }
+    } else if (kDot && per_group > 0) {
+      dots[0] = dots[1] = dots[2] = std::numeric_limits<T>::quiet_NaN();
+    }
+    if constexpr (kDot) {
+      if (per_tap(p.source)) {
+        finish(number);
+      }
+    }
+  });
+  if constexpr (kDot) {
+    if (!per_tap(p.source)) {
+      finish(0);
     }
   }
 }
@@ -150,7 +167,7 @@ void launch_reduce(
     c10::ScalarType type,
     bool wide,
     const ColumnsView& columns,
-    const MapView& map,
+    const PositionsView& positions,
     const Term* splat,
     const Sums& sums,
     const ImageView& input,
@@ -162,22 +179,29 @@ void launch_reduce(
   if (splat != nullptr) {
     terms.splat = *splat;
   }
+  terms.dots = dots;
   for (int d = 0; d < dots; ++d) {
     terms.dot[d] = dot_terms[d];
   }
-  const int64_t position_blocks = ceil_div<int64_t>(p.h.out_size * p.w.out_size, kLanes);
+  const int64_t position_blocks = ceil_div<int64_t>(positions_of(p), kLanes);
   const auto grid = grid_of(p.batch * p.groups * position_blocks);
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
     dispatch_index(wide, [&](auto index) {
       using Index = decltype(index);
-      const auto kernel = splat == nullptr
-          ? (dots == 1 ? reduce_kernel<scalar_t, Index, false, 1> : reduce_kernel<scalar_t, Index, false, 2>)
-          : dots == 0 ? reduce_kernel<scalar_t, Index, true, 0>
-          : dots == 1 ? reduce_kernel<scalar_t, Index, true, 1>
-                      : reduce_kernel<scalar_t, Index, true, 2>;
-      kernel<<<grid, dim3(kLanes, kParts), 0, stream>>>(
-          p, columns, map, sums, input, terms, result, static_cast<Index>(position_blocks));
+      const auto launch = [&](auto axes) {
+        constexpr int kAxes = decltype(axes)::value;
+        const auto kernel = splat == nullptr ? reduce_kernel<scalar_t, Index, kAxes, false, true>
+            : dots == 0                      ? reduce_kernel<scalar_t, Index, kAxes, true, false>
+                                             : reduce_kernel<scalar_t, Index, kAxes, true, true>;
+        kernel<<<grid, dim3(kLanes, kParts), 0, stream>>>(
+            p, columns, positions, sums, input, terms, result, static_cast<Index>(position_blocks));
+      };
+      if (p.axes == 3) {
+        launch(std::integral_constant<int, 3>());
+      } else {
+        launch(std::integral_constant<int, 2>());
+      }
     });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();

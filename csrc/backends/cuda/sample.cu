@@ -8,11 +8,11 @@
 // read neighbouring pixels wherever the map is smooth. Columns are written once and not read here, so they are stored
 // past the caches, which are left to the image.
 //
-// sample_kernel does everything: any type, strides and derivative. sample_tile_kernel does order 0 of float, half and
-// bfloat16, in blocks of 256 positions. What the windows of a block reach (its box) is copied into shared memory first,
-// as packets (NOTE [ Packets ]) with what lies beyond the image as zeros, and read from there: four loads of 16 bytes
-// for a tap of 4 or 8 channels, without masks. A box that is too large even for a packet of channels is not copied:
-// then the block reads the image as sample_kernel does. Only speed depends on it.
+// sample_kernel does everything: any type, strides, axes and derivative. sample_tile_kernel does order 0 of float, half
+// and bfloat16, in blocks of 256 positions. What the windows of a block reach (its box) is copied into shared memory
+// first, as packets (NOTE [ Packets ]) with what lies beyond the image as zeros, and read from there: four loads of 16
+// bytes for a tap of 4 or 8 channels, without masks. A box that is too large even for a packet of channels is not
+// copied: then the block reads the image as sample_kernel does. Only speed depends on it.
 
 #include <algorithm>
 #include <climits>
@@ -28,65 +28,56 @@ constexpr int kThreads = 256;
 // Channels of a thread.
 constexpr int kChannels = 8;
 
-template <class scalar_t, class Index>
+template <class scalar_t, class Index, int kAxes>
 __global__ void __launch_bounds__(kThreads) sample_kernel(
     const UnfoldParams p,
-    const ImageView input,           // [B, C, H, W]
-    const MapView map,               // [B, G * rates, H_out, W_out]
-    scalar_t* __restrict__ columns,  // [B, C, kH, kW, H_out, W_out]
+    const ImageView input,           // [B, C, *size]
+    const PositionsView positions,   // [B, channels, *out]
+    scalar_t* __restrict__ columns,  // [B, C, taps, L]
     const Index chunks,              // of the channels of a group
     const Index position_blocks) {
   using T = Compute<scalar_t>;
+  constexpr int kCorners = 1 << kAxes;
   const auto block = static_cast<Index>(blockIdx.x);
-  const Index positions = static_cast<Index>(p.h.out_size * p.w.out_size);
+  const Index length = static_cast<Index>(positions_of(p));
   const Index position = block % position_blocks * kThreads + threadIdx.x;
   const Index chunk = block / position_blocks % chunks;
   const Index group = block / position_blocks / chunks;  // of the batch's B * G
-  if (position >= positions) {
+  if (position >= length) {
     return;
   }
   const Index b = group / static_cast<Index>(p.groups);
   const Index g = group % static_cast<Index>(p.groups);
-  const auto window = load_window<scalar_t>(
-      p, map, b, g, position / static_cast<Index>(p.w.out_size), position % static_cast<Index>(p.w.out_size));
+  Window<scalar_t, kAxes> window(p, positions, b, g, position);
 
   const Index per_group = static_cast<Index>(p.channels / p.groups);
   const Index first = chunk * kChannels;
   const Index last = min(first + static_cast<Index>(kChannels), per_group);
-  const Index taps = static_cast<Index>(p.h.kernel * p.w.kernel);
-  const Index row_stride = static_cast<Index>(input.row);
-  const Index column_stride = static_cast<Index>(input.column);
+  const Index taps = static_cast<Index>(taps_of(p));
+  CornerOffsets<kAxes, Index> offsets;
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a) {
+    offsets.step[a] = static_cast<Index>(input.axis[kMaxAxes - kAxes + a]);
+  }
   const Index channel_stride = static_cast<Index>(input.channel);
   const auto* const image = static_cast<const scalar_t*>(input.data) + b * input.batch + g * per_group * input.channel;
-  scalar_t* const out = columns + group * per_group * taps * positions + position;
+  scalar_t* const out = columns + group * per_group * taps * length + position;
 
-  for (int64_t m = 0; m < p.h.kernel; ++m) {
-    const auto y = tap_neighbours(p.h, p.aligned, window.centre_h, window.rate_h, m);
-    for (int64_t n = 0; n < p.w.kernel; ++n) {
-      const auto x = tap_neighbours(p.w, p.aligned, window.centre_w, window.rate_w, n);
-      auto w = corner_weights(
-          axis_weights(y.fraction, tap_slope<T>(p.h, m)), axis_weights(x.fraction, tap_slope<T>(p.w, n)), p.term);
-      if (!window.finite) {  // its taps have no neighbours: NaN times the zeros that are read instead
-        w.nw = w.ne = w.sw = w.se = std::numeric_limits<T>::quiet_NaN();
-      }
-      const bool north = y.pixel >= 0;
-      const bool south = y.pixel >= -1 && y.pixel + 1 < p.h.size;
-      const bool west = x.pixel >= 0;
-      const bool east = x.pixel >= -1 && x.pixel + 1 < p.w.size;
-      const Index nw = static_cast<Index>(y.pixel) * row_stride + static_cast<Index>(x.pixel) * column_stride;
-      const Index tap = static_cast<Index>(m * p.w.kernel + n);
+  window.for_taps([&](int64_t tap) {
+    const auto w = window.weights(p.term);
+    const unsigned inside = window.corners_inside();
+    const Index corner = offsets.first(window.neighbour);
 #pragma unroll 4
-      for (Index c = first; c < last; ++c) {
-        const scalar_t* const corner = image + c * channel_stride + nw;
-        const T value_nw = north && west ? load(corner) : T(0);
-        const T value_ne = north && east ? load(corner + column_stride) : T(0);
-        const T value_sw = south && west ? load(corner + row_stride) : T(0);
-        const T value_se = south && east ? load(corner + row_stride + column_stride) : T(0);
-        out[(c * taps + tap) * positions] =
-            static_cast<scalar_t>(w.nw * value_nw + w.ne * value_ne + w.sw * value_sw + w.se * value_se);
+    for (Index c = first; c < last; ++c) {
+      const scalar_t* const pixel = image + c * channel_stride + corner;
+      T sum = 0;
+#pragma unroll
+      for (int k = 0; k < kCorners; ++k) {
+        sum += w.corner[k] * ((inside & 1u << k) != 0 ? load(pixel + offsets[k]) : T(0));
       }
+      out[(c * taps + static_cast<Index>(tap)) * length] = static_cast<scalar_t>(sum);
     }
-  }
+  });
 }
 
 // Past the caches.
@@ -99,6 +90,11 @@ __device__ __forceinline__ void stream_out(scalar_t* p, float value) {
     __stcs(reinterpret_cast<unsigned short*>(p), rounded.x);
   }
 }
+
+// The weights of a tap's corners.
+struct Corners {
+  float nw, ne, sw, se;
+};
 
 // What sample_tile_kernel knows of the problem.
 struct Shape {
@@ -120,17 +116,11 @@ struct Extent {
   int low, high;
 };
 
-// What a position's taps reach along an axis.
-__device__ __forceinline__ Extent reach(const FastAxis& axis, int centre, float rate) {
-  Extent extent = {INT_MAX, INT_MIN};
-  for (int tap = 0; tap < axis.kernel; ++tap) {
-    const int pixel = axis.neighbours_of(tap, centre, rate).pixel;
-    if (pixel != kNoPixel) {
-      extent.low = min(extent.low, pixel);
-      extent.high = max(extent.high, pixel + 1);
-    }
+__device__ __forceinline__ void include(Extent& extent, int pixel) {
+  if (pixel != kNoPixel) {
+    extent.low = min(extent.low, pixel);
+    extent.high = max(extent.high, pixel + 1);
   }
-  return extent;
 }
 
 // Of all threads of the block together. Two barriers.
@@ -158,14 +148,14 @@ __device__ __forceinline__ void unite(Extent& h, Extent& w) {
   w = extents[1];
 }
 
-// A thread has up to kPackets packets.
-template <class scalar_t, int kPackets>
+// A thread has up to kPackets packets. kPerTap: whether each tap has parameters of its own.
+template <class scalar_t, int kPackets, bool kPerTap, bool kZeros>
 __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     const UnfoldParams p,
     const Shape shape,
-    const ImageView input,             // [B, C, H, W]
-    const MapView map,                 // [B, G * rates, H_out, W_out]
-    scalar_t* __restrict__ columns) {  // [B, C, kH, kW, H_out, W_out]
+    const ImageView input,             // [B, C, *size]
+    const PositionsView positions,     // [B, channels, *out]
+    scalar_t* __restrict__ columns) {  // [B, C, taps, L]
   constexpr int kElements = kPacket<scalar_t>;
   extern __shared__ __align__(16) uint4 staged[];
   const int tile = static_cast<int>(blockIdx.x % shape.tiles);
@@ -183,15 +173,35 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     j = (tile % shape.tiles_w << shape.tile_shift) + (threadIdx.x & ((1 << shape.tile_shift) - 1));
   }
   const bool inside = i < shape.h.out_size && j < shape.w.out_size;
-  Window<float> window = {};
-  window.rate_h = window.rate_w = std::numeric_limits<float>::quiet_NaN();  // beyond the edge: no neighbours
-  if (inside) {
-    window = load_window<scalar_t>(p, map, b, g, i, j);
+  const int pixel_h = shape.h.pixel(i);
+  const int pixel_w = shape.w.pixel(j);
+  const int64_t at = b * positions.batch + i * positions.axis[1] + j * positions.axis[2];
+  const auto parameter = [&](int tap, int axis) {  // beyond the edge: no neighbours
+    return inside ? load_parameter<scalar_t>(p, positions, at, g, tap, axis) : std::numeric_limits<float>::quiet_NaN();
+  };
+  Extent reach_h = {INT_MAX, INT_MIN};
+  Extent reach_w = {INT_MAX, INT_MIN};
+  [[maybe_unused]] float parameter_h = 0;
+  [[maybe_unused]] float parameter_w = 0;
+  [[maybe_unused]] bool finite = true;
+  if constexpr (kPerTap) {
+    for (int m = 0, tap = 0; m < shape.h.kernel; ++m) {
+      for (int n = 0; n < shape.w.kernel; ++n, ++tap) {
+        include(reach_h, shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter(tap, 1)).pixel);
+        include(reach_w, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter(tap, 2)).pixel);
+      }
+    }
+  } else {
+    parameter_h = parameter(0, 1);
+    parameter_w = p.parameters == 1 && p.axes == 2 ? parameter_h : parameter(0, 2);
+    finite = is_finite(parameter_h) && is_finite(parameter_w);
+    for (int m = 0; m < shape.h.kernel; ++m) {
+      include(reach_h, shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter_h).pixel);
+    }
+    for (int n = 0; n < shape.w.kernel; ++n) {
+      include(reach_w, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter_w).pixel);
+    }
   }
-  const int centre_h = shape.h.centre(i);
-  const int centre_w = shape.w.centre(j);
-  Extent reach_h = reach(shape.h, centre_h, window.rate_h);
-  Extent reach_w = reach(shape.w, centre_w, window.rate_w);
   unite(reach_h, reach_w);
 
   // The box, and after it zeros for taps that have no neighbours.
@@ -202,8 +212,8 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   const int nowhere = static_cast<int>(box);
   const int plane = nowhere + width + 2;
 
-  const int64_t positions = static_cast<int64_t>(shape.h.out_size) * shape.w.out_size;
-  const int64_t channel_stride = positions * (shape.h.kernel * shape.w.kernel);
+  const int64_t length = static_cast<int64_t>(shape.h.out_size) * shape.w.out_size;
+  const int64_t channel_stride = length * (shape.h.kernel * shape.w.kernel);
   const int first = chunk * kPackets * kElements;  // channel of the group
   const int channels = min(kPackets * kElements, shape.per_group - first);
   const auto* const image = static_cast<const scalar_t*>(input.data) + b * input.batch +
@@ -214,18 +224,31 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   // Calls visit(tap's entry of columns, weights, y, x) for all taps.
   const auto for_taps = [&](const auto& visit) {
     scalar_t* to = out;
-    for (int m = 0; m < shape.h.kernel; ++m) {
-      const auto y = shape.h.neighbours_of(m, centre_h, window.rate_h);
+    const auto visit_tap = [&](const Neighbours<float, int>& y, const Neighbours<float, int>& x, bool finite) {
       const auto wy = axis_weights(y.fraction, 0.f);
-      for (int n = 0; n < shape.w.kernel; ++n, to += positions) {
-        const auto x = shape.w.neighbours_of(n, centre_w, window.rate_w);
-        const auto wx = axis_weights(x.fraction, 0.f);
-        CornerWeights<float> w = {
-            wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
-        if (!window.finite) {  // its taps have no neighbours: NaN times the zeros that are read instead
-          w.nw = w.ne = w.sw = w.se = std::numeric_limits<float>::quiet_NaN();
+      const auto wx = axis_weights(x.fraction, 0.f);
+      Corners w = {wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
+      if (!finite) {  // the tap has no neighbours: NaN times the zeros that are read instead
+        w.nw = w.ne = w.sw = w.se = std::numeric_limits<float>::quiet_NaN();
+      }
+      visit(to, w, y.pixel, x.pixel);
+      to += length;
+    };
+    for (int m = 0, tap = 0; m < shape.h.kernel; ++m) {
+      [[maybe_unused]] Neighbours<float, int> row;
+      if constexpr (!kPerTap) {
+        row = shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter_h);
+      }
+      for (int n = 0; n < shape.w.kernel; ++n, ++tap) {
+        if constexpr (kPerTap) {
+          const float by_h = parameter(tap, 1);
+          const float by_w = parameter(tap, 2);
+          visit_tap(
+              shape.h.template neighbours_of<kZeros>(m, pixel_h, by_h),
+              shape.w.template neighbours_of<kZeros>(n, pixel_w, by_w), is_finite(by_h) && is_finite(by_w));
+        } else {
+          visit_tap(row, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter_w), finite);
         }
-        visit(to, w, y.pixel, x.pixel);
       }
     }
   };
@@ -242,7 +265,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
       const int row = reach_h.low + box_row;
       const int column = reach_w.low + k - box_row * width;
       const bool in_image = box_row < height && row >= 0 && row < shape.h.size && column >= 0 && column < shape.w.size;
-      const auto* const pixel = source + row * input.row + column * input.column;
+      const auto* const pixel = source + row * input.axis[1] + column * input.axis[2];
 #pragma unroll
       for (int a = 0; a < kAtOnce; ++a) {
         staged[a * plane + k] = gather_packet<scalar_t>(
@@ -254,7 +277,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     }
     __syncthreads();
     if (inside) {
-      for_taps([&](scalar_t* to, const CornerWeights<float>& w, int y, int x) {
+      for_taps([&](scalar_t* to, const Corners& w, int y, int x) {
         const bool exists = y != kNoPixel && x != kNoPixel;
         const uint4* const corner = staged + (exists ? (y - reach_h.low) * width + x - reach_w.low : nowhere);
         to += c * channel_stride;
@@ -285,18 +308,18 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
       __syncthreads();
     }
   } else if (inside) {
-    for_taps([&](scalar_t* to, const CornerWeights<float>& w, int y, int x) {
+    for_taps([&](scalar_t* to, const Corners& w, int y, int x) {
       const bool north = y >= 0;
       const bool south = y >= -1 && y + 1 < shape.h.size;
       const bool west = x >= 0;
       const bool east = x >= -1 && x + 1 < shape.w.size;
-      const scalar_t* corner = image + y * input.row + x * input.column;
+      const scalar_t* corner = image + y * input.axis[1] + x * input.axis[2];
 #pragma unroll 2
       for (int k = 0; k < channels; ++k, corner += input.channel, to += channel_stride) {
         const float value_nw = north && west ? load(corner) : 0.f;
-        const float value_ne = north && east ? load(corner + input.column) : 0.f;
-        const float value_sw = south && west ? load(corner + input.row) : 0.f;
-        const float value_se = south && east ? load(corner + input.row + input.column) : 0.f;
+        const float value_ne = north && east ? load(corner + input.axis[2]) : 0.f;
+        const float value_sw = south && west ? load(corner + input.axis[1]) : 0.f;
+        const float value_se = south && east ? load(corner + input.axis[1] + input.axis[2]) : 0.f;
         stream_out(to, w.nw * value_nw + w.ne * value_ne + w.sw * value_sw + w.se * value_se);
       }
     });
@@ -326,9 +349,10 @@ int64_t usual_box(const UnfoldParams& p, const Shape& shape) {
     return std::min(reach, axis.size + 2);
   };
   const bool linear = shape.tile_shift == kLinear;
-  const int64_t width = linear ? std::min<int64_t>(kThreads, p.w.out_size) : 1 << shape.tile_shift;
-  const int64_t height = linear ? ceil_div<int64_t>(kThreads - 1, p.w.out_size) + 1 : kThreads >> shape.tile_shift;
-  return (extent(p.h, height) + 1) * extent(p.w, width) + 2;
+  const int64_t width = linear ? std::min<int64_t>(kThreads, p.axis[2].out_size) : 1 << shape.tile_shift;
+  const int64_t height =
+      linear ? ceil_div<int64_t>(kThreads - 1, p.axis[2].out_size) + 1 : kThreads >> shape.tile_shift;
+  return (extent(p.axis[1], height) + 1) * extent(p.axis[2], width) + 2;
 }
 
 }  // namespace
@@ -338,18 +362,19 @@ void launch_sample(
     c10::ScalarType type,
     bool wide,
     const ImageView& input,
-    const MapView& map,
+    const PositionsView& positions,
     void* columns,
     cudaStream_t stream) {
   const int64_t chunks = ceil_div<int64_t>(p.channels / p.groups, kChannels);
-  const int64_t position_blocks = ceil_div<int64_t>(p.h.out_size * p.w.out_size, kThreads);
+  const int64_t position_blocks = ceil_div<int64_t>(positions_of(p), kThreads);
   const auto grid = grid_of(p.batch * p.groups * chunks * position_blocks);
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
     dispatch_index(wide, [&](auto index) {
       using Index = decltype(index);
-      sample_kernel<scalar_t, Index><<<grid, kThreads, 0, stream>>>(
-          p, input, map, static_cast<scalar_t*>(columns), static_cast<Index>(chunks),
+      const auto kernel = p.axes == 3 ? sample_kernel<scalar_t, Index, 3> : sample_kernel<scalar_t, Index, 2>;
+      kernel<<<grid, kThreads, 0, stream>>>(
+          p, input, positions, static_cast<scalar_t*>(columns), static_cast<Index>(chunks),
           static_cast<Index>(position_blocks));
     });
   });
@@ -360,10 +385,10 @@ void launch_sample_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
     const ImageView& input,
-    const MapView& map,
+    const PositionsView& positions,
     void* columns,
     cudaStream_t stream) {
-  Shape shape = {fast_axis(p.h, p.aligned), fast_axis(p.w, p.aligned), static_cast<int>(p.channels / p.groups)};
+  Shape shape = {fast_axis(p, 1), fast_axis(p, 2), static_cast<int>(p.channels / p.groups)};
   shape.groups = static_cast<int>(p.groups);
   set_tiles(shape);
   int device = 0;
@@ -376,15 +401,17 @@ void launch_sample_tiles(
       constexpr int kPackets = decltype(packets_of_thread)::value;
       constexpr int kPacketBytes = sizeof(uint4);
       constexpr int kMostBytes = 55 << 10;  // four blocks on a large GPU's multiprocessor
-      const auto kernel = sample_tile_kernel<scalar_t, kPackets>;
       const int64_t bytes =
           std::min<int64_t>(kPackets * kPacketBytes * usual_box(p, shape), std::min(kMostBytes, of_block - 256));
       shape.capacity = static_cast<int>(bytes / kPacketBytes);
       shape.chunks = ceil_div(shape.per_group, kPackets * kPacket<scalar_t>);
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.tiles);
-      C10_CUDA_CHECK(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-      kernel<<<grid, kThreads, bytes, stream>>>(p, shape, input, map, static_cast<scalar_t*>(columns));
+      dispatch_fast(p, [&](auto of_tap, auto zeros) {
+        const auto kernel = sample_tile_kernel<scalar_t, kPackets, decltype(of_tap)::value, decltype(zeros)::value>;
+        C10_CUDA_CHECK(
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+        kernel<<<grid, kThreads, bytes, stream>>>(p, shape, input, positions, static_cast<scalar_t*>(columns));
+      });
     };
     // The more packets to a thread, the less often a tap's address and weights are computed, and a block's box; but
     // enough blocks first.

@@ -92,8 +92,13 @@ __device__ __forceinline__ float from_raw(Raw<scalar_t> raw) {
 // A tap of one window.
 struct Tap {
   Neighbours<float, int> y, x;
-  AxisWeights<float> weights_h, weights_w;
+  AxisWeights<float> weights_h, weights_w;  // [1]: differentiated by the parameter
 };
+
+// The first pixel of a table along an axis, in whose middle is the centre of the window at out_index.
+__device__ __forceinline__ int table_start(const FastAxis& axis, int out_index, int table) {
+  return axis.pixel(out_index) + axis.tap_step * (axis.kernel - 1) / 2 - table / 2;
+}
 
 // Makes the list of a pass. Returns how many slots each warp gets, a multiple of kAtOnce, and in `size` how many there
 // are.
@@ -296,18 +301,19 @@ __device__ __forceinline__ void add_list(const Shared& shared, int begin, int en
   }
 }
 
-template <class scalar_t, bool kSplat, bool kDot>
+// kPerTap: whether each tap has parameters of its own. Then each slot has a product of its own, too.
+template <class scalar_t, bool kSplat, bool kDot, bool kPerTap, bool kZeros>
 __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_kernel(
     const UnfoldParams p,
     const FastAxis h,
     const FastAxis w,
     const ColumnsView columns,          // [B, C * kH * kW, L]
-    const MapView map,                  // [B, G * rates, H_out, W_out]
+    const PositionsView positions,      // [B, channels, *out]
     const Sums sums,                    // [B * G, channel blocks, sums_plane, kChannelBlock]
     const uint4* __restrict__ packets,  // [B, G, packets per group, H + 3, W + 3]
     const Term dot_term,
-    const int rates,
-    float* __restrict__ partial,  // [splits, B, G, rates, H_out, W_out]
+    const int dots,
+    float* __restrict__ partial,  // [splits, B, G, positions_per_group, dots, L]
     const int tiles_w,
     const int tiles,
     const int splits,  // of a group's chunks of channels
@@ -330,16 +336,21 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
   const int j = tile % tiles_w * kTileW + position % kTileW;
   const bool inside = i < h.out_size && j < w.out_size;
   const int per_group = static_cast<int>(p.channels / p.groups);
-  const int64_t positions = p.h.out_size * p.w.out_size;
+  const int64_t length = p.axis[1].out_size * p.axis[2].out_size;
   const int64_t out_position = static_cast<int64_t>(i) * w.out_size + j;
   const int taps = h.kernel * w.kernel;
   const int taps_of_pass = blockDim.x / kPositions;
 
   // A position beyond the edge is one with no neighbours at any tap.
-  Window<float> window = {};
-  window.rate_h = window.rate_w = std::numeric_limits<float>::quiet_NaN();
-  if (inside) {
-    window = load_window<scalar_t>(p, map, b, g, i, j);
+  float parameter_h = std::numeric_limits<float>::quiet_NaN();
+  float parameter_w = parameter_h;
+  const int64_t at = b * positions.batch + i * positions.axis[1] + j * positions.axis[2];
+  const auto load_parameters = [&](int tap) {
+    parameter_h = load_parameter<scalar_t>(p, positions, at, g, tap, 1);
+    parameter_w = load_parameter<scalar_t>(p, positions, at, g, tap, 2);
+  };
+  if (!kPerTap && inside) {
+    load_parameters(0);
   }
   const int64_t channel_stride = taps * columns.row;
   const auto* const entries = static_cast<const scalar_t*>(columns.data) + b * columns.batch +
@@ -351,24 +362,43 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
   [[maybe_unused]] float dot_h = 0;
   [[maybe_unused]] float dot_w = 0;
 
+  // The sums of a window, or of tap `entry`.
+  [[maybe_unused]] const auto write_dots = [&](int entry) {
+    if (!is_finite(parameter_h) || !is_finite(parameter_w)) {
+      dot_h = dot_w = std::numeric_limits<float>::quiet_NaN();
+    }
+    const int64_t entries = kPerTap ? taps : 1;
+    float* const to = partial + ((split * p.batch * p.groups + group) * entries + entry) * dots * length + out_position;
+    if (dots == 1) {
+      to[0] = dot_term.count[axis_bit(1)] * dot_h + dot_term.count[axis_bit(2)] * dot_w;
+    } else {
+      to[0] = dot_h;
+      to[length] = dot_w;
+    }
+  };
+
   for (int first_tap = 0; first_tap < taps; first_tap += taps_of_pass) {
     const int tap_index = first_tap + static_cast<int>(threadIdx.x) / kPositions;
     const bool active = inside && tap_index < taps;
     const int m = tap_index / w.kernel;
     const int n = tap_index % w.kernel;
+    if (kPerTap && active) {
+      load_parameters(tap_index);
+    }
     Tap tap;
-    tap.y = h.neighbours_of(m, h.centre(i), active ? window.rate_h : std::numeric_limits<float>::quiet_NaN());
-    tap.x = w.neighbours_of(n, w.centre(j), window.rate_w);
-    tap.weights_h = axis_weights(tap.y.fraction, h.slope(m));
-    tap.weights_w = axis_weights(tap.x.fraction, w.slope(n));
+    tap.y =
+        h.template neighbours_of<kZeros>(m, h.pixel(i), active ? parameter_h : std::numeric_limits<float>::quiet_NaN());
+    tap.x = w.template neighbours_of<kZeros>(n, w.pixel(j), parameter_w);
+    tap.weights_h = axis_weights(tap.y.fraction, tap.y.direction * h.slope(m));
+    tap.weights_w = axis_weights(tap.x.fraction, tap.x.direction * w.slope(n));
 
     [[maybe_unused]] const int sums_pitch = w.size + 1;
     [[maybe_unused]] int size = 0;
     [[maybe_unused]] int of_warp = 0;
     if constexpr (kSplat) {
       of_warp = make_list(
-          tap, h.centre(tile / tiles_w * kTileH + kTileH / 2) - kTableH / 2,
-          w.centre(tile % tiles_w * kTileW + kTileW / 2) - kTableW / 2, sums_pitch, shared, size);
+          tap, table_start(h, tile / tiles_w * kTileH + kTileH / 2, kTableH),
+          table_start(w, tile % tiles_w * kTileW + kTileW / 2, kTableW), sums_pitch, shared, size);
     }
     if (first_tap == 0) {
       wait_for_previous();
@@ -381,7 +411,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
         const scalar_t* from = entries + first * channel_stride + tap_index * columns.row;
         [[maybe_unused]] const uint4* corner =
             image + static_cast<int64_t>(first / kElements) * plane + (tap.y.pixel * pitch + tap.x.pixel);
-        [[maybe_unused]] CornerWeights<float> products = {0, 0, 0, 0};
+        [[maybe_unused]] float4 products = {0, 0, 0, 0};  // with the corners nw, ne, sw, se
         const auto take = [&](int q, const Raw<scalar_t>(&raw)[kElements], bool has_packet) {
           if constexpr (kDot) {
             if (has_packet) {
@@ -392,10 +422,10 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
 #pragma unroll
               for (int k = 0; k < kElements; ++k) {
                 const float value = from_raw<scalar_t>(raw[k]);
-                products.nw += value * element<scalar_t>(nw, k);
-                products.ne += value * element<scalar_t>(ne, k);
-                products.sw += value * element<scalar_t>(sw, k);
-                products.se += value * element<scalar_t>(se, k);
+                products.x += value * element<scalar_t>(nw, k);
+                products.y += value * element<scalar_t>(ne, k);
+                products.z += value * element<scalar_t>(sw, k);
+                products.w += value * element<scalar_t>(se, k);
               }
             }
             corner += plane;
@@ -435,11 +465,11 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
           }
         }
         if constexpr (kDot) {
-          // The corner weights, differentiated by one rate; what the two corners of a side share is taken out.
+          // The corner weights, differentiated along one axis; what the two corners of a side share is taken out.
           const auto& y = tap.weights_h;
           const auto& x = tap.weights_w;
-          dot_h += y.high[1] * (x.low[0] * (products.sw - products.nw) + x.high[0] * (products.se - products.ne));
-          dot_w += x.high[1] * (y.low[0] * (products.ne - products.nw) + y.high[0] * (products.se - products.sw));
+          dot_h += y.high[1] * (x.low[0] * (products.z - products.x) + x.high[0] * (products.w - products.y));
+          dot_w += x.high[1] * (y.low[0] * (products.y - products.x) + y.high[0] * (products.w - products.z));
         }
       }
       if constexpr (kSplat) {
@@ -456,9 +486,15 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
         __syncthreads();
       }
     }
+    if constexpr (kDot && kPerTap) {
+      if (active) {
+        write_dots(tap_index);
+      }
+      dot_h = dot_w = 0;
+    }
   }
 
-  if constexpr (kDot) {
+  if constexpr (kDot && !kPerTap) {
     shared.dots[0][threadIdx.x] = dot_h;
     shared.dots[1][threadIdx.x] = dot_w;
     __syncthreads();
@@ -468,16 +504,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
         dot_h += shared.dots[0][k];
         dot_w += shared.dots[1][k];
       }
-      if (!window.finite) {
-        dot_h = dot_w = std::numeric_limits<float>::quiet_NaN();
-      }
-      float* const to = partial + (split * p.batch * p.groups + group) * rates * positions + out_position;
-      if (rates == 1) {
-        to[0] = dot_term.count[1][0] * dot_h + dot_term.count[0][1] * dot_w;
-      } else {
-        to[0] = dot_h;
-        to[positions] = dot_w;
-      }
+      write_dots(0);
     }
   }
 }
@@ -496,8 +523,8 @@ Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
   const int64_t chunk = kLanes * 4 / static_cast<int64_t>(c10::elementSize(type));
   const int64_t chunks = ceil_div<int64_t>(p.channels / p.groups, chunk);
   Grid grid = {};
-  grid.tiles_w = ceil_div<int64_t>(p.w.out_size, kTileW);
-  grid.tiles = grid.tiles_w * ceil_div<int64_t>(p.h.out_size, kTileH);
+  grid.tiles_w = ceil_div<int64_t>(p.axis[2].out_size, kTileW);
+  grid.tiles = grid.tiles_w * ceil_div<int64_t>(p.axis[1].out_size, kTileH);
   constexpr int64_t kMostSplits = 64;
   int64_t best = std::numeric_limits<int64_t>::max();
   for (int64_t splits = 1; splits <= std::min(chunks, kMostSplits); ++splits) {
@@ -522,35 +549,39 @@ void launch_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
     const ColumnsView& columns,
-    const MapView& map,
+    const PositionsView& positions,
     const Sums& sums,
     const void* packets,
     const Term& dot_term,
-    int rates,
+    int dots,
     float* partial,
     cudaStream_t stream) {
   const auto grid = grid_for(p, type);
   const auto blocks = grid_of(p.batch * p.groups * grid.splits * grid.tiles);
-  const int taps = static_cast<int>(p.h.kernel * p.w.kernel);
+  const int taps = static_cast<int>(taps_of(p));
   const int threads = ceil_div(taps, ceil_div(taps, kMostTaps)) * kPositions;
   constexpr int kBytes = sizeof(Shared);
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    const auto kernel = sums.data == nullptr ? tile_kernel<scalar_t, false, true>
-        : packets == nullptr                 ? tile_kernel<scalar_t, true, false>
-                                             : tile_kernel<scalar_t, true, true>;
-    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-    const auto launch = [&](const auto&... arguments) {
-      if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
-        launch_after(kernel, blocks, threads, kBytes, stream, arguments...);
-      } else {
-        kernel<<<blocks, threads, kBytes, stream>>>(arguments...);
-      }
-    };
-    launch(
-        p, fast_axis(p.h, p.aligned), fast_axis(p.w, p.aligned), columns, map, sums, static_cast<const uint4*>(packets),
-        dot_term, rates, partial, static_cast<int>(grid.tiles_w), static_cast<int>(grid.tiles),
-        static_cast<int>(grid.splits), static_cast<int>(grid.chunks_of_split));
+    dispatch_fast(p, [&](auto of_tap, auto zeros) {
+      constexpr bool kPerTap = decltype(of_tap)::value;
+      constexpr bool kZeros = decltype(zeros)::value;
+      const auto kernel = sums.data == nullptr ? tile_kernel<scalar_t, false, true, kPerTap, kZeros>
+          : packets == nullptr                 ? tile_kernel<scalar_t, true, false, kPerTap, kZeros>
+                                               : tile_kernel<scalar_t, true, true, kPerTap, kZeros>;
+      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+      const auto launch = [&](const auto&... arguments) {
+        if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
+          launch_after(kernel, blocks, threads, kBytes, stream, arguments...);
+        } else {
+          kernel<<<blocks, threads, kBytes, stream>>>(arguments...);
+        }
+      };
+      launch(
+          p, fast_axis(p, 1), fast_axis(p, 2), columns, positions, sums, static_cast<const uint4*>(packets), dot_term,
+          dots, partial, static_cast<int>(grid.tiles_w), static_cast<int>(grid.tiles), static_cast<int>(grid.splits),
+          static_cast<int>(grid.chunks_of_split));
+    });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
