@@ -196,6 +196,25 @@ class DilationPredictor(nn.Conv2d):
         return f"{super().extra_repr()}, bounds={self.bounds}"  # type: ignore[no-untyped-call]
 
 
+# What a subclass or an object may define anew, and the result is still the base class's. (Python's own first.)
+_HARMLESS = {
+    *("__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__", "__firstlineno__"),
+    *("__module__", "__static_attributes__", "__weakref__"),
+    *("__constants__", "__init__", "__repr__", "_compiled_call_impl", "extra_repr", "reset_parameters"),
+}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _changes_of(conv: nn.Conv2d) -> list[str]:
+    """What may make the result of a convolution another one than that of a ``torch.nn.Conv2d`` with its parameters."""
+    plain = nn.Conv2d(1, 1, 1, device="meta")
+    subclasses = (base for base in type(conv).__mro__ if base not in nn.Conv2d.__mro__)
+    changes = {name for base in subclasses for name in vars(base) if hasattr(plain, name)}
+    changes |= {name for name in vars(conv) if hasattr(nn.Conv2d, name) and name not in vars(plain)}
+    changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
+    return sorted(changes - _HARMLESS)
+
+
 class DynamicDilationConv2d(nn.Module):
     """A convolution whose dilation rate differs from position to position, and that can predict it.
 
@@ -307,15 +326,20 @@ class DynamicDilationConv2d(nn.Module):
             )
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "DynamicDilationConv2d":
-        """Make an adaptive layer of a trained one: it starts with its results.
+    def from_conv(cls, conv: nn.Module, **options: Any) -> "DynamicDilationConv2d":
+        """Make an adaptive layer of a trained one: it starts with its results, or the call is refused.
+
+        Converting twice is converting once: a layer that is one already is returned as it is, whatever the options.
 
         Args:
-            conv: a two-dimensional convolution that pads with zeros. Its parameters are copied.
+            conv: a two-dimensional convolution that pads with zeros. Its parameters are copied. A subclass of
+                :class:`torch.nn.Conv2d` will do if it leaves everything as it is that makes the result.
             options: the keyword arguments of the constructor.
 
         Raises:
-            TypeError: for another kind of layer, a transposed convolution among them.
+            TypeError: for another kind of layer, a transposed convolution among them; for a subclass that changes the
+                result, such as one with standardised weights or an activation, or a lazy one before its first call; for
+                a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost.
             ValueError: for another ``padding_mode``.
 
         Example:
@@ -325,8 +349,16 @@ class DynamicDilationConv2d(nn.Module):
             >>> torch.equal(layer(input), conv(input))
             True
         """
+        if isinstance(conv, cls):
+            return conv
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"from_conv(): expected conv to be a torch.nn.Conv2d, but got {type(conv).__name__}")
+        changes = _changes_of(conv)
+        if changes:
+            raise TypeError(
+                f"from_conv(): expected conv to compute what torch.nn.Conv2d does, but got {type(conv).__name__} with "
+                f"{', '.join(changes)} of its own"
+            )
         if conv.padding_mode != "zeros":
             raise ValueError(
                 f"from_conv(): expected conv to have padding_mode='zeros', but got padding_mode={conv.padding_mode!r}"
