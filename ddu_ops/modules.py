@@ -215,13 +215,17 @@ def _changes_of(conv: nn.Conv2d) -> list[str]:
     return sorted(changes - _HARMLESS)
 
 
-class DynamicDilationConv2d(nn.Module):
+class DynamicDilationConv2d(nn.Conv2d):
     """A convolution whose dilation rate differs from position to position, and that can predict it.
 
     The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`. In the place of a :class:`torch.nn.Conv2d`, whose
     arguments come first and whose parameters it has, it predicts the dilation map from its input by a
     :class:`DilationPredictor` with the window of the layer. The rates start at one, so the layer starts as the
     ``Conv2d`` with the same weights: on the CPU bit for bit, elsewhere up to the order of the additions.
+
+    It is a ``Conv2d``, padded with zeros, so code that finds convolutions by ``isinstance`` finds its weight: what
+    initialises weights, groups them for weight decay, or prunes them. What replaces every ``Conv2d`` by another layer
+    has to leave it out, as :meth:`from_conv` does.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -257,8 +261,10 @@ class DynamicDilationConv2d(nn.Module):
         torch.Size([2, 1, 6, 7])
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
     rate: DilationPredictor | None
 
     def __init__(
@@ -281,14 +287,13 @@ class DynamicDilationConv2d(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         if dilation_groups < 1 or in_channels % dilation_groups:
             raise ValueError(
                 f"DynamicDilationConv2d(): expected dilation_groups to divide in_channels = {in_channels}, but got "
                 f"{dilation_groups}"
             )
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        conv = nn.Conv2d(
+        super().__init__(
             in_channels,
             out_channels,
             pair(kernel_size),
@@ -298,19 +303,10 @@ class DynamicDilationConv2d(nn.Module):
             groups,
             bias,
             **options,
-        )  # for its checks and its initial values
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = pair(kernel_size)
-        self.stride = pair(stride)
-        self.padding = padding if isinstance(padding, str) else pair(padding)
-        self.dilation = pair(dilation)
-        self.groups = groups
+        )
         self.dilation_groups = dilation_groups
         self.aligned = aligned
         self.workspace_limit = workspace_limit
-        self.weight = conv.weight
-        self.register_parameter("bias", conv._parameters["bias"])
         self.rate = None
         if predict:
             self.rate = DilationPredictor(
@@ -325,8 +321,15 @@ class DynamicDilationConv2d(nn.Module):
                 **options,
             )
 
+    def reset_parameters(self) -> None:
+        """Starts again as a ``Conv2d`` does, with rates of one."""
+        super().reset_parameters()
+        rate = getattr(self, "rate", None)  # not yet there when the constructor of Conv2d calls
+        if rate is not None:
+            rate.reset_parameters()
+
     @classmethod
-    def from_conv(cls, conv: nn.Module, **options: Any) -> "DynamicDilationConv2d":
+    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "DynamicDilationConv2d":
         """Make an adaptive layer of a trained one: it starts with its results, or the call is refused.
 
         Converting twice is converting once: a layer that is one already is returned as it is, whatever the options.

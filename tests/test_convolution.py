@@ -743,7 +743,7 @@ def test_from_conv_refuses_what_it_cannot_keep(make: Callable[[], nn.Conv2d], wh
 def converted(model: nn.Module) -> nn.Module:
     """Every convolution in the model, by the walk that converters take."""
     for name, child in model.named_children():
-        if isinstance(child, (nn.Conv2d, ddu_ops.DynamicDilationConv2d)):
+        if isinstance(child, nn.Conv2d):
             setattr(model, name, ddu_ops.DynamicDilationConv2d.from_conv(child))
         else:
             converted(child)
