@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddu_ops._pairs import IntOrPair
+from ddu_ops._options import Ints, integer
 from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d
 
 
@@ -45,10 +45,10 @@ class AdaptiveDilationConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -74,8 +74,8 @@ class AdaptiveDilationConv2d(nn.Module):
         )
         height, width = self.conv.kernel_size
         self.mask = nn.Conv2d(
-            in_channels,
-            dilation_groups * height * width,
+            self.conv.in_channels,
+            self.conv.dilation_groups * height * width,
             self.conv.kernel_size,
             self.conv.stride,
             self.conv.padding,
@@ -135,6 +135,8 @@ class DynamicASPP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        in_channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError)
+        out_channels = integer(out_channels, "out_channels", "DynamicASPP", ValueError)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def point(channels: int) -> nn.Conv2d:

@@ -1,18 +1,39 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.functional import (
+    PADDING_WORDS,
     dynamic_dilation_conv2d,
     dynamic_dilation_fold,
     dynamic_dilation_unfold,
 )
+
+Pair = tuple[int, int]
+
+
+def _window(
+    name: str, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints
+) -> tuple[Pair, Pair, Pair | str, Pair]:
+    """The options that a module of this name was given, as the constructor of ``Conv2d`` takes them."""
+
+    def pair(value: Ints | str, argument: str, words: Sequence[str] = ()) -> Pair:
+        height, width = ints(value, 2, argument, name, ValueError, words=words)
+        return height, width
+
+    return (
+        pair(kernel_size, "kernel_size"),
+        pair(stride, "stride"),
+        padding if isinstance(padding, str) and padding in PADDING_WORDS else pair(padding, "padding", PADDING_WORDS),
+        pair(dilation, "dilation"),
+    )
 
 
 class _Window(nn.Module):
@@ -20,20 +41,21 @@ class _Window(nn.Module):
 
     def __init__(
         self,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         *,
         aligned: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-        self.groups = groups
+        name = type(self).__name__
+        self.kernel_size = one_or_more(kernel_size, 2, "kernel_size", name, ValueError)
+        self.stride = one_or_more(stride, 2, "stride", name, ValueError)
+        self.padding = one_or_more(padding, 2, "padding", name, ValueError)
+        self.dilation = one_or_more(dilation, 2, "dilation", name, ValueError)
+        self.groups = integer(groups, "groups", name, ValueError)
         self.aligned = aligned
 
     def extra_repr(self) -> str:
@@ -81,17 +103,17 @@ class DynamicDilationFold(_Window):
 
     def __init__(
         self,
-        output_size: IntOrPair,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        output_size: Ints,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         *,
         aligned: bool = True,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned)
-        self.output_size = output_size
+        self.output_size = one_or_more(output_size, 2, "output_size", type(self).__name__, ValueError)
 
     def forward(self, columns: Tensor, dilation_map: Tensor) -> Tensor:
         return dynamic_dilation_fold(
@@ -149,10 +171,10 @@ class DilationPredictor(nn.Conv2d):
     def __init__(
         self,
         in_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
         *,
         dilation_groups: int = 1,
         per_axis: bool = False,
@@ -165,10 +187,7 @@ class DilationPredictor(nn.Conv2d):
         super().__init__(
             in_channels,
             2 * dilation_groups if per_axis else dilation_groups,
-            pair(kernel_size),
-            pair(stride),
-            padding if isinstance(padding, str) else pair(padding),
-            pair(dilation),
+            *_window("DilationPredictor", kernel_size, stride, padding, dilation),
             device=device,
             dtype=dtype,
         )
@@ -271,10 +290,10 @@ class DynamicDilationConv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -287,6 +306,12 @@ class DynamicDilationConv2d(nn.Conv2d):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        name = "DynamicDilationConv2d"
+        in_channels = integer(in_channels, "in_channels", name, ValueError)
+        out_channels = integer(out_channels, "out_channels", name, ValueError)
+        groups = integer(groups, "groups", name, ValueError)
+        dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError)
+        workspace_limit = integer(workspace_limit, "workspace_limit", name, ValueError)
         if dilation_groups < 1 or in_channels % dilation_groups:
             raise ValueError(
                 f"DynamicDilationConv2d(): expected dilation_groups to divide in_channels = {in_channels}, but got "
@@ -296,10 +321,7 @@ class DynamicDilationConv2d(nn.Conv2d):
         super().__init__(
             in_channels,
             out_channels,
-            pair(kernel_size),
-            pair(stride),
-            padding if isinstance(padding, str) else pair(padding),
-            pair(dilation),
+            *_window(name, kernel_size, stride, padding, dilation),
             groups,
             bias,
             **options,
