@@ -8,18 +8,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddu_ops import _extension
-from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops._options import Ints, integer, ints
 
 _extension.require()
+
+PADDING_WORDS = ("valid", "same")
 
 
 def dynamic_dilation_unfold(
     input: Tensor,
-    kernel_size: IntOrPair,
+    kernel_size: Ints,
     dilation_map: Tensor,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     aligned: bool = True,
@@ -80,19 +82,27 @@ def dynamic_dilation_unfold(
                 [10.5000, 12.0000, 13.5000],
                 [18.0000, 19.5000, 21.0000]])
     """
+    name = "dynamic_dilation_unfold"
     return torch.ops.ddu.dynamic_dilation_unfold(
-        input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned
+        input,
+        ints(kernel_size, 2, "kernel_size", name),
+        dilation_map,
+        ints(stride, 2, "stride", name),
+        ints(padding, 2, "padding", name),
+        ints(dilation, 2, "dilation", name),
+        integer(groups, "groups", name),
+        aligned,
     )
 
 
 def dynamic_dilation_fold(
     columns: Tensor,
-    output_size: IntOrPair,
-    kernel_size: IntOrPair,
+    output_size: Ints,
+    kernel_size: Ints,
     dilation_map: Tensor,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     aligned: bool = True,
@@ -125,10 +135,17 @@ def dynamic_dilation_fold(
         >>> dynamic_dilation_fold(columns, 4, 3, dilation_map, padding=1).shape
         torch.Size([1, 1, 4, 4])
     """
-    # Unlike int[2], SymInt[2] takes no single int. What is no int may be the proxy of a size, when fx traces.
-    size = (output_size, output_size) if isinstance(output_size, (int, torch.SymInt)) else output_size
+    name = "dynamic_dilation_fold"
     return torch.ops.ddu.dynamic_dilation_fold(
-        columns, size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned
+        columns,
+        ints(output_size, 2, "output_size", name, symbolic=True),
+        ints(kernel_size, 2, "kernel_size", name),
+        dilation_map,
+        ints(stride, 2, "stride", name),
+        ints(padding, 2, "padding", name),
+        ints(dilation, 2, "dilation", name),
+        integer(groups, "groups", name),
+        aligned,
     )
 
 
@@ -137,9 +154,9 @@ def dynamic_dilation_conv2d(
     weight: Tensor,
     dilation_map: Tensor,
     bias: Tensor | None = None,
-    stride: IntOrPair = 1,
-    padding: IntOrPair | str = 0,
-    dilation: IntOrPair = 1,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     dilation_groups: int = 1,
@@ -206,7 +223,9 @@ def dynamic_dilation_conv2d(
         >>> torch.equal(dynamic_dilation_conv2d(input, weight, ones, padding=1), F.conv2d(input, weight, padding=1))
         True
     """
-    if isinstance(padding, str):
+    name = "dynamic_dilation_conv2d"
+    stride, dilation = ints(stride, 2, "stride", name), ints(dilation, 2, "dilation", name)
+    if isinstance(padding, str) and padding in PADDING_WORDS:
         input, padding = _padded(input, weight, stride, padding, dilation)
     return torch.ops.ddu.dynamic_dilation_conv2d(
         input,
@@ -214,18 +233,18 @@ def dynamic_dilation_conv2d(
         dilation_map,
         bias,
         stride,
-        padding,
+        ints(padding, 2, "padding", name, words=PADDING_WORDS),
         dilation,
-        groups,
-        dilation_groups=dilation_groups,
+        integer(groups, "groups", name),
+        dilation_groups=integer(dilation_groups, "dilation_groups", name),
         mask=mask,
         aligned=aligned,
-        workspace_limit=workspace_limit,
+        workspace_limit=integer(workspace_limit, "workspace_limit", name),
     )
 
 
 def _padded(
-    input: Tensor, weight: Tensor, stride: IntOrPair, padding: str, dilation: IntOrPair
+    input: Tensor, weight: Tensor, stride: Sequence[int], padding: str, dilation: Sequence[int]
 ) -> tuple[Tensor, Sequence[int]]:
     """What ``F.conv2d`` means by a padding in words: the input, and the zeros to add on every side of it.
 
@@ -233,14 +252,9 @@ def _padded(
     """
     if padding == "valid":
         return input, (0, 0)
-    if padding != "same":
-        raise RuntimeError(
-            f"dynamic_dilation_conv2d(): expected padding to be one or two ints, 'valid' or 'same', but got {padding!r}"
-        )
-    strides = pair(stride)
-    if strides != (1, 1):
-        raise RuntimeError(f"dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got {strides}")
-    height, width = (d * (k - 1) for d, k in zip(pair(dilation), weight.shape[-2:], strict=True))
+    if tuple(stride) != (1, 1):
+        raise RuntimeError(f"dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got {stride}")
+    height, width = (d * (k - 1) for d, k in zip(dilation, weight.shape[-2:], strict=True))
     if height % 2 or width % 2:
         input = F.pad(input, (0, width % 2, 0, height % 2))
     return input, (height // 2, width // 2)
@@ -248,8 +262,8 @@ def _padded(
 
 def to_offsets(
     dilation_map: Tensor,
-    kernel_size: IntOrPair,
-    dilation: IntOrPair = 1,
+    kernel_size: Ints,
+    dilation: Ints = 1,
     dilation_groups: int = 1,
     *,
     aligned: bool = True,
@@ -284,12 +298,15 @@ def to_offsets(
         >>> to_offsets(torch.tensor(3.0).view(1, 1, 1, 1), (1, 3)).flatten()
         tensor([ 0., -2.,  0.,  0.,  0.,  2.])
     """
+    name = "to_offsets"
+    dilation_groups = integer(dilation_groups, "dilation_groups", name)
+    kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", name)
+    dilation_h, dilation_w = ints(dilation, 2, "dilation", name)
     if dilation_map.dim() != 4 or dilation_map.shape[1] not in (dilation_groups, 2 * dilation_groups):
         raise RuntimeError(
             f"to_offsets(): expected dilation_map of shape (B, {dilation_groups}, H_out, W_out) or "
             f"(B, {2 * dilation_groups}, H_out, W_out), but got {tuple(dilation_map.shape)}"
         )
-    (kernel_h, kernel_w), (dilation_h, dilation_w) = pair(kernel_size), pair(dilation)
     options: dict[str, Any] = {"dtype": dilation_map.dtype, "device": dilation_map.device}
     tap_h = (torch.arange(kernel_h, **options) - (kernel_h - 1) / 2) * dilation_h
     tap_w = (torch.arange(kernel_w, **options) - (kernel_w - 1) / 2) * dilation_w

@@ -1,11 +1,12 @@
 """Layers from the literature, composed of a convolution with a dilation map."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ddu_ops._pairs import IntOrPair
+from ddu_ops._options import Ints, integer
 from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d
 
 
@@ -28,6 +29,7 @@ class AdaptiveDilationConv2d(nn.Module):
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
         dilation_groups: number of channel groups that have rates and factors of their own. Default: 1.
         bounds: what the rates lie between: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, a softplus.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
@@ -43,17 +45,20 @@ class AdaptiveDilationConv2d(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
         *,
         dilation_groups: int = 1,
         bounds: tuple[float, float] | None = None,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv = DynamicDilationConv2d(
             in_channels,
             out_channels,
@@ -65,19 +70,30 @@ class AdaptiveDilationConv2d(nn.Module):
             bias,
             dilation_groups=dilation_groups,
             bounds=bounds,
+            **options,
         )
         height, width = self.conv.kernel_size
         self.mask = nn.Conv2d(
-            in_channels,
-            dilation_groups * height * width,
+            self.conv.in_channels,
+            self.conv.dilation_groups * height * width,
             self.conv.kernel_size,
             self.conv.stride,
             self.conv.padding,
             self.conv.dilation,
+            **options,
         )
+        self._reset_mask()
+
+    def _reset_mask(self) -> None:
+        """Starts at factors of one half everywhere."""
         nn.init.zeros_(self.mask.weight)
         assert self.mask.bias is not None
         nn.init.zeros_(self.mask.bias)
+
+    def reset_parameters(self) -> None:
+        """Starts again, as a new layer does."""
+        self.conv.reset_parameters()
+        self._reset_mask()
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv(input, mask=self.mask(input).sigmoid())
@@ -96,6 +112,7 @@ class DynamicASPP(nn.Module):
         out_channels: channels of every branch, and of the output. Default: 256.
         rates: the fixed rates of the dilated branches. Default: (6, 12, 18).
         bounds: what the dynamic rate lies between. Default: (0, 4).
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -114,20 +131,39 @@ class DynamicASPP(nn.Module):
         rates: Sequence[int] = (6, 12, 18),
         *,
         bounds: tuple[float, float] | None = (0.0, 4.0),
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.rate = DilationPredictor(in_channels, 3, padding=1, bounds=bounds)
-        self.point = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        in_channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError)
+        out_channels = integer(out_channels, "out_channels", "DynamicASPP", ValueError)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def point(channels: int) -> nn.Conv2d:
+            return nn.Conv2d(channels, out_channels, 1, bias=False, **options)
+
+        def norm() -> nn.BatchNorm2d:
+            return nn.BatchNorm2d(out_channels, **options)
+
+        self.rate = DilationPredictor(in_channels, 3, padding=1, bounds=bounds, **options)
+        self.point = point(in_channels)
         self.pyramid = nn.ModuleList(
-            DynamicDilationConv2d(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False, predict=False)
+            DynamicDilationConv2d(
+                in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False, predict=False, **options
+            )
             for rate in rates
         )
-        self.image = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.image = point(in_channels)
         branches = 2 + len(self.pyramid)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(out_channels) for _ in range(branches))
-        self.project = nn.Sequential(
-            nn.Conv2d(branches * out_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()
-        )
+        self.norms = nn.ModuleList(norm() for _ in range(branches))
+        self.project = nn.Sequential(point(branches * out_channels), norm(), nn.ReLU())
+
+    def reset_parameters(self) -> None:
+        """Starts again, as a new head does."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
 
     def forward(self, input: Tensor) -> Tensor:
         dilation_map = self.rate(input)

@@ -1,18 +1,39 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.functional import (
+    PADDING_WORDS,
     dynamic_dilation_conv2d,
     dynamic_dilation_fold,
     dynamic_dilation_unfold,
 )
+
+Pair = tuple[int, int]
+
+
+def _window(
+    name: str, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints
+) -> tuple[Pair, Pair, Pair | str, Pair]:
+    """The options that a module of this name was given, as the constructor of ``Conv2d`` takes them."""
+
+    def pair(value: Ints | str, argument: str, words: Sequence[str] = ()) -> Pair:
+        height, width = ints(value, 2, argument, name, ValueError, words=words)
+        return height, width
+
+    return (
+        pair(kernel_size, "kernel_size"),
+        pair(stride, "stride"),
+        padding if isinstance(padding, str) and padding in PADDING_WORDS else pair(padding, "padding", PADDING_WORDS),
+        pair(dilation, "dilation"),
+    )
 
 
 class _Window(nn.Module):
@@ -20,20 +41,21 @@ class _Window(nn.Module):
 
     def __init__(
         self,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         *,
         aligned: bool = True,
     ) -> None:
         super().__init__()
-        self.kernel_size = kernel_size
-        self.stride = stride
-        self.padding = padding
-        self.dilation = dilation
-        self.groups = groups
+        name = type(self).__name__
+        self.kernel_size = one_or_more(kernel_size, 2, "kernel_size", name, ValueError)
+        self.stride = one_or_more(stride, 2, "stride", name, ValueError)
+        self.padding = one_or_more(padding, 2, "padding", name, ValueError)
+        self.dilation = one_or_more(dilation, 2, "dilation", name, ValueError)
+        self.groups = integer(groups, "groups", name, ValueError)
         self.aligned = aligned
 
     def extra_repr(self) -> str:
@@ -81,17 +103,17 @@ class DynamicDilationFold(_Window):
 
     def __init__(
         self,
-        output_size: IntOrPair,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair = 0,
-        dilation: IntOrPair = 1,
+        output_size: Ints,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         *,
         aligned: bool = True,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned)
-        self.output_size = output_size
+        self.output_size = one_or_more(output_size, 2, "output_size", type(self).__name__, ValueError)
 
     def forward(self, columns: Tensor, dilation_map: Tensor) -> Tensor:
         return dynamic_dilation_fold(
@@ -149,10 +171,10 @@ class DilationPredictor(nn.Conv2d):
     def __init__(
         self,
         in_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
         *,
         dilation_groups: int = 1,
         per_axis: bool = False,
@@ -165,10 +187,7 @@ class DilationPredictor(nn.Conv2d):
         super().__init__(
             in_channels,
             2 * dilation_groups if per_axis else dilation_groups,
-            pair(kernel_size),
-            pair(stride),
-            padding if isinstance(padding, str) else pair(padding),
-            pair(dilation),
+            *_window("DilationPredictor", kernel_size, stride, padding, dilation),
             device=device,
             dtype=dtype,
         )
@@ -196,13 +215,36 @@ class DilationPredictor(nn.Conv2d):
         return f"{super().extra_repr()}, bounds={self.bounds}"  # type: ignore[no-untyped-call]
 
 
-class DynamicDilationConv2d(nn.Module):
+# What a subclass or an object may define anew, and the result is still the base class's. (Python's own first.)
+_HARMLESS = {
+    *("__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__", "__firstlineno__"),
+    *("__module__", "__static_attributes__", "__weakref__"),
+    *("__constants__", "__init__", "__repr__", "_compiled_call_impl", "extra_repr", "reset_parameters"),
+}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def _changes_of(conv: nn.Conv2d) -> list[str]:
+    """What may make the result of a convolution another one than that of a ``torch.nn.Conv2d`` with its parameters."""
+    plain = nn.Conv2d(1, 1, 1, device="meta")
+    subclasses = (base for base in type(conv).__mro__ if base not in nn.Conv2d.__mro__)
+    changes = {name for base in subclasses for name in vars(base) if hasattr(plain, name)}
+    changes |= {name for name in vars(conv) if hasattr(nn.Conv2d, name) and name not in vars(plain)}
+    changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
+    return sorted(changes - _HARMLESS)
+
+
+class DynamicDilationConv2d(nn.Conv2d):
     """A convolution whose dilation rate differs from position to position, and that can predict it.
 
     The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`. In the place of a :class:`torch.nn.Conv2d`, whose
     arguments come first and whose parameters it has, it predicts the dilation map from its input by a
     :class:`DilationPredictor` with the window of the layer. The rates start at one, so the layer starts as the
     ``Conv2d`` with the same weights: on the CPU bit for bit, elsewhere up to the order of the additions.
+
+    It is a ``Conv2d``, padded with zeros, so code that finds convolutions by ``isinstance`` finds its weight: what
+    initialises weights, groups them for weight decay, or prunes them. What replaces every ``Conv2d`` by another layer
+    has to leave it out, as :meth:`from_conv` does.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
@@ -238,18 +280,20 @@ class DynamicDilationConv2d(nn.Module):
         torch.Size([2, 1, 6, 7])
     """
 
-    weight: Tensor
-    bias: Tensor | None
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: str | tuple[int, int]
+    dilation: tuple[int, int]
     rate: DilationPredictor | None
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: IntOrPair,
-        stride: IntOrPair = 1,
-        padding: IntOrPair | str = 0,
-        dilation: IntOrPair = 1,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
         groups: int = 1,
         bias: bool = True,
         *,
@@ -262,36 +306,29 @@ class DynamicDilationConv2d(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        name = "DynamicDilationConv2d"
+        in_channels = integer(in_channels, "in_channels", name, ValueError)
+        out_channels = integer(out_channels, "out_channels", name, ValueError)
+        groups = integer(groups, "groups", name, ValueError)
+        dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError)
+        workspace_limit = integer(workspace_limit, "workspace_limit", name, ValueError)
         if dilation_groups < 1 or in_channels % dilation_groups:
             raise ValueError(
                 f"DynamicDilationConv2d(): expected dilation_groups to divide in_channels = {in_channels}, but got "
                 f"{dilation_groups}"
             )
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        conv = nn.Conv2d(
+        super().__init__(
             in_channels,
             out_channels,
-            pair(kernel_size),
-            pair(stride),
-            padding if isinstance(padding, str) else pair(padding),
-            pair(dilation),
+            *_window(name, kernel_size, stride, padding, dilation),
             groups,
             bias,
             **options,
-        )  # for its checks and its initial values
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.kernel_size = pair(kernel_size)
-        self.stride = pair(stride)
-        self.padding = padding if isinstance(padding, str) else pair(padding)
-        self.dilation = pair(dilation)
-        self.groups = groups
+        )
         self.dilation_groups = dilation_groups
         self.aligned = aligned
         self.workspace_limit = workspace_limit
-        self.weight = conv.weight
-        self.register_parameter("bias", conv._parameters["bias"])
         self.rate = None
         if predict:
             self.rate = DilationPredictor(
@@ -306,16 +343,28 @@ class DynamicDilationConv2d(nn.Module):
                 **options,
             )
 
+    def reset_parameters(self) -> None:
+        """Starts again as a ``Conv2d`` does, with rates of one."""
+        super().reset_parameters()
+        rate = getattr(self, "rate", None)  # not yet there when the constructor of Conv2d calls
+        if rate is not None:
+            rate.reset_parameters()
+
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "DynamicDilationConv2d":
-        """Make an adaptive layer of a trained one: it starts with its results.
+        """Make an adaptive layer of a trained one: it starts with its results, or the call is refused.
+
+        Converting twice is converting once: a layer that is one already is returned as it is, whatever the options.
 
         Args:
-            conv: a two-dimensional convolution that pads with zeros. Its parameters are copied.
+            conv: a two-dimensional convolution that pads with zeros. Its parameters are copied. A subclass of
+                :class:`torch.nn.Conv2d` will do if it leaves everything as it is that makes the result.
             options: the keyword arguments of the constructor.
 
         Raises:
-            TypeError: for another kind of layer, a transposed convolution among them.
+            TypeError: for another kind of layer, a transposed convolution among them; for a subclass that changes the
+                result, such as one with standardised weights or an activation, or a lazy one before its first call; for
+                a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost.
             ValueError: for another ``padding_mode``.
 
         Example:
@@ -325,8 +374,16 @@ class DynamicDilationConv2d(nn.Module):
             >>> torch.equal(layer(input), conv(input))
             True
         """
+        if isinstance(conv, cls):
+            return conv
         if not isinstance(conv, nn.Conv2d):
             raise TypeError(f"from_conv(): expected conv to be a torch.nn.Conv2d, but got {type(conv).__name__}")
+        changes = _changes_of(conv)
+        if changes:
+            raise TypeError(
+                f"from_conv(): expected conv to compute what torch.nn.Conv2d does, but got {type(conv).__name__} with "
+                f"{', '.join(changes)} of its own"
+            )
         if conv.padding_mode != "zeros":
             raise ValueError(
                 f"from_conv(): expected conv to have padding_mode='zeros', but got padding_mode={conv.padding_mode!r}"

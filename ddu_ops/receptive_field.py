@@ -18,9 +18,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops._options import Ints, ints, one_or_more
 
 Interval = tuple[float, float]
+
+_OPTIONS = ("kernel_size", "stride", "padding", "dilation")
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,22 @@ class Layer:
         Layer(kernel_size=3, stride=1, padding=1, dilation=1, rate=2.5, aligned=True)
     """
 
-    kernel_size: IntOrPair
-    stride: IntOrPair = 1
-    padding: IntOrPair = 0
-    dilation: IntOrPair = 1
+    kernel_size: Ints
+    stride: Ints = 1
+    padding: Ints = 0
+    dilation: Ints = 1
     rate: float = 1.0
     aligned: bool = True
 
+    def __post_init__(self) -> None:
+        for name in _OPTIONS:
+            object.__setattr__(self, name, one_or_more(getattr(self, name), 2, name, "Layer", ValueError))
+
     def along(self, axis: int) -> tuple[int, int, int, int]:
         """Kernel size, stride, padding and dilation along the height (0) or the width (1)."""
-        options = (self.kernel_size, self.stride, self.padding, self.dilation)
-        kernel_size, stride, padding, dilation = (pair(option)[axis] for option in options)
+        kernel_size, stride, padding, dilation = (
+            ints(getattr(self, name), 2, name, "Layer", ValueError)[axis] for name in _OPTIONS
+        )
         return kernel_size, stride, padding, dilation
 
 

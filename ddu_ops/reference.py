@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops._options import Ints, ints
 
 #: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.
@@ -19,11 +19,11 @@ TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, to
 
 def dynamic_dilation_unfold(
     input: Tensor,
-    kernel_size: IntOrPair,
+    kernel_size: Ints,
     dilation_map: Tensor,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     aligned: bool = True,
@@ -55,12 +55,12 @@ def dynamic_dilation_unfold(
 
 def dynamic_dilation_fold(
     columns: Tensor,
-    output_size: IntOrPair,
-    kernel_size: IntOrPair,
+    output_size: Ints,
+    kernel_size: Ints,
     dilation_map: Tensor,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     groups: int = 1,
     *,
     aligned: bool = True,
@@ -79,8 +79,8 @@ def dynamic_dilation_fold(
             columns[None], output_size, kernel_size, dilation_map[None], stride, padding, dilation, groups,
             aligned=aligned,
         )[0]  # fmt: skip
-    (batch, rows, size), (height, width) = columns.shape, pair(output_size)
-    kernel_h, kernel_w = pair(kernel_size)
+    (batch, rows, size), (height, width) = columns.shape, ints(output_size, 2, "output_size", "reference")
+    kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", "reference")
     taps = kernel_h * kernel_w
     per_group = rows // taps // groups
     window = (kernel_size, stride, padding, dilation, groups, aligned)
@@ -96,10 +96,10 @@ def dynamic_dilation_fold(
 def _corners(
     dilation_map: Tensor,
     size: tuple[int, int],
-    kernel_size: IntOrPair,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    dilation: IntOrPair,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
     groups: int,
     aligned: bool,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -129,14 +129,16 @@ def _positions(
     rate: Tensor,  # (B, G, 1, 1, H_out, W_out)
     axis: int,
     size: int,
-    kernel_size: IntOrPair,
-    stride: IntOrPair,
-    padding: IntOrPair,
-    dilation: IntOrPair,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
     aligned: bool,
 ) -> Tensor:
     """Where the taps sample along an axis: ``(B, G, kH, 1, H_out, W_out)`` for axis 0, ``(B, G, 1, kW, ...)`` for 1."""
-    k, s, p, d = (pair(option)[axis] for option in (kernel_size, stride, padding, dilation))
+    k, s, p, d = (
+        ints(option, 2, "an option", "reference")[axis] for option in (kernel_size, stride, padding, dilation)
+    )
     a = 1 if aligned else 0
     # Index and tap run along the dimensions that this axis has among the last four, (kH, kW, H_out, W_out).
     i = torch.arange(rate.shape[4 + axis], dtype=rate.dtype, device=rate.device).view([-1, 1] if axis == 0 else [-1])

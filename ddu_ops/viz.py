@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ddu_ops._pairs import IntOrPair, pair
+from ddu_ops._options import Ints, integer, ints
 from ddu_ops.functional import dynamic_dilation_conv2d, to_offsets
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def _image(image: Tensor) -> Any:
 
 def tap_positions(
     dilation_map: Tensor,
-    kernel_size: IntOrPair,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     *,
     aligned: bool = True,
 ) -> Tensor:
@@ -63,16 +63,19 @@ def tap_positions(
     rates = dilation_map.detach()
     rates = rates[None] if rates.dim() == 2 else rates
     height, width = rates.shape[1:]
-    kernel_h, kernel_w = pair(kernel_size)
+    name = "tap_positions"
+    kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", name, ValueError)
+    strides = ints(stride, 2, "stride", name, ValueError)
+    paddings = ints(padding, 2, "padding", name, ValueError)
+    dilations = ints(dilation, 2, "dilation", name, ValueError)
     options: dict[str, Any] = {"dtype": rates.dtype, "device": rates.device}
     windows = [
-        torch.arange(size, **options) * s - p
-        for size, s, p in zip((height, width), pair(stride), pair(padding), strict=True)
+        torch.arange(size, **options) * s - p for size, s, p in zip((height, width), strides, paddings, strict=True)
     ]
-    taps = [torch.arange(k, **options) * d for k, d in zip((kernel_h, kernel_w), pair(dilation), strict=True)]
+    taps = [torch.arange(k, **options) * d for k, d in zip((kernel_h, kernel_w), dilations, strict=True)]
     window = torch.stack(torch.meshgrid(*windows, indexing="ij"), -1).view(height, width, 1, 2)
     tap = torch.stack(torch.meshgrid(*taps, indexing="ij"), -1).view(1, 1, kernel_h * kernel_w, 2)
-    offsets = to_offsets(rates[None], kernel_size, dilation, aligned=aligned)[0]
+    offsets = to_offsets(rates[None], (kernel_h, kernel_w), dilations, aligned=aligned)[0]
     return window + tap + offsets.view(kernel_h * kernel_w, 2, height, width).permute(2, 3, 0, 1)
 
 
@@ -80,10 +83,10 @@ def draw_taps(
     image: Tensor,
     dilation_map: Tensor,
     positions: Sequence[Position],
-    kernel_size: IntOrPair = 3,
-    stride: IntOrPair = 1,
-    padding: IntOrPair = 0,
-    dilation: IntOrPair = 1,
+    kernel_size: Ints = 3,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
     *,
     aligned: bool = True,
     ax: "Axes | None" = None,
@@ -213,6 +216,8 @@ def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size
         >>> int((pattern > 0).sum()), int((viz.gridding_pattern([1, 2, 3], size=17) > 0).sum())
         (49, 169)
     """
+    kernel_size = integer(kernel_size, "kernel_size", "gridding_pattern", ValueError)
+    size = integer(size, "size", "gridding_pattern", ValueError)
     if kernel_size % 2 == 0:
         raise ValueError(f"gridding_pattern(): expected kernel_size to be odd, but got {kernel_size}")
     weight = torch.ones(1, 1, kernel_size, kernel_size, dtype=torch.float64)

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddu_ops
@@ -639,6 +641,140 @@ def test_from_conv_refuses() -> None:
 from_conv(): expected conv to be a torch.nn.Conv2d, but got ConvTranspose2d
 from_conv(): expected conv to have padding_mode='zeros', but got padding_mode='reflect'""",
     )
+
+
+class Renamed(nn.Conv2d):
+    """Without anything of its own that makes the result."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.gain = 2
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        assert self.bias is not None
+        nn.init.ones_(self.bias)
+
+    def statistics(self) -> Tensor:
+        return self.weight.mean()
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+class PaddedAtTheEnd(nn.Conv2d):
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(F.pad(input, (0, 1, 0, 1)), weight, bias)
+
+
+class Halved(nn.Conv2d):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs) / 2
+
+
+def monkeypatched() -> nn.Conv2d:
+    conv = nn.Conv2d(4, 6, 3)
+    conv.forward = torch.sin  # type: ignore[method-assign]
+    return conv
+
+
+def hooked(register: str) -> nn.Conv2d:
+    conv = nn.Conv2d(4, 6, 3)
+    getattr(conv, register)(lambda *_: None)
+    return conv
+
+
+def compiled_in_place() -> nn.Conv2d:
+    conv = nn.Conv2d(4, 6, 3)
+    conv.compile(backend="eager")
+    return conv
+
+
+def lazy(called: bool) -> nn.Conv2d:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that lazy modules may change
+        conv = nn.LazyConv2d(6, 3)
+    if called:
+        conv(torch.randn(2, 4, 5, 5))
+    return conv
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Renamed(4, 6, 3),
+        lambda: lazy(called=True),
+        compiled_in_place,
+        lambda: prune.remove(prune.l1_unstructured(nn.Conv2d(4, 6, 3), "weight", 0.5), "weight"),
+    ],
+    ids=["renamed", "lazy_called", "compiled", "pruned_for_good"],
+)
+def test_from_conv_of_what_changes_no_result(make: Callable[[], nn.Conv2d]) -> None:
+    conv, input = make(), torch.randn(2, 4, 5, 5)
+    assert_bits(ddu_ops.DynamicDilationConv2d.from_conv(conv)(input), conv(input))
+
+
+@pytest.mark.parametrize(
+    "make, what",
+    [
+        (lambda: Standardised(4, 6, 3), "Standardised with forward"),
+        (lambda: PaddedAtTheEnd(4, 6, 3), "PaddedAtTheEnd with _conv_forward"),
+        (lambda: Halved(4, 6, 3), "Halved with __call__"),
+        (lambda: lazy(called=False), "LazyConv2d with .*"),
+        (monkeypatched, "Conv2d with forward"),
+        (lambda: hooked("register_forward_hook"), "Conv2d with forward_hooks"),
+        (lambda: hooked("register_forward_pre_hook"), "Conv2d with forward_pre_hooks"),
+        (lambda: hooked("register_full_backward_hook"), "Conv2d with backward_hooks"),
+        (lambda: hooked("register_full_backward_pre_hook"), "Conv2d with backward_pre_hooks"),
+        (lambda: parametrizations.weight_norm(nn.Conv2d(4, 6, 3)), "ParametrizedConv2d with .*weight"),
+        (lambda: nn.utils.spectral_norm(nn.Conv2d(4, 6, 3)), "Conv2d with forward_pre_hooks"),
+        (lambda: prune.l1_unstructured(nn.Conv2d(4, 6, 3), "weight", 0.5), "Conv2d with forward_pre_hooks"),
+    ],
+    ids=lambda value: value.split(" .*")[0].replace(" ", "_") if isinstance(value, str) else "",
+)
+def test_from_conv_refuses_what_it_cannot_keep(make: Callable[[], nn.Conv2d], what: str) -> None:
+    start = r"^from_conv\(\): expected conv to compute what torch.nn.Conv2d does, but got "
+    with pytest.raises(TypeError, match=f"{start}{what} of its own$"):
+        ddu_ops.DynamicDilationConv2d.from_conv(make())
+
+
+def converted(model: nn.Module) -> nn.Module:
+    """Every convolution in the model, by the walk that converters take."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.Conv2d):
+            setattr(model, name, ddu_ops.DynamicDilationConv2d.from_conv(child))
+        else:
+            converted(child)
+    return model
+
+
+def test_converting_twice_is_converting_once() -> None:
+    model, input = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Sequential(Renamed(4, 5, 3))),
+        torch.randn(2, 3, 7, 8),
+    )
+    expected = model(input)
+    converted(model)
+    modules = list(model.modules())
+    assert_bits(model(input), expected)
+    for layer in (model[0], model[2][0]):
+        away_from_ones(layer)
+    adapted = model(input)
+    converted(model)
+    assert [a is b for a, b in zip(model.modules(), modules, strict=True)] == [True] * len(modules)
+    assert_bits(model(input), adapted)
+
+
+def test_a_layer_is_no_other_layer() -> None:
+    class Own(ddu_ops.DynamicDilationConv2d):
+        pass
+
+    own = Own(4, 6, 3)
+    assert ddu_ops.DynamicDilationConv2d.from_conv(own) is own
+    with pytest.raises(TypeError, match=r"^from_conv\(\): expected conv .*, but got DynamicDilationConv2d"):
+        Own.from_conv(ddu_ops.DynamicDilationConv2d(4, 6, 3))
 
 
 def test_constructor_refuses() -> None:

@@ -1,16 +1,21 @@
-"""The modules: they hold options and nothing else."""
+"""The modules: those that hold options and nothing else, and what all of them have in common with torch's own."""
 
 import copy
 import io
 import pickle
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import nn
+from torch.nn.utils import prune
 
 import ddu_ops
-from cases import assert_same
+from cases import assert_bits, assert_same
+from ddu_ops import layers
 
 MODULES = {
     "unfold": (ddu_ops.DynamicDilationUnfold((3, 2), (2, 1), (1, 0), 2, 2, aligned=False), (2, 4, 8, 7)),
@@ -80,3 +85,119 @@ DynamicDilationFold(output_size=(8, 7), kernel_size=(3, 2), stride=(2, 1), paddi
 DynamicDilationUnfold(kernel_size=3, stride=1, padding=0, dilation=1, groups=1, aligned=True)
 DynamicDilationFold(output_size=8, kernel_size=3, stride=1, padding=0, dilation=1, groups=1, aligned=True)""",
     )
+
+
+# ---- What every module with parameters does as torch's own do ----
+
+MAKERS: dict[str, Callable[..., nn.Module]] = {
+    "DilationPredictor": partial(ddu_ops.DilationPredictor, 4, 3, padding=1),
+    "DynamicDilationConv2d": partial(ddu_ops.DynamicDilationConv2d, 4, 6, 3, padding=1),
+    "AdaptiveDilationConv2d": partial(layers.AdaptiveDilationConv2d, 4, 6, 3, padding=1),
+    "DynamicASPP": partial(layers.DynamicASPP, 4, 6, rates=(1, 2)),
+}
+makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
+
+
+def test_the_table_of_modules_is_complete() -> None:
+    public = {
+        name
+        for module in (ddu_ops, layers)
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("ddu_ops")
+    }
+    assert public == {*MAKERS, "DynamicDilationUnfold", "DynamicDilationFold"}
+
+
+def state(module: nn.Module) -> list[torch.Tensor]:
+    return list(module.state_dict().values())
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@makers
+def test_made_without_memory_and_filled_later(make: Callable[..., nn.Module]) -> None:
+    """As large models are made: on ``meta``, emptied, and reset to what a new module holds."""
+    torch.manual_seed(1)
+    expected = make()
+    module = make(device="meta")
+    assert {t.device.type for t in state(module)} == {"meta"}
+    module.to_empty(device="cpu")
+    for parameter in module.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    torch.manual_seed(1)
+    module.reset_parameters()  # type: ignore[operator]
+    assert list(module.state_dict()) == list(expected.state_dict())
+    for a, e in zip(state(module), state(expected), strict=True):
+        assert torch.equal(a, e)
+    input = torch.randn(2, 4, 5, 6)
+    assert_bits(module(input), expected(input))
+
+
+@makers
+def test_skip_init(make: Any) -> None:
+    module = nn.utils.skip_init(make.func, *make.args, **make.keywords)
+    module.load_state_dict(make().state_dict())
+    module(torch.randn(2, 4, 5, 6))
+
+
+@makers
+@pytest.mark.usefixtures("defaults")
+def test_device_and_dtype(make: Callable[..., nn.Module]) -> None:
+    def kinds(module: nn.Module) -> set[tuple[str, torch.dtype]]:
+        return {(t.device.type, t.dtype) for t in state(module) if t.is_floating_point()}
+
+    assert kinds(make()) == {("cpu", torch.float32)}
+    assert kinds(make(device="meta", dtype=torch.bfloat16)) == {("meta", torch.bfloat16)}
+    torch.set_default_dtype(torch.float64)
+    assert kinds(make()) == {("cpu", torch.float64)}
+    make()(torch.randn(2, 4, 5, 6))
+    torch.set_default_device("meta")
+    assert kinds(make()) == {("meta", torch.float64)}
+    make()(torch.randn(2, 4, 5, 6))
+
+
+# ---- What code asks by ``isinstance`` ----
+
+
+def of_convolutions(model: nn.Module) -> list[nn.Parameter]:
+    return [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_loops_over_convolutions_find_the_layer() -> None:
+    layer = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1)
+    assert layer.padding_mode == "zeros"
+    assert any(weight is layer.weight for weight in of_convolutions(nn.Sequential(layer)))
+    for weight in of_convolutions(layer):
+        nn.init.ones_(weight)
+    assert layer.weight.eq(1).all()
+
+
+def test_pruning() -> None:
+    layer = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1)
+    prune.l1_unstructured(layer, "weight", 0.5)
+    assert layer.weight.eq(0).sum() == layer.weight.numel() // 2
+    input = torch.randn(2, 4, 5, 6)
+    assert_bits(layer(input), nn.functional.conv2d(input, layer.weight, layer.bias, padding=1))
+
+
+def test_a_norm_is_fused_into_the_layer() -> None:
+    layer, norm = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1).eval(), nn.BatchNorm2d(6).eval()
+    norm.running_mean, norm.running_var = torch.randn(6), torch.rand(6) + 0.5
+    fused = nn.utils.fusion.fuse_conv_bn_eval(layer, norm)
+    input, dilation_map = torch.randn(2, 4, 5, 6), torch.rand(2, 1, 5, 6) + 0.5
+    assert isinstance(fused, ddu_ops.DynamicDilationConv2d)
+    torch.testing.assert_close(fused(input, dilation_map), norm(layer(input, dilation_map)), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_weights() -> None:
+    layer = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1)
+    input, dilation_map = torch.randn(2, 4, 5, 6), torch.rand(2, 1, 5, 6) + 0.5
+    expected = layer(input, dilation_map)
+    nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(layer(input, dilation_map), expected)

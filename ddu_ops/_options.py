@@ -1,0 +1,76 @@
+"""Options as callers give them: whole numbers, one for all axes or one per axis, slowest axis first."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, SupportsIndex
+
+import torch
+
+#: One number for all axes or one per axis. A number is what ``operator.index`` takes, such as NumPy's.
+Ints = SupportsIndex | Sequence[SupportsIndex]
+
+
+def integer(value: Any, name: str, function: str, error: type[Exception] = RuntimeError) -> int:
+    """A number. Of a symbolic one it is the value that it has now."""
+    number = _index(value)
+    if number is None:
+        raise error(f"{function}(): expected {name} to be an int, but got {value!r}")
+    return number
+
+
+def ints(
+    value: Any,
+    axes: int,
+    name: str,
+    function: str,
+    error: type[Exception] = RuntimeError,
+    *,
+    words: Sequence[str] = (),
+    symbolic: bool = False,
+) -> tuple[int, ...]:
+    """A number for every axis: on two axes ``3``, ``(3,)`` and ``(3, 3)`` mean the same.
+
+    Args:
+        name, function: what the message calls the argument and where it was given.
+        words: what else the argument may be, for the message.
+        symbolic: leaves symbolic numbers as they are.
+    """
+    numbers = _numbers(value, symbolic)
+    if numbers is not None and len(numbers) == axes:
+        return numbers
+    if numbers is not None and len(numbers) == 1:
+        return numbers * axes
+    count = "one int" if axes == 1 else f"one or {('two', 'three')[axes - 2]} ints"
+    takes = " or ".join(", ".join([count, *map(repr, words)]).rsplit(", ", 1))
+    raise error(f"{function}(): expected {name} to be {takes}, but got {value if numbers is None else numbers!r}")
+
+
+def one_or_more(value: Any, axes: int, name: str, function: str, error: type[Exception] = RuntimeError) -> Ints:
+    """The same, in the form in which it was given: a number stays one."""
+    numbers = ints(value, axes, name, function, error)
+    return numbers[0] if _index(value) is not None else numbers
+
+
+def _numbers(value: Any, symbolic: bool) -> tuple[int, ...] | None:
+    """All of them, or ``None`` where something is no number."""
+    number = _index(value, symbolic)
+    if number is not None:
+        return (number,)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return None
+    numbers = []
+    for entry in value:
+        number = _index(entry, symbolic)
+        if number is None:
+            return None
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _index(value: Any, symbolic: bool = False) -> int | None:
+    if symbolic and isinstance(value, (int, torch.SymInt)):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
