@@ -1,11 +1,17 @@
-"""Dynamic dilation unfold and fold in plain PyTorch: slow, readable, on any device and in any precision.
+"""The operators in plain PyTorch: slow, readable, on any device and in any precision.
 
 The executable specification: everything else in the package is judged by it, in float64. It computes in the type of
 its arguments, half types included, and autograd differentiates it to any order. Arguments are as in
 :mod:`ddu_ops.functional` and are not checked.
+
+:func:`sample` and :func:`splat` are the windows and their adjoint for any number of axes and any source of positions;
+the other functions are they under the names that models call. :func:`positions` says where the taps lie.
 """
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +21,234 @@ from ddu_ops._options import Ints, ints
 #: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+
+
+# ---- The windows and their adjoint, with a batch ----
+
+
+def sample(
+    input: Tensor,
+    parameters: Tensor,
+    source: str,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """The windows of an image: ``(B, C * K, L)``.
+
+    Args:
+        parameters: of the positions; its rank tells the number of axes, N.
+        source: what the parameters are: ``"rates"``, ``(B, G, *out)`` or ``(B, G * N, *out)``, or ``"offsets"``,
+            ``(B, G * K * N, *out)``.
+    """
+    batch, channels, *size = input.shape
+    window = kernel_size, stride, padding, dilation
+    parameters = parameters.expand(batch, -1, *_grid(size, *window))
+    image = input.reshape(batch, groups, channels // groups, 1, math.prod(size))
+    columns: Tensor | None = None
+    for index, counts, weight in _neighbours(parameters, source, size, *window, groups, aligned, padding_mode):
+        shape = (batch, groups, channels // groups, *index.shape[2:])
+        pixels = image.expand(*shape[:4], -1).gather(-1, index.unsqueeze(2).expand(shape))
+        share = torch.where(counts.unsqueeze(2), pixels, 0) * weight.unsqueeze(2)
+        columns = share if columns is None else columns + share
+    assert columns is not None
+    return columns.flatten(1, 3)
+
+
+def splat(
+    columns: Tensor,
+    parameters: Tensor,
+    source: str,
+    output_size: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """The adjoint of :func:`sample` by its input: ``(B, C, *output_size)``."""
+    batch, rows, places = columns.shape
+    window = kernel_size, stride, padding, dilation
+    parameters = parameters.expand(batch, -1, *_grid(output_size, *window))
+    taps = math.prod(_per_axis(kernel_size, len(output_size)))
+    values = columns.reshape(batch, groups, rows // taps // groups, taps, places)
+    image = values.new_zeros(*values.shape[:3], math.prod(output_size))
+    for index, counts, weight in _neighbours(parameters, source, output_size, *window, groups, aligned, padding_mode):
+        share = torch.where(counts.unsqueeze(2), values * weight.unsqueeze(2), 0)
+        image = image.scatter_add(-1, index.unsqueeze(2).expand(share.shape).flatten(3), share.flatten(3))
+    return image.flatten(1, 2).unflatten(-1, tuple(output_size))
+
+
+def _per_axis(value: Ints, axes: int) -> tuple[int, ...]:
+    return ints(value, axes, "an option", "reference")
+
+
+def _grid(size: Sequence[int], *window: Ints) -> list[int]:
+    """The number of windows on every axis, as in ``F.unfold``."""
+    extents = zip(size, *(_per_axis(option, len(size)) for option in window), strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents]
+
+
+# ---- Where the taps lie ----
+
+
+def positions(
+    parameters: Tensor,
+    source: str,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    aligned: bool = True,
+) -> list[tuple[Tensor, Tensor]]:
+    """Where the taps of all windows lie: for every axis a pixel, and the displacement from it.
+
+    A position is the sum of the two. Apart they say exactly in which cell it lies, for an integer holds a pixel of any
+    image and the displacement of a tap is small. Both broadcast to ``(B, G, *kernel_size, *out)``. What a parameter
+    that is not finite moves is displaced by NaN, and so are its gradients.
+    """
+    axes, out = parameters.dim() - 2, parameters.shape[2:]
+    kernel, stride, padding, dilation = (_per_axis(option, axes) for option in (kernel_size, stride, padding, dilation))
+    reach = max(1, *(d * (k - 1) for d, k in zip(dilation, kernel, strict=True)))
+    if source == "rates":
+        moved = _poisoned(parameters.unflatten(1, (groups, -1)), 2, reach)[(slice(None),) * 3 + (None,) * axes]
+    else:
+        moved = _poisoned(parameters.unflatten(1, (groups, *kernel, axes)), 2 + axes, reach).movedim(2 + axes, 2)
+
+    found = []
+    for axis, (k, s, p, d) in enumerate(zip(kernel, stride, padding, dilation, strict=True)):
+        own = moved[:, :, min(axis, moved.shape[2] - 1)]  # one rate moves the taps along all axes
+        m = torch.arange(k, device=own.device).view(-1, *[1] * (2 * axes - 1 - axis))
+        i = torch.arange(out[axis], device=own.device).view(-1, *[1] * (axes - 1 - axis))
+        if source == "rates":
+            centre = d * (k - 1) if aligned else 0  # in halves of a pixel
+            tap = (2 * m - (k - 1)).to(own.dtype) * (d / 2)
+            found.append((i * s - p + centre // 2, centre % 2 / 2 + tap * own))
+        else:
+            found.append((i * s - p + m * d, own))
+    return found
+
+
+def _poisoned(parameters: Tensor, dim: int, reach: int) -> Tensor:
+    """The parameters; NaN along the whole of ``dim`` where one is not finite, and with them every derivative by them.
+
+    What is finite is kept so small that ``reach`` times as much is finite, too.
+    """
+    finite = parameters.isfinite().all(dim, keepdim=True)
+    limit = torch.finfo(parameters.dtype).max / (2 * reach)
+    safe = torch.where(finite, parameters, 0).clamp(-limit, limit)
+    return safe + torch.where(finite, 0, parameters) * torch.where(finite, 0.0, math.nan).to(parameters.dtype)
+
+
+# ---- The pixels around a position ----
+
+
+def _neighbours(
+    parameters: Tensor,
+    source: str,
+    size: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    aligned: bool,
+    padding_mode: str,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The ``2 ** N`` neighbours of every tap, one after the other, as tensors ``(B, G, K, L)``.
+
+    A neighbour is an index into the flattened image, whether it counts (the index is 0 where it does not), and its
+    weight. At a position that is not finite no neighbour counts and each weight is NaN.
+    """
+    axes = []
+    places = positions(parameters, source, kernel_size, stride, padding, dilation, groups, aligned)
+    for (pixel, displacement), n in zip(places, size, strict=True):
+        cell = displacement.detach().floor()
+        fraction = displacement - cell
+        low = pixel + _integers(cell, n, padding_mode)
+        axes.append(
+            [
+                (*_look_up(index, n, padding_mode), weight)
+                for index, weight in ((low, 1 - fraction), (low + 1, fraction))
+            ]
+        )
+    for corner in itertools.product(*axes):
+        index = torch.zeros((), dtype=torch.long, device=parameters.device)
+        counts = torch.ones((), dtype=torch.bool, device=parameters.device)
+        weight = torch.ones((), dtype=parameters.dtype, device=parameters.device)
+        for n, (index_here, counts_here, weight_here) in zip(size, corner, strict=True):
+            index, counts, weight = index * n + index_here, counts & counts_here, weight * weight_here
+        counts = counts & weight.isfinite()
+        index = torch.where(counts, index, 0)
+        yield tuple(t.flatten(2 + len(size)).flatten(2, 1 + len(size)) for t in (index, counts, weight))  # type: ignore[misc]
+
+
+def _integers(cell: Tensor, size: int, padding_mode: str) -> Tensor:
+    """Whole numbers of any size as integers that look up the same pixels."""
+    cell = cell.nan_to_num(0).to(torch.promote_types(cell.dtype, torch.float32))
+    if padding_mode == "reflection":
+        cell = cell.fmod(_period(size))
+    far = 2.0**60
+    return cell.clamp(-far, far).long()
+
+
+def _look_up(index: Tensor, size: int, padding_mode: str) -> tuple[Tensor, Tensor]:
+    """Which pixel of an axis an index means, and whether it counts."""
+    if padding_mode == "border":
+        index = index.clamp(0, size - 1)
+    elif padding_mode == "reflection":
+        index = index.remainder(_period(size))
+        index = torch.minimum(index, _period(size) - index)
+    return index, (index >= 0) & (index < size)
+
+
+def _period(size: int) -> int:
+    """Of an axis that is reflected at the centres of its first and last pixel."""
+    return max(2 * (size - 1), 1)
+
+
+# ---- With a batch or without ----
+
+
+def _unfold(axes: int, input: Tensor, parameters: Tensor, *options: Any) -> Tensor:
+    if input.dim() == axes + 1:
+        return sample(input[None], parameters[None], *options)[0]
+    return sample(input, parameters, *options)
+
+
+def _fold(axes: int, columns: Tensor, parameters: Tensor, source: str, output_size: Ints, *options: Any) -> Tensor:
+    size = _per_axis(output_size, axes)
+    if columns.dim() == 2:
+        return splat(columns[None], parameters[None], source, size, *options)[0]
+    return splat(columns, parameters, source, size, *options)
+
+
+# ---- Under the names that models call ----
+
+
+def dynamic_dilation_unfold1d(
+    input: Tensor,
+    kernel_size: Ints,
+    dilation_map: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.dynamic_dilation_unfold1d` computes."""
+    return _unfold(
+        1, input, dilation_map, "rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode
+    )
 
 
 def dynamic_dilation_unfold(
@@ -27,6 +261,7 @@ def dynamic_dilation_unfold(
     groups: int = 1,
     *,
     aligned: bool = True,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """What :func:`ddu_ops.dynamic_dilation_unfold` computes.
 
@@ -35,22 +270,45 @@ def dynamic_dilation_unfold(
         >>> torch.equal(reference.dynamic_dilation_unfold(input, 3, dilation_map), F.unfold(input, 3))
         True
     """
-    if input.dim() == 3:
-        return dynamic_dilation_unfold(
-            input[None], kernel_size, dilation_map[None], stride, padding, dilation, groups, aligned=aligned
-        )[0]
-    batch, channels, height, width = input.shape
-    window = (kernel_size, stride, padding, dilation, groups, aligned)
-    image = input.reshape(batch, groups, channels // groups, 1, height * width)
-    columns: Tensor | None = None
-    for index, inside, weight in _corners(dilation_map.expand(batch, -1, -1, -1), (height, width), *window):
-        taps, size = index.shape[2], index.shape[3]
-        shape = (batch, groups, channels // groups, taps, size)
-        pixels = image.expand(*shape[:4], -1).gather(-1, index.unsqueeze(2).expand(shape))
-        corner = torch.where(inside.unsqueeze(2), pixels, 0) * weight.unsqueeze(2)
-        columns = corner if columns is None else columns + corner
-    assert columns is not None
-    return columns.flatten(1, 3)
+    return _unfold(
+        2, input, dilation_map, "rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode
+    )
+
+
+def dynamic_dilation_unfold3d(
+    input: Tensor,
+    kernel_size: Ints,
+    dilation_map: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.dynamic_dilation_unfold3d` computes."""
+    return _unfold(
+        3, input, dilation_map, "rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode
+    )
+
+
+def dynamic_dilation_fold1d(
+    columns: Tensor,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation_map: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.dynamic_dilation_fold1d` computes."""
+    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(1, columns, dilation_map, "rates", output_size, *options)
 
 
 def dynamic_dilation_fold(
@@ -64,6 +322,7 @@ def dynamic_dilation_fold(
     groups: int = 1,
     *,
     aligned: bool = True,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """What :func:`ddu_ops.dynamic_dilation_fold` computes.
 
@@ -74,74 +333,74 @@ def dynamic_dilation_fold(
         ... )
         True
     """
-    if columns.dim() == 2:
-        return dynamic_dilation_fold(
-            columns[None], output_size, kernel_size, dilation_map[None], stride, padding, dilation, groups,
-            aligned=aligned,
-        )[0]  # fmt: skip
-    (batch, rows, size), (height, width) = columns.shape, ints(output_size, 2, "output_size", "reference")
-    kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", "reference")
-    taps = kernel_h * kernel_w
-    per_group = rows // taps // groups
-    window = (kernel_size, stride, padding, dilation, groups, aligned)
-    values = columns.reshape(batch, groups, per_group, taps, size)
-    image = values.new_zeros(batch, groups, per_group, height * width)
-    for index, inside, weight in _corners(dilation_map.expand(batch, -1, -1, -1), (height, width), *window):
-        shared = torch.where(inside.unsqueeze(2), values * weight.unsqueeze(2), 0)
-        where = index.unsqueeze(2).expand(shared.shape)
-        image = image.scatter_add(-1, where.flatten(3), shared.flatten(3))
-    return image.flatten(1, 2).unflatten(-1, (height, width))
+    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(2, columns, dilation_map, "rates", output_size, *options)
 
 
-def _corners(
+def dynamic_dilation_fold3d(
+    columns: Tensor,
+    output_size: Ints,
+    kernel_size: Ints,
     dilation_map: Tensor,
-    size: tuple[int, int],
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    groups: int,
-    aligned: bool,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The four neighbours of every tap, one after the other, as tensors ``(B, G, kH * kW, L)``.
-
-    A neighbour is an index into the flattened image, whether it lies inside (the index is 0 where it does not), and
-    its bilinear weight. In a window with a rate that is not finite no neighbour is inside and each weight is NaN.
-    """
-    rates = dilation_map.unflatten(1, (groups, -1))[:, :, :, None, None]  # (B, G, 1 or 2, 1, 1, H_out, W_out)
-    rate_h, rate_w = rates[:, :, 0], rates[:, :, -1]
-    finite = rate_h.isfinite() & rate_w.isfinite()
-    poison = torch.where(finite, 0, rate_h + rate_w) * torch.where(finite, 0.0, torch.nan)  # and its gradient is NaN
-    rate_h, rate_w = torch.where(finite, rate_h, 0), torch.where(finite, rate_w, 0)
-
-    y = _positions(rate_h, 0, size[0], kernel_size, stride, padding, dilation, aligned)
-    x = _positions(rate_w, 1, size[1], kernel_size, stride, padding, dilation, aligned)
-    north, west = y.detach().floor(), x.detach().floor()
-    for row, weight_y in ((north, 1 - (y - north)), (north + 1, y - north)):
-        for column, weight_x in ((west, 1 - (x - west)), (west + 1, x - west)):
-            inside = finite & (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
-            index = torch.where(inside, row.long() * size[1] + column.long(), 0)
-            weight = weight_y * weight_x + poison
-            yield tuple(t.flatten(4).flatten(2, 3) for t in (index, inside, weight))  # type: ignore[misc]
-
-
-def _positions(
-    rate: Tensor,  # (B, G, 1, 1, H_out, W_out)
-    axis: int,
-    size: int,
-    kernel_size: Ints,
-    stride: Ints,
-    padding: Ints,
-    dilation: Ints,
-    aligned: bool,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
 ) -> Tensor:
-    """Where the taps sample along an axis: ``(B, G, kH, 1, H_out, W_out)`` for axis 0, ``(B, G, 1, kW, ...)`` for 1."""
-    k, s, p, d = (
-        ints(option, 2, "an option", "reference")[axis] for option in (kernel_size, stride, padding, dilation)
-    )
-    a = 1 if aligned else 0
-    # Index and tap run along the dimensions that this axis has among the last four, (kH, kW, H_out, W_out).
-    i = torch.arange(rate.shape[4 + axis], dtype=rate.dtype, device=rate.device).view([-1, 1] if axis == 0 else [-1])
-    m = torch.arange(k, dtype=rate.dtype, device=rate.device).view([-1, 1, 1, 1] if axis == 0 else [-1, 1, 1])
-    position = i * s - p + a * d * (k - 1) / 2 + (m - (k - 1) / 2) * d * rate
-    return position.clamp(-2, size + 1)  # as far outside as a position need be
+    """What :func:`ddu_ops.dynamic_dilation_fold3d` computes."""
+    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(3, columns, dilation_map, "rates", output_size, *options)
+
+
+def deform_unfold1d(
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.deform_unfold1d` computes."""
+    return _unfold(1, input, offset, "offsets", kernel_size, stride, padding, dilation, groups, True, padding_mode)
+
+
+def deform_unfold2d(
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.deform_unfold2d` computes.
+
+    Example:
+        >>> input, offset = torch.randn(2, 4, 6, 7), torch.zeros(2, 18, 4, 5)
+        >>> torch.equal(reference.deform_unfold2d(input, 3, offset), F.unfold(input, 3))
+        True
+    """
+    return _unfold(2, input, offset, "offsets", kernel_size, stride, padding, dilation, groups, True, padding_mode)
+
+
+def deform_unfold3d(
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.deform_unfold3d` computes."""
+    return _unfold(3, input, offset, "offsets", kernel_size, stride, padding, dilation, groups, True, padding_mode)

@@ -1,5 +1,6 @@
 """The problem sizes, the tolerances, the data and the calls that all test files share."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,46 +19,93 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: every size and option of a call."""
+    """One problem: every size and option of a call.
+
+    The size of the image says how many axes there are; the options of a window that have one entry mean it for all.
+    """
 
     name: str
     batch: int = 2
     channels: int = 3
-    size: Pair = (6, 7)
-    kernel_size: Pair = (3, 3)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    dilation: Pair = (1, 1)
+    size: tuple[int, ...] = (6, 7)
+    kernel_size: tuple[int, ...] = (3,)
+    stride: tuple[int, ...] = (1,)
+    padding: tuple[int, ...] = (0,)
+    dilation: tuple[int, ...] = (1,)
     groups: int = 1
-    rates: int = 1  # per window: one for both axes, or one for each
+    rates: int = 1  # per window: one for all axes, or one for each
     aligned: bool = True
+    source: str = "rates"  # or "offsets", a displacement of every tap on every axis
+    padding_mode: str = "zeros"
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_size", "stride", "padding", "dilation"):
+            value = getattr(self, name)
+            if len(value) != self.axes:
+                assert len(value) == 1
+                object.__setattr__(self, name, value * self.axes)
+        assert self.source == "rates" or (self.rates == 1 and self.aligned), "of rate maps only"
 
     @property
-    def output_size(self) -> Pair:
+    def axes(self) -> int:
+        return len(self.size)
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
         extents = zip(self.size, self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        height, width = ((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents)
-        return height, width
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents)
 
     @property
     def taps(self) -> int:
         return math.prod(self.kernel_size)
 
     @property
+    def movers(self) -> int:
+        """How many things of a window and group move on their own: the window, or every tap."""
+        return self.taps if self.source == "offsets" else 1
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers move one: an offset for every axis, or the rates."""
+        return self.axes if self.source == "offsets" else self.rates
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         return (self.batch, self.channels, *self.size)
 
     @property
+    def positions_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.groups * self.movers * self.parameters, *self.output_size)
+
+    @property
     def map_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.groups * self.rates, *self.output_size)
+        """Of a rate map."""
+        assert self.source == "rates"
+        return self.positions_shape
+
+    @property
+    def dot_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.groups * self.movers, *self.output_size)
 
     @property
     def columns_shape(self) -> tuple[int, ...]:
         return (self.batch, self.channels * self.taps, math.prod(self.output_size))
 
     @property
+    def window(self) -> tuple[Any, ...]:
+        """What follows the positions in a call of a public operator."""
+        return self.stride, self.padding, self.dilation, self.groups
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """What a public operator takes by name alone."""
+        aligned = {"aligned": self.aligned} if self.source == "rates" else {}
+        return {**aligned, "padding_mode": self.padding_mode}
+
+    @property
     def options(self) -> tuple[Any, ...]:
-        """What follows the map in a call of any operator."""
-        return self.stride, self.padding, self.dilation, self.groups, self.aligned
+        """What follows the positions in a call of an operator that is not public."""
+        return *self.window, self.aligned, self.padding_mode
 
     def __str__(self) -> str:
         return self.name
@@ -82,13 +130,53 @@ CASES = [
     Case("deep", 1, 35, (4, 5), (2, 3), padding=(1, 1), rates=2),
     Case("no_batch", batch=0, padding=(1, 1), rates=2),
     Case("no_channels", channels=0, padding=(1, 1), groups=2),
-]
+    # One axis and three
+    Case("line", 2, 4, (13,), (3,), (2,), (1,), (2,), groups=2),
+    Case("line_first_tap", 1, 9, (11,), (4,), padding=(2,), groups=3, aligned=False),
+    Case("line_no_batch", 0, 2, (5,)),
+    Case("volume", 2, 4, (3, 5, 4), (2, 3, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2),
+    Case("volume_three_rates", 2, 2, (4, 3, 5), (3, 2, 3), (2, 1, 1), (1, 1, 0), (1, 2, 1), groups=2, rates=3),
+    Case("volume_first_tap", 1, 3, (3, 4, 2), (1, 2, 3), (1, 1, 2), (0, 1, 3), (2, 1, 2), rates=3, aligned=False),
+    Case("volume_deep", 1, 17, (2, 3, 3), (2, 2, 1), padding=(1, 0, 0)),
+    Case("voxel", 2, 2, (1, 1, 1), padding=(1,), groups=2),
+    Case("volume_no_channels", 1, 0, (3, 2, 4), (2,), groups=2, rates=3),
+    # An offset for every tap
+    Case("line_offsets", 2, 4, (13,), (3,), (2,), (1,), (2,), groups=2, source="offsets"),
+    Case("offsets", 2, 4, (6, 9), (2, 3), (1, 2), (0, 1), (2, 1), groups=2, source="offsets"),
+    Case("offsets_deep", 1, 35, (4, 5), (3, 2), (2, 1), (1, 0), source="offsets"),
+    Case("offsets_no_batch", 0, 3, (4, 5), source="offsets"),
+    Case("offsets_no_channels", 2, 0, (4, 5), groups=2, source="offsets"),
+    Case("volume_offsets", 2, 4, (3, 5, 4), (2, 3, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2, source="offsets"),
+    # What lies outside
+    Case("border", 2, 4, (5, 6), (3, 2), (2, 1), (1, 2), (1, 2), groups=2, padding_mode="border"),
+    Case("border_line", 2, 3, (7,), padding=(3,), aligned=False, padding_mode="border"),
+    Case("border_volume", 1, 4, (3, 2, 4), (2, 3, 3), padding=(1, 1, 0), groups=2, rates=3, padding_mode="border"),
+    Case("border_offsets", 2, 4, (5, 4), (2, 3), (1, 2), (1, 1), groups=2, source="offsets", padding_mode="border"),
+    Case("border_one_pixel", 1, 2, (1, 1), padding=(1, 1), rates=2, padding_mode="border"),
+    Case("reflection", 2, 4, (6, 5), (2, 3), (1, 2), (2, 1), (2, 1), groups=2, rates=2, padding_mode="reflection"),
+    Case("reflection_line", 2, 3, (4,), (5,), padding=(3,), dilation=(2,), padding_mode="reflection"),
+    Case("reflection_volume", 1, 4, (2, 4, 3), (3, 2, 3), padding=(1, 0, 1), groups=2, padding_mode="reflection"),
+    Case("reflection_one_row", 2, 2, (1, 5), (3, 3), padding=(1, 1), padding_mode="reflection"),
+    Case("reflection_kernel_beyond_image", 1, 2, (2, 3), (4, 5), padding=(2, 3), rates=2, padding_mode="reflection"),
+    Case("reflection_offsets", 2, 4, (5, 4), (2, 3), groups=2, source="offsets", padding_mode="reflection"),
+    Case("reflection_volume_offsets", 1, 2, (2, 1, 3), (2, 2, 2), padding=(1,), source="offsets",
+         padding_mode="reflection"),
+]  # fmt: skip
 
 SMALL_CASES = [  # for what takes a loop over entries, like gradcheck
     Case("small", 1, 2, (3, 4), (2, 3), (1, 1), (1, 1)),
     Case("small_groups", 2, 2, (4, 3), (3, 2), (2, 1), (1, 0), (1, 2), groups=2),
     Case("small_two_rates", 1, 2, (3, 3), (3, 2), (1, 2), (1, 1), groups=2, rates=2),
     Case("small_first_tap", 1, 1, (4, 4), (2, 2), (2, 1), (1, 0), (1, 2), rates=2, aligned=False),
+    Case("small_line", 2, 2, (5,), (3,), (2,), (1,), groups=2),
+    Case("small_volume", 1, 1, (2, 3, 2), (2, 1, 2), padding=(1, 0, 0)),
+    Case("small_volume_three_rates", 1, 2, (2, 2, 3), (2, 2, 1), (1, 1, 2), groups=2, rates=3),
+    Case("small_line_offsets", 1, 2, (4,), (2,), groups=2, source="offsets"),
+    Case("small_offsets", 1, 2, (3, 2), (2, 1), padding=(1, 0), groups=2, source="offsets"),
+    Case("small_volume_offsets", 1, 1, (2, 2, 2), (1, 2, 1), source="offsets"),
+    Case("small_border", 1, 2, (3, 2), (2, 3), padding=(1, 1), rates=2, padding_mode="border"),
+    Case("small_reflection", 1, 2, (2, 3), (3, 2), padding=(1, 1), padding_mode="reflection"),
+    Case("small_reflection_offsets", 1, 1, (2, 3), (2, 2), source="offsets", padding_mode="reflection"),
 ]
 
 # Large enough for blocks of CUDA's fast kernels with several packets of channels, the last of which is not full: in
@@ -98,7 +186,7 @@ PART_OF_A_PACKET = Case("part_of_a_packet", 1, 31, (180, 180), padding=(1, 1))
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 
-DTYPES = {  # input, map
+DTYPES = {  # input, positions
     "float64": (torch.float64, torch.float64),
     "float32": (torch.float32, torch.float32),
     "float16": (torch.float16, torch.float16),
@@ -148,7 +236,7 @@ def as_list(result: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 class Tensors(NamedTuple):
-    """What the operators of one case take."""
+    """What the operators of one case take; in the place of the map the offsets, where they are the case's source."""
 
     input: Tensor
     dilation_map: Tensor
@@ -172,128 +260,180 @@ def make_tensors(
 ) -> Tensors:
     """Arguments of a case, the same on every device.
 
-    The rates lie between -3 and 4, so that windows leave the image on every side, turn over and collapse. With
-    ``kinks`` every fifth one is a multiple of one half, so that taps meet whole pixels; without, all taps whose
-    place depends on the rate stay away from whole pixels, where the derivative by the rate jumps.
+    The rates lie between -3 and 4, so that windows leave the image on every side, turn over and collapse; offsets
+    between -5 and 5. With ``kinks`` every fifth one is a multiple of one half, so that taps meet whole pixels; without,
+    all taps whose place depends on it stay away from whole pixels, where the derivative jumps.
     """
     generator = torch.Generator().manual_seed(seed)
     normal = {"generator": generator, "dtype": torch.float64}
     input, columns = torch.randn(case.input_shape, **normal), torch.randn(case.columns_shape, **normal)
     map_dtype = map_dtype or dtype
 
-    def draw() -> Tensor:
-        return (torch.rand(case.map_shape, **normal) * 7 - 3).to(map_dtype)
+    low, high = (-3, 4) if case.source == "rates" else (-5, 5)
 
-    dilation_map = draw()
+    def draw() -> Tensor:
+        return (torch.rand(case.positions_shape, **normal) * (high - low) + low).to(map_dtype)
+
+    positions = draw()
     if kinks:
-        dilation_map.flatten()[::5] = (dilation_map.flatten()[::5] * 2).round() / 2
+        positions.flatten()[::5] = (positions.flatten()[::5] * 2).round() / 2
     else:
         for _ in range(200):
-            bad = meets_kink(case, dilation_map)
+            bad = meets_kink(case, positions)
             if not bad.any():
                 break
-            dilation_map = torch.where(bad, draw(), dilation_map)
+            positions = torch.where(bad, draw(), positions)
         else:
-            raise AssertionError(f"no rates away from the kinks for {case}")
-    return Tensors(input.to(device, dtype), dilation_map.to(device), columns.to(device, dtype))
+            raise AssertionError(f"no positions away from the kinks for {case}")
+    return Tensors(input.to(device, dtype), positions.to(device), columns.to(device, dtype))
 
 
-def meets_kink(case: Case, dilation_map: Tensor, margin: float = 0.02) -> Tensor:
-    """Where a rate puts a tap on a whole pixel, or nearly: a boolean map."""
-    rates = dilation_map.double().view(case.batch, case.groups, case.rates, *case.output_size)
+def meets_kink(case: Case, positions: Tensor, margin: float = 0.02) -> Tensor:
+    """Where a rate or an offset puts a tap on a whole pixel, or nearly: boolean, in the shape of the positions."""
+
+    def near(places: Tensor) -> Tensor:
+        return (places - places.round()).abs() < margin
+
+    if case.source == "offsets":
+        return near(positions.double())
+    rates = positions.double().view(case.batch, case.groups, case.rates, *case.output_size)
     bad = torch.zeros_like(rates, dtype=torch.bool)
-    for axis in (0, 1):
-        k, d = case.kernel_size[axis], case.dilation[axis]
-        rate = rates[:, :, axis if case.rates == 2 else 0]
+    for axis, (k, d) in enumerate(zip(case.kernel_size, case.dilation, strict=True)):
+        own = min(axis, case.rates - 1)
         for m in range(k):
             offset = (m - (k - 1) / 2) * d
             if offset != 0:
-                y = case.aligned * d * (k - 1) / 2 + offset * rate
-                bad[:, :, axis if case.rates == 2 else 0] |= (y - y.round()).abs() < margin
-    return bad.view(case.map_shape)
+                bad[:, :, own] |= near(case.aligned * d * (k - 1) / 2 + offset * rates[:, :, own])
+    return bad.view(positions.shape)
 
 
 def flat_map(case: Case, rate: float, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> Tensor:
-    """The same rate everywhere."""
-    return torch.full(case.map_shape, rate, dtype=dtype, device=device)
+    """The same rate everywhere; or the offsets that put every tap where that rate would."""
+    if case.source == "rates":
+        return torch.full(case.map_shape, rate, dtype=dtype, device=device)
+    places = [
+        (torch.arange(k, dtype=torch.float64) - (k - 1) / 2) * d * (rate - 1)
+        for k, d in zip(case.kernel_size, case.dilation, strict=True)
+    ]
+    offsets = torch.stack(torch.meshgrid(*places, indexing="ij"), -1).flatten().repeat(case.groups)
+    return offsets.view(1, -1, *[1] * case.axes).repeat(case.batch, 1, *case.output_size).to(device, dtype)
+
+
+def by_mover(case: Case, positions: Tensor) -> Tensor:
+    """Positions as ``(B, G, 1 or K, parameters, *out)``."""
+    return positions.reshape(case.batch, case.groups, case.movers, case.parameters, *case.output_size)
+
+
+def by_tap(case: Case, columns: Tensor) -> Tensor:
+    """Columns as ``(B, G, C / G, K, *out)``."""
+    return columns.reshape(case.batch, case.groups, case.channels // case.groups, case.taps, *case.output_size)
+
+
+def windows(case: Case, input: Tensor) -> Tensor:
+    """The columns of a map of ones, by slices alone."""
+    for axis, (n, p) in enumerate(zip(case.size, case.padding, strict=True)):
+        index = torch.arange(-p, n + p, device=input.device)
+        if case.padding_mode == "border":
+            index = index.clamp(0, n - 1)
+        elif case.padding_mode == "reflection":
+            index = torch.tensor([_reflected(int(i), n) for i in index], device=input.device)
+        inside = (index >= 0) & (index < n)
+        input = input.index_select(2 + axis, index.where(inside, 0))
+        input = input.where(inside.view(-1, *[1] * (case.axes - 1 - axis)), 0)
+    for axis, (k, s, d) in enumerate(zip(case.kernel_size, case.stride, case.dilation, strict=True)):
+        input = input.unfold(2 + axis, d * (k - 1) + 1, s)[..., ::d]
+    taps = range(2 + case.axes, 2 + 2 * case.axes)
+    return input.permute(0, 1, *taps, *range(2, 2 + case.axes)).reshape(case.columns_shape)
+
+
+def _reflected(index: int, size: int) -> int:
+    if size == 1:
+        return 0
+    while not 0 <= index < size:
+        index = -index if index < 0 else 2 * (size - 1) - index
+    return index
 
 
 # ---- The calls ----
 
 
-def unfold(case: Case, input: Tensor, dilation_map: Tensor) -> Tensor:
-    return torch.ops.ddu.unfold(input, case.kernel_size, dilation_map, *case.options)
+def unfold(case: Case, input: Tensor, positions: Tensor) -> Tensor:
+    return operator("unfold", case)(input, positions)
 
 
-def fold(case: Case, columns: Tensor, dilation_map: Tensor) -> Tensor:
-    return torch.ops.ddu.fold(columns, case.size, case.kernel_size, dilation_map, *case.options)
+def fold(case: Case, columns: Tensor, positions: Tensor) -> Tensor:
+    return operator("fold", case)(columns, positions)
 
 
-def unfold_backward(case: Case, grad_output: Tensor, input: Tensor, dilation_map: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.ddu.unfold_backward(grad_output, input, case.kernel_size, dilation_map, *case.options)
+def unfold_backward(case: Case, grad_output: Tensor, input: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    return operator("unfold_backward", case)(grad_output, input, positions)
 
 
-def sample(case: Case, input: Tensor, dilation_map: Tensor, order: Sequence[int]) -> Tensor:
-    return torch.ops.ddu.sample(input, case.kernel_size, dilation_map, *case.options, order)
+def sample(case: Case, input: Tensor, positions: Tensor, order: Sequence[int]) -> Tensor:
+    return operator("sample", case, order)(input, positions)
 
 
-def splat(case: Case, columns: Tensor, dilation_map: Tensor, order: Sequence[int]) -> Tensor:
-    return torch.ops.ddu.splat(columns, case.size, case.kernel_size, dilation_map, *case.options, order)
+def splat(case: Case, columns: Tensor, positions: Tensor, order: Sequence[int]) -> Tensor:
+    return operator("splat", case, order)(columns, positions)
 
 
-def dot(case: Case, columns: Tensor, input: Tensor, dilation_map: Tensor, order: Sequence[int]) -> Tensor:
-    return torch.ops.ddu.dot(columns, input, case.kernel_size, dilation_map, *case.options, order)
+def dot(case: Case, columns: Tensor, input: Tensor, positions: Tensor, order: Sequence[int]) -> Tensor:
+    return operator("dot", case, order)(columns, input, positions)
 
 
-def unfold_reference(case: Case, input: Tensor, dilation_map: Tensor) -> Tensor:
-    *options, aligned = case.options
-    return reference.dynamic_dilation_unfold(input, case.kernel_size, dilation_map, *options, aligned=aligned)
+def unfold_reference(case: Case, input: Tensor, positions: Tensor) -> Tensor:
+    return reference.sample(input, positions, case.source, case.kernel_size, *case.options)
 
 
-def fold_reference(case: Case, columns: Tensor, dilation_map: Tensor) -> Tensor:
-    *options, aligned = case.options
-    return reference.dynamic_dilation_fold(
-        columns, case.size, case.kernel_size, dilation_map, *options, aligned=aligned
-    )
+def fold_reference(case: Case, columns: Tensor, positions: Tensor) -> Tensor:
+    return reference.splat(columns, positions, case.source, case.size, case.kernel_size, *case.options)
 
 
-def orders(case: Case) -> list[list[int]]:
-    """Every derivative order that is not zero everywhere, and the first beyond."""
-    if case.rates == 1:
-        return [[0], [1], [2], [3]]
-    return [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [2, 0]]
+def orders(case: Case, *, beyond: bool = True) -> list[list[int]]:
+    """Every derivative order that is not zero everywhere; and the first ``beyond``."""
+    if case.parameters == 1:
+        last = 1 if case.source == "offsets" else case.axes  # one rate moves the taps along all axes
+        return [[n] for n in range(last + 1 + beyond)]
+    found = [list(order) for order in itertools.product((0, 1), repeat=case.parameters)]
+    twice = [[2 * (axis == a) for axis in range(case.parameters)] for a in range(case.parameters)]
+    return found + twice[::-1] * beyond
 
 
-def derivative(case: Case, function: Callable[[Tensor], Tensor], dilation_map: Tensor, order: Sequence[int]) -> Tensor:
-    """The derivative of ``function`` by the rates, all windows at once, taken by autograd.
+def derivative(case: Case, function: Callable[[Tensor], Tensor], positions: Tensor, order: Sequence[int]) -> Tensor:
+    """The derivative of ``function`` by the parameters of the positions, all at once, taken by autograd.
 
-    Each window depends on its own rates alone, so the direction in which all rates of an axis grow by the same gives
-    every window's derivative.
+    Each window depends on its own rates alone, each tap on its own offsets, so the direction in which all parameters of
+    an axis grow by the same gives everyone's derivative.
     """
-    axis = torch.arange(case.groups * case.rates, device=dilation_map.device).view(-1, 1, 1) % case.rates
+    axis = torch.arange(positions.shape[1], device=positions.device).view(-1, *[1] * case.axes) % case.parameters
     for index, times in enumerate(order):
-        direction = (axis == index).to(dilation_map.dtype).expand(dilation_map.shape)
+        direction = (axis == index).to(positions.dtype).expand(positions.shape)
         for _ in range(times):
             function = _directional(function, direction)
-    return function(dilation_map)
+    return function(positions)
 
 
 def _directional(function: Callable[[Tensor], Tensor], direction: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda dilation_map: torch.func.jvp(function, (dilation_map,), (direction,))[1]
+    return lambda positions: torch.func.jvp(function, (positions,), (direction,))[1]
 
 
 def sum_over_group(case: Case, columns: Tensor) -> Tensor:
-    """``(B, C * kH * kW, L)`` summed over the channels and taps of every group: ``(B, G, H_out, W_out)``."""
-    per_group = columns.shape[1] // case.groups
-    return columns.reshape(case.batch, case.groups, per_group, *case.output_size).sum(2)
+    """``(B, C * K, L)`` summed over the channels of every group and what moves together: ``(B, G, *out)``.
+
+    With offsets every tap moves on its own: ``(B, G * K, *out)``.
+    """
+    taps = by_tap(case, columns).sum(2)
+    return (taps if case.source == "offsets" else taps.sum(2)).reshape(case.dot_shape)
 
 
-# The operators by name, each as a function of its tensors alone: with them, the call that a test is about is one line.
+# What the operators compute, by name, each a function of its tensors alone: with them, the call that a test is about is
+# one line. Which operator that is depends on the case: see ``operator_name``.
 OPERATORS: dict[str, tuple[str, ...]] = {
     "unfold": ("input", "dilation_map"),
     "unfold_backward": ("columns", "input", "dilation_map"),
     "fold": ("columns", "dilation_map"),
     "sample": ("input", "dilation_map"),
+    "sample_backward": ("columns", "input", "dilation_map"),
     "splat": ("columns", "dilation_map"),
     "dot": ("columns", "input", "dilation_map"),
     "dynamic_dilation_unfold": ("input", "dilation_map"),
@@ -302,18 +442,49 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 
 operators = pytest.mark.parametrize("name", OPERATORS)
 
+FAMILY = ("sample", "splat", "dot")  # take an order
+SOURCED = (*FAMILY, "sample_backward")  # take the positions of any source, and its name
+
+
+def operator_name(name: str, case: Case) -> str:
+    """The operator that computes ``name`` on as many axes and from such positions as the case has."""
+    if case.source == "offsets":
+        names = {
+            "unfold": "sample",
+            "unfold_backward": "sample_backward",
+            "fold": "splat",
+            "dynamic_dilation_unfold": f"deform_unfold{case.axes}d",
+            "dynamic_dilation_fold": "splat",  # no other folds by offsets
+        }
+        return names.get(name, name)
+    return name + {1: "1d", 2: "", 3: "3d"}[case.axes] if name.startswith("dynamic_dilation_") else name
+
 
 def arguments(name: str, case: Case, tensors: Sequence[Tensor], order: Sequence[int] = ()) -> tuple[Any, ...]:
-    """The positional arguments of ``torch.ops.ddu.<name>``; ``tensors`` are those of ``OPERATORS``, in that order."""
-    *leading, dilation_map = tensors
-    size = [case.size] if name in ("fold", "splat", "dynamic_dilation_fold") else []
-    tail = [list(order)] if name in ("sample", "splat", "dot") else []
-    return (*leading, *size, case.kernel_size, dilation_map, *case.options, *tail)
+    """The positional arguments of the operator; ``tensors`` are those of ``OPERATORS``, in that order."""
+    name = operator_name(name, case)
+    *leading, positions = tensors
+    size = [case.size] if name in ("fold", "splat") or name.startswith("dynamic_dilation_fold") else []
+    tail = [list(order)] if name in FAMILY else []
+    if name in SOURCED:
+        return (*leading, positions, case.source, *size, case.kernel_size, *case.options, *tail)
+    options = case.window if is_public(name) else case.options
+    return (*leading, *size, case.kernel_size, positions, *options, *tail)
+
+
+def keywords(name: str, case: Case) -> dict[str, Any]:
+    """The other arguments of the operator."""
+    return case.by_name if is_public(operator_name(name, case)) else {}
+
+
+def is_public(name: str) -> bool:
+    return name.startswith(("dynamic_dilation_", "deform_"))
 
 
 def operator(name: str, case: Case, order: Sequence[int] = ()) -> Callable[..., Any]:
-    """``torch.ops.ddu.<name>`` with everything but the tensors filled in."""
-    return lambda *tensors: getattr(torch.ops.ddu, name)(*arguments(name, case, tensors, order))
+    """The operator with everything but the tensors filled in."""
+    call, named = getattr(torch.ops.ddu, operator_name(name, case)), keywords(name, case)
+    return lambda *tensors: call(*arguments(name, case, tensors, order), **named)
 
 
 def pick(name: str, tensors: Tensors) -> tuple[Tensor, ...]:
@@ -322,10 +493,15 @@ def pick(name: str, tensors: Tensors) -> tuple[Tensor, ...]:
 
 
 def first_order(name: str, case: Case) -> list[int]:
-    """An order that makes a primitive depend on every tensor that it takes; none for the other operators."""
-    if name not in ("sample", "splat", "dot"):
+    """An order that makes a primitive depend on every tensor that it takes; none for the other operators.
+
+    A derivative but where it would not depend on the positions any more, having none but one axis.
+    """
+    if name not in FAMILY:
         return []
-    return [1] if case.rates == 1 else [0, 1]
+    if case.source == "rates" and case.rates == 1:
+        return [int(case.axes > 1)]
+    return [0] * (case.parameters - 1) + [int(case.parameters > 1)]
 
 
 # ---- The convolution ----
@@ -359,6 +535,7 @@ class ConvolutionCase(Case):
             "groups": self.conv_groups,
             "dilation_groups": self.groups,
             "aligned": self.aligned,
+            "padding_mode": self.padding_mode,
         }
 
     def __str__(self) -> str:
@@ -385,10 +562,7 @@ def make_arguments(
 
 def convolve_reference(case: ConvolutionCase, arguments: dict[str, Tensor]) -> Tensor:
     """Every product of the definition, from the columns of the reference."""
-    *options, aligned = case.options
-    columns = reference.dynamic_dilation_unfold(
-        arguments["input"], case.kernel_size, arguments["dilation_map"], *options, aligned=aligned
-    )
+    columns = unfold_reference(case, arguments["input"], arguments["dilation_map"])
     taps = columns.reshape(case.batch, case.channels, case.taps, math.prod(case.output_size))
     if "mask" in arguments:
         per_group = case.channels // case.groups
@@ -398,7 +572,7 @@ def convolve_reference(case: ConvolutionCase, arguments: dict[str, Tensor]) -> T
     taps = taps.reshape(case.batch, case.conv_groups, inner, math.prod(case.output_size))
     weight = arguments["weight"].reshape(case.conv_groups, case.out_channels // case.conv_groups, inner)
     output = torch.einsum("gok,bgkl->bgol", weight, taps).reshape(case.batch, case.out_channels, *case.output_size)
-    return output + arguments["bias"][:, None, None] if "bias" in arguments else output
+    return output + arguments["bias"].view(-1, *[1] * case.axes) if "bias" in arguments else output
 
 
 # ---- A model ----

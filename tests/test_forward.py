@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from cases import (
     Tensors,
     assert_near,
     assert_same,
+    by_mover,
+    by_tap,
     cases,
     derivative,
     dot,
@@ -26,6 +29,7 @@ from cases import (
     fold_reference,
     make_tensors,
     operator,
+    operator_name,
     operators,
     orders,
     pick,
@@ -35,6 +39,7 @@ from cases import (
     unfold,
     unfold_backward,
     unfold_reference,
+    windows,
 )
 
 SAME = Case("same", padding=(1, 1))
@@ -78,8 +83,11 @@ def test_the_family_of_derivatives(case: Case, order: list[int], device: torch.d
     )
 
 
+HALF_CASES = ("lopsided", "lopsided_two_rates", "deep", "line", "volume", "offsets", "border_volume", "reflection")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("lopsided", "lopsided_two_rates", "deep")], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in HALF_CASES], ids=str)
 def test_the_family_of_derivatives_in_half(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     for order in orders(case):
         check_the_family(case, order, (dtype,), make_tensors(case, dtype, device=device, kinks=False))
@@ -95,32 +103,49 @@ def check_the_family(case: Case, order: list[int], dtypes: Sequence[torch.dtype]
         assert_near(sample(case, input, dilation_map, order), samples)
         assert_near(splat(case, columns, dilation_map, order), shares)
         products = dot(case, columns, input, dilation_map, order)
-        assert products.shape == (case.batch, case.groups, *case.output_size)
+        assert products.shape == case.dot_shape
         assert_near(products, sum_over_group(case, columns.double() * samples))
 
 
-@pytest.mark.parametrize("rates, beyond", [(1, [[3], [4], [100], [2**62]]), (2, [[2, 1], [1, 2], [2, 2], [0, 2**62]])])
-def test_orders_beyond_are_zero(rates: int, beyond: list[list[int]], device: torch.device) -> None:
-    case = Case("beyond", padding=(1, 1), rates=rates)
-    input, dilation_map, columns = make_tensors(case, torch.float32, device=device)
+BEYOND = [
+    (Case("line", size=(7,)), [[2], [100], [2**62]]),
+    (Case("image", padding=(1, 1)), [[3], [4], [100], [2**62]]),
+    (Case("image_two_rates", padding=(1, 1), rates=2), [[2, 1], [1, 2], [2, 2], [0, 2**62]]),
+    (Case("volume", size=(4, 3, 5)), [[4], [100], [2**62]]),
+    (Case("volume_three_rates", size=(4, 3, 5), rates=3), [[1, 2, 0], [2, 1, 1], [0, 0, 2**62]]),
+    (Case("line_offsets", size=(7,), source="offsets"), [[2], [2**62]]),
+    (Case("volume_offsets", size=(4, 3, 5), source="offsets"), [[1, 2, 0], [2, 1, 1], [2**62, 0, 0]]),
+]
+
+
+@pytest.mark.parametrize("case, beyond", BEYOND, ids=[str(case) for case, _ in BEYOND])
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+def test_orders_beyond_are_zero(case: Case, beyond: list[list[int]], padding_mode: str, device: torch.device) -> None:
+    case = replace(case, padding_mode=padding_mode)
+    input, positions, columns = make_tensors(case, torch.float32, device=device)
     for order in beyond:
-        assert torch.equal(sample(case, input, dilation_map, order), torch.zeros_like(columns))
-        assert torch.equal(splat(case, columns, dilation_map, order), torch.zeros_like(input))
-        assert not dot(case, columns, input, dilation_map, order).any()
+        assert torch.equal(sample(case, input, positions, order), torch.zeros_like(columns))
+        assert torch.equal(splat(case, columns, positions, order), torch.zeros_like(input))
+        assert not dot(case, columns, input, positions, order).any()
 
 
 @cases
 def test_order_zero_is_the_operator_itself(case: Case, device: torch.device) -> None:
     input, dilation_map, columns = make_tensors(case, torch.float32, device=device)
-    for order in ([], [0] * case.rates):
+    for order in ([], [0] * case.parameters):
         assert_same(sample(case, input, dilation_map, order), unfold(case, input, dilation_map))
         assert_same(splat(case, columns, dilation_map, order), fold(case, columns, dilation_map))
 
 
 # ---- Against F.unfold and F.fold ----
 
-TORCH_CASES = [case for case in CASES if case.aligned and case.batch and case.channels]
+TORCH_CASES = [
+    case for case in CASES if case.axes == 2 and case.padding_mode == "zeros" and case.aligned and case.batch
+    and case.channels
+]  # fmt: skip
 torch_cases = pytest.mark.parametrize("case", TORCH_CASES, ids=str)
+ALIGNED_CASES = [case for case in CASES if case.aligned]
+aligned_cases = pytest.mark.parametrize("case", ALIGNED_CASES, ids=str)
 
 
 @torch_cases
@@ -129,6 +154,20 @@ def test_a_map_of_ones_is_unfold(case: Case, dtype: torch.dtype, map_dtype: torc
     input = make_tensors(case, dtype, map_dtype, device).input
     expected = F.unfold(input, case.kernel_size, case.dilation, case.padding, case.stride)
     assert_same(unfold(case, input, flat_map(case, 1.0, map_dtype, device)), expected)
+
+
+@aligned_cases
+@dtypes
+def test_a_map_of_ones_takes_the_windows_of_a_convolution(
+    case: Case, dtype: torch.dtype, map_dtype: torch.dtype, device: torch.device
+) -> None:
+    """On any number of axes, from offsets of zero too, and whatever lies outside."""
+    input, _, columns = make_tensors(case, dtype, map_dtype, device)
+    ones = flat_map(case, 1.0, map_dtype, device)
+    assert_same(unfold(case, input, ones), windows(case, input))
+    image = input.double().requires_grad_()
+    expected = torch.autograd.grad(windows(case, image), image, columns.double())[0]
+    assert_near(fold(case, columns, ones), expected)
 
 
 def test_a_map_of_ones_is_unfold_on_extreme_values(device: torch.device) -> None:
@@ -246,88 +285,126 @@ def test_every_huge_rate_agrees_with_the_reference(
     assert_near(fold(case, columns, rates), fold_reference(case, columns.double(), rates.double()))
 
 
-def with_bad_rates(case: Case, tensors: Tensors) -> Tensors:
-    """A map with a NaN, an inf, a -inf and, given a rate per axis, windows in which only one of the two is bad."""
-    dilation_map = tensors.dilation_map.clone()
-    windows = math.prod(case.output_size)
-    flat = dilation_map.view(case.batch, case.groups * case.rates, windows)
-    flat[0, 0, 0], flat[0, 0, windows // 3], flat[-1, -1, windows // 2] = math.nan, math.inf, -math.inf
-    flat[-1, -1, windows - 1] = math.nan
-    return tensors._replace(dilation_map=dilation_map)
+@pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("size", [(5,), (1, 4), (3, 2, 4)], ids=str)
+@dtypes
+def test_every_finite_position_is_safe(
+    size: tuple[int, ...],
+    source: str,
+    padding_mode: str,
+    dtype: torch.dtype,
+    map_dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """With zeros it gives 0, with the others some value of the image."""
+    case = Case("huge", 2, 2, size, (2,), padding=(1,), dilation=(2,), source=source, padding_mode=padding_mode)
+    input, positions, columns = make_tensors(case, dtype, map_dtype, device)
+    sign = torch.where(positions < 0, -1, 1).to(map_dtype)
+    largest = torch.finfo(map_dtype).max
+    for huge in (2.0**31, 2.0**32, 2.0**53, 2.0**63, 2.0**64, largest):
+        huge = sign * min(huge, largest)
+        outside = unfold(case, input, huge)
+        if padding_mode == "zeros":
+            assert not outside.any()
+        assert outside.isfinite().all()
+        assert outside.abs().max() <= input.abs().max()
+        gradients = unfold_backward(case, columns, input, huge)
+        assert all(gradient.isfinite().all() for gradient in gradients)
+        if padding_mode != "reflection":
+            assert not gradients[1].any()
 
 
-def bad_windows(case: Case, dilation_map: Tensor) -> Tensor:
-    """Windows with a rate that is not finite: ``(B, G, H_out, W_out)``, boolean."""
-    return ~dilation_map.isfinite().view(case.batch, case.groups, case.rates, *case.output_size).all(2)
+def with_bad_positions(case: Case, tensors: Tensors) -> Tensors:
+    """Positions with a NaN, an inf, a -inf and, given several parameters, some of which only one is bad."""
+    positions = tensors.dilation_map.clone()
+    places = math.prod(case.output_size)
+    flat = positions.view(case.batch, -1, places)
+    flat[0, 0, 0], flat[0, 0, places // 3], flat[-1, -1, places // 2] = math.nan, math.inf, -math.inf
+    flat[-1, -1, places - 1] = math.nan
+    return tensors._replace(dilation_map=positions)
 
 
-BAD_RATE_CASES = [
+def bad_movers(case: Case, positions: Tensor) -> Tensor:
+    """What a parameter moves that is not finite, windows or taps: ``(B, G, 1 or K, *out)``, boolean."""
+    return ~by_mover(case, positions).isfinite().all(3)
+
+
+BAD_CASES = [
     Case("one_rate", 2, 4, (5, 6), padding=(1, 1), groups=2),
     Case("two_rates", 2, 4, (5, 6), (2, 3), padding=(1, 1), groups=2, rates=2),
     Case("one_tap", 2, 2, (5, 6), (1, 1)),
     Case("first_tap", 2, 2, (5, 6), (3, 1), padding=(1, 0), rates=2, aligned=False),
+    Case("line", 2, 4, (9,), (3,), padding=(1,), groups=2),
+    Case("volume_three_rates", 1, 4, (3, 4, 3), (2, 1, 3), padding=(1, 0, 1), groups=2, rates=3),
+    Case("offsets", 2, 4, (4, 5), (2, 3), groups=2, source="offsets"),
+    Case("volume_offsets", 2, 2, (3, 2, 3), (2, 1, 2), padding=(1, 0, 0), source="offsets"),
+    Case("border", 2, 4, (5, 6), padding=(1, 1), groups=2, padding_mode="border"),
+    Case("reflection_offsets", 2, 4, (4, 3), (2, 2), groups=2, source="offsets", padding_mode="reflection"),
 ]
-bad_rate_cases = pytest.mark.parametrize("case", BAD_RATE_CASES, ids=str)
+bad_cases = pytest.mark.parametrize("case", BAD_CASES, ids=str)
 
 
-@bad_rate_cases
+@bad_cases
 @dtypes
-def test_a_rate_that_is_not_finite_gives_a_window_of_nan(
+def test_what_a_parameter_moves_that_is_not_finite_is_nan(
     case: Case, dtype: torch.dtype, map_dtype: torch.dtype, device: torch.device
 ) -> None:
-    tensors = with_bad_rates(case, make_tensors(case, dtype, map_dtype, device, kinks=False))
-    input, dilation_map, columns = tensors
-    bad = bad_windows(case, dilation_map)
+    """By a rate its whole window, the centre too; by an offset its tap alone."""
+    tensors = with_bad_positions(case, make_tensors(case, dtype, map_dtype, device, kinks=False))
+    input, positions, columns = tensors
+    bad = bad_movers(case, positions)
     assert bad.any() and not bad.all()
 
-    actual = unfold(case, input, dilation_map)
-    per_window = actual.view(case.batch, case.groups, -1, *case.output_size)
-    assert torch.equal(per_window.isnan(), bad.unsqueeze(2).expand_as(per_window))
-    assert_near(actual, unfold_reference(case, input.double(), dilation_map.double()))
+    actual = unfold(case, input, positions)
+    taps = by_tap(case, actual)
+    assert torch.equal(taps.isnan(), bad.unsqueeze(2).expand_as(taps))
+    assert_near(actual, unfold_reference(case, input.double(), positions.double()))
 
-    healthy = columns.view(per_window.shape).masked_fill(bad.unsqueeze(2), 0).view(columns.shape)
-    image = fold(case, columns, dilation_map)
+    healthy = by_tap(case, columns).masked_fill(bad.unsqueeze(2), 0).view(columns.shape)
+    image = fold(case, columns, positions)
     assert not image.isnan().any()
-    assert_near(image, fold_reference(case, columns.double(), dilation_map.double()))
-    assert_same(image, fold(case, healthy, dilation_map))  # a bad window adds nothing
+    assert_near(image, fold_reference(case, columns.double(), positions.double()))
+    assert_same(image, fold(case, healthy, positions))  # what is bad adds nothing
 
-    for order in ([1],) if case.rates == 1 else ([1, 0], [0, 1]):
-        assert torch.equal(dot(case, columns, input, dilation_map, order).isnan(), bad)
-        assert torch.equal(sample(case, input, dilation_map, order).isnan(), actual.isnan())
-        assert not splat(case, columns, dilation_map, order).isnan().any()
+    for order in orders(case, beyond=False):
+        if any(order):
+            assert torch.equal(dot(case, columns, input, positions, order).isnan(), bad.flatten(1, 2))
+            assert torch.equal(sample(case, input, positions, order).isnan(), actual.isnan())
+            assert not splat(case, columns, positions, order).isnan().any()
 
 
-@bad_rate_cases
+@bad_cases
 @dtypes
-def test_gradients_at_a_rate_that_is_not_finite(
+def test_gradients_at_a_parameter_that_is_not_finite(
     case: Case, dtype: torch.dtype, map_dtype: torch.dtype, device: torch.device
 ) -> None:
-    tensors = with_bad_rates(case, make_tensors(case, dtype, map_dtype, device, kinks=False))
-    input, dilation_map, columns = tensors
-    bad = bad_windows(case, dilation_map)
-    bad_rates = bad.repeat_interleave(case.rates, 1)  # both rates of a bad window
+    tensors = with_bad_positions(case, make_tensors(case, dtype, map_dtype, device, kinks=False))
+    input, positions, columns = tensors
+    bad = bad_movers(case, positions)
+    bad_positions = bad.unsqueeze(3).expand_as(by_mover(case, positions)).reshape(positions.shape)
 
-    grad_input, grad_map = unfold_backward(case, columns, input, dilation_map)
+    grad_input, grad_positions = unfold_backward(case, columns, input, positions)
     assert not grad_input.isnan().any()
-    assert torch.equal(grad_map.isnan(), bad_rates)
+    assert torch.equal(grad_positions.isnan(), bad_positions)
 
     wide = tensors.to(torch.float64).requires_grad()
     expected = torch.autograd.grad(
         unfold_reference(case, wide.input, wide.dilation_map), wide[:2], wide.columns.detach()
     )
     assert_near(grad_input, expected[0])
-    assert_near(grad_map, expected[1])
+    assert_near(grad_positions, expected[1])
 
     leaves = tensors.requires_grad()
     actual = torch.autograd.grad(unfold(case, leaves.input, leaves.dilation_map), leaves[:2], columns)
-    assert_same(actual, (grad_input, grad_map))
+    assert_same(actual, (grad_input, grad_positions))
 
-    by_columns, by_map = torch.autograd.grad(
+    by_columns, by_positions = torch.autograd.grad(
         fold(case, leaves.columns, leaves.dilation_map), (leaves.columns, leaves.dilation_map), input
     )
-    per_window = by_columns.view(case.batch, case.groups, -1, *case.output_size)
-    assert torch.equal(per_window.isnan(), bad.unsqueeze(2).expand_as(per_window))
-    assert torch.equal(by_map.isnan(), bad_rates)
+    taps = by_tap(case, by_columns)
+    assert torch.equal(taps.isnan(), bad.unsqueeze(2).expand_as(taps))
+    assert torch.equal(by_positions.isnan(), bad_positions)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
@@ -361,49 +438,66 @@ def test_a_position_on_the_border_or_beyond_gives_zero(device: torch.device) -> 
         assert window.tolist() == [first, second]
 
 
-@pytest.mark.parametrize("axis", [0, 1], ids=["height", "width"])
+@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("axes, axis", [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_precision_does_not_fall_with_the_size_of_the_image(
-    axis: int, dtype: torch.dtype, device: torch.device
+    axes: int, axis: int, source: str, dtype: torch.dtype, device: torch.device
 ) -> None:
     size, step = 2**24 + 2**20, 2**20  # a float32 position has no fraction left here
-    image = (torch.arange(size, dtype=torch.int32, device=device) % 16).to(dtype)
-    image = image.view(1, 1, -1, 1) if axis == 0 else image.view(1, 1, 1, -1)
-    kernel, stride = ((3, 1), (step, 1)) if axis == 0 else ((1, 3), (1, step))
-    windows = (size - 3) // step + 1
-    dilation_map = torch.full((1, 1, windows, 1) if axis == 0 else (1, 1, 1, windows), 0.75, dtype=dtype, device=device)
-    columns = torch.ops.ddu.unfold(image, kernel, dilation_map, stride)
+
+    def along(value: int) -> tuple[int, ...]:
+        return tuple(value if a == axis else 1 for a in range(axes))
+
+    case = Case("long", 1, 1, along(size), along(3), along(step), source=source)
+    image = (torch.arange(size, dtype=torch.int32, device=device) % 16).to(dtype).view(case.input_shape)
+    columns = unfold(case, image, flat_map(case, 0.75, dtype, device))
     expected = torch.tensor([0.25, 1.0, 1.75], dtype=dtype, device=device)
-    assert torch.equal(columns[0], expected.view(3, 1).expand(3, windows))
+    assert torch.equal(columns[0], expected.view(3, 1).expand(columns.shape[1:]))
 
 
 # ---- What the public operators add ----
 
 
 @cases
+def test_public_operators_are_those_below_them(case: Case, device: torch.device) -> None:
+    input, positions, columns = make_tensors(case, torch.float32, device=device)
+    assert_same(operator("dynamic_dilation_unfold", case)(input, positions), unfold(case, input, positions))
+    assert_same(operator("dynamic_dilation_fold", case)(columns, positions), fold(case, columns, positions))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.axes == 2 and c.source == "rates"], ids=str)
 def test_public_functions_are_the_operators(case: Case, device: torch.device) -> None:
     input, dilation_map, columns = make_tensors(case, torch.float32, device=device)
-    *options, aligned = case.options
-    actual = ddu_ops.dynamic_dilation_unfold(input, case.kernel_size, dilation_map, *options, aligned=aligned)
+    actual = ddu_ops.dynamic_dilation_unfold(input, case.kernel_size, dilation_map, *case.window, **case.by_name)
     assert_same(actual, unfold(case, input, dilation_map))
     actual = ddu_ops.dynamic_dilation_fold(
-        columns, case.size, case.kernel_size, dilation_map, *options, aligned=aligned
+        columns, case.size, case.kernel_size, dilation_map, *case.window, **case.by_name
     )
     assert_same(actual, fold(case, columns, dilation_map))
 
 
 @cases
 def test_unbatched(case: Case, device: torch.device) -> None:
-    input, dilation_map, columns = make_tensors(case, torch.float32, device=device)
-    *options, aligned = case.options
+    input, positions, columns = make_tensors(case, torch.float32, device=device)
     for b in range(case.batch):
-        actual = ddu_ops.dynamic_dilation_unfold(input[b], case.kernel_size, dilation_map[b], *options, aligned=aligned)
-        assert_same(actual, unfold(case, input, dilation_map)[b])
+        actual = operator("dynamic_dilation_unfold", case)(input[b], positions[b])
+        assert_same(actual, unfold(case, input, positions)[b])
         assert actual.is_contiguous()
-        actual = ddu_ops.dynamic_dilation_fold(
-            columns[b], case.size, case.kernel_size, dilation_map[b], *options, aligned=aligned
-        )
-        assert_same(actual, fold(case, columns, dilation_map)[b])
+        if case.source == "rates":
+            actual = operator("dynamic_dilation_fold", case)(columns[b], positions[b])
+            assert_same(actual, fold(case, columns, positions)[b])
+
+
+@pytest.mark.parametrize("name", ["line", "volume_three_rates", "line_offsets", "offsets", "volume_offsets"])
+def test_positions_of_batch_one_are_broadcast(name: str, device: torch.device) -> None:
+    case = next(c for c in CASES if c.name == name)
+    input, positions, columns = make_tensors(case, device=device)
+    one, call = positions[:1].clone().requires_grad_(), operator("dynamic_dilation_unfold", case)
+    many = one.detach().repeat(case.batch, *[1] * (1 + case.axes))
+    assert_same(call(input, one.detach()), unfold(case, input, many))
+    (by_one,) = torch.autograd.grad(call(input, one), one, columns)  # summed over the batch
+    assert_near(by_one, unfold_backward(case, columns, input, many)[1].sum(0, keepdim=True))
 
 
 @pytest.mark.parametrize("batch", [0, 1, 3])
@@ -440,19 +534,21 @@ def test_an_int_a_pair_and_a_list_of_one_mean_the_same(device: torch.device) -> 
 def test_arguments_by_name_and_by_default(device: torch.device) -> None:
     case = Case("defaults")
     input, dilation_map, columns = make_tensors(case, torch.float32, device=device)
-    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "aligned": True}
+    defaults = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "aligned": True, "padding_mode": "zeros"}
     actual = ddu_ops.dynamic_dilation_unfold(input=input, kernel_size=3, dilation_map=dilation_map, **defaults)
     assert_same(actual, ddu_ops.dynamic_dilation_unfold(input, 3, dilation_map))
     actual = ddu_ops.dynamic_dilation_fold(
         columns=columns, output_size=case.size, kernel_size=3, dilation_map=dilation_map, **defaults
     )
     assert_same(actual, ddu_ops.dynamic_dilation_fold(columns, case.size, 3, dilation_map))
-    for name in ("unfold", "sample", "dynamic_dilation_unfold"):
+    for name in ("unfold", "dynamic_dilation_unfold"):
         assert_same(getattr(torch.ops.ddu, name)(input, 3, dilation_map), unfold(case, input, dilation_map))
-    for name in ("fold", "splat", "dynamic_dilation_fold"):
+    for name in ("fold", "dynamic_dilation_fold"):
         assert_same(
             getattr(torch.ops.ddu, name)(columns, case.size, 3, dilation_map), fold(case, columns, dilation_map)
         )
+    assert_same(torch.ops.ddu.sample(input, dilation_map, "rates", 3), unfold(case, input, dilation_map))
+    assert_same(torch.ops.ddu.splat(columns, dilation_map, "rates", case.size, 3), fold(case, columns, dilation_map))
     with pytest.raises(TypeError):
         ddu_ops.dynamic_dilation_unfold(input, 3, dilation_map, 1, 0, 1, 1, True)  # aligned is by name alone
 
@@ -460,11 +556,19 @@ def test_arguments_by_name_and_by_default(device: torch.device) -> None:
 # ---- Where it runs ----
 
 
+THREAD_CASES = [
+    Case("one_rate", 2, 6, (33, 31), padding=(1, 1), groups=2),
+    Case("two_rates", 2, 6, (33, 31), padding=(1, 1), groups=2, rates=2),
+    Case("line", 2, 6, (1023,), padding=(1,), groups=2),
+    Case("volume", 2, 6, (9, 11, 10), (2, 3, 2), padding=(1, 1, 0), groups=2, rates=3, padding_mode="reflection"),
+    Case("offsets", 2, 6, (23, 21), padding=(1, 1), groups=2, source="offsets", padding_mode="border"),
+]
+
+
 @operators
-@pytest.mark.parametrize("rates", [1, 2])
-def test_the_number_of_threads_changes_no_bit(name: str, rates: int) -> None:
+@pytest.mark.parametrize("case", THREAD_CASES, ids=str)
+def test_the_number_of_threads_changes_no_bit(name: str, case: Case) -> None:
     threads = torch.get_num_threads()
-    case = Case("threads", 2, 6, (33, 31), padding=(1, 1), groups=2, rates=rates)
     tensors = pick(name, make_tensors(case, torch.float32))
     results = []
     try:
@@ -503,4 +607,5 @@ def test_every_operator_is_in_the_table() -> None:
     names = {
         schema.name.removeprefix("ddu::") for schema in torch._C._jit_get_all_schemas() if schema.name[:5] == "ddu::"
     }
-    assert {name for name in names if "conv2d" not in name} == set(OPERATORS)
+    tested = {operator_name(name, case) for name in OPERATORS for case in CASES}
+    assert {name for name in names if "conv" not in name} == tested
