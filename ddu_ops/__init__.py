@@ -15,9 +15,17 @@ if _extension.problem is None:
     from ddu_ops._decompositions import decompositions
     from ddu_ops._when_imported import when_imported
     from ddu_ops.functional import (
+        deform_unfold1d,
+        deform_unfold2d,
+        deform_unfold3d,
         dynamic_dilation_conv2d,
         dynamic_dilation_fold,
+        dynamic_dilation_fold1d,
+        dynamic_dilation_fold3d,
         dynamic_dilation_unfold,
+        dynamic_dilation_unfold1d,
+        dynamic_dilation_unfold3d,
+        grid_size,
         to_offsets,
     )
     from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, DynamicDilationFold, DynamicDilationUnfold
@@ -40,9 +48,17 @@ __all__ = [
     "DynamicDilationUnfold",
     "__version__",
     "decompositions",
+    "deform_unfold1d",
+    "deform_unfold2d",
+    "deform_unfold3d",
     "dynamic_dilation_conv2d",
     "dynamic_dilation_fold",
+    "dynamic_dilation_fold1d",
+    "dynamic_dilation_fold3d",
     "dynamic_dilation_unfold",
+    "dynamic_dilation_unfold1d",
+    "dynamic_dilation_unfold3d",
+    "grid_size",
     "layers",
     "receptive_field",
     "reference",

@@ -37,20 +37,10 @@ def decompositions() -> dict[OpOverload, Callable[..., Any]]:
         {'aten'}
     """
     table: dict[OpOverload, Callable[..., Any]] = {}
-    for name in (
-        "dynamic_dilation_unfold",
-        "dynamic_dilation_fold",
-        "dynamic_dilation_conv2d",
-        "conv2d",
-        "conv2d_backward",
-        "unfold",
-        "fold",
-        "unfold_backward",
-        "sample",
-        "splat",
-        "dot",
-    ):
-        operator = getattr(torch.ops.ddu, name).default
+    for name in torch._C._dispatch_get_all_op_names():
+        if not name.startswith("ddu::"):
+            continue
+        operator = getattr(torch.ops.ddu, name.removeprefix("ddu::")).default
         key = next(k for k in _WRITTEN_IN_OTHERS if operator.has_kernel_for_dispatch_key(k))
         table[operator] = partial(operator._op_dk, key)
     return table

@@ -44,7 +44,7 @@ def _rule(name: str) -> Callable[..., Any]:
     return rule
 
 
-for _name in ("unfold", "fold", "unfold_backward", "sample", "splat", "dot"):
+for _name in ("unfold", "fold", "unfold_backward", "sample", "splat", "dot", "sample_backward"):
     _library.impl(_name, _rule(_name), "FuncTorchBatched")
 
 

@@ -14,17 +14,20 @@ _extension.require()
 
 PADDING_WORDS = ("valid", "same")
 
+Number = int | float
+
 
 def dynamic_dilation_unfold(
     input: Tensor,
     kernel_size: Ints,
-    dilation_map: Tensor,
+    dilation_map: Tensor | Number,
     stride: Ints = 1,
-    padding: Ints = 0,
+    padding: Ints | str = 0,
     dilation: Ints = 1,
     groups: int = 1,
     *,
     aligned: bool = True,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     r"""Extract sliding windows whose dilation rate is read from a map, position by position.
 
@@ -82,30 +85,21 @@ def dynamic_dilation_unfold(
                 [10.5000, 12.0000, 13.5000],
                 [18.0000, 19.5000, 21.0000]])
     """
-    name = "dynamic_dilation_unfold"
-    return torch.ops.ddu.dynamic_dilation_unfold(
-        input,
-        ints(kernel_size, 2, "kernel_size", name),
-        dilation_map,
-        ints(stride, 2, "stride", name),
-        ints(padding, 2, "padding", name),
-        ints(dilation, 2, "dilation", name),
-        integer(groups, "groups", name),
-        aligned,
-    )
+    return _unfold(2, input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
 
 
 def dynamic_dilation_fold(
     columns: Tensor,
     output_size: Ints,
     kernel_size: Ints,
-    dilation_map: Tensor,
+    dilation_map: Tensor | Number,
     stride: Ints = 1,
     padding: Ints = 0,
     dilation: Ints = 1,
     groups: int = 1,
     *,
     aligned: bool = True,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     r"""Add windows into an image, each with the dilation rate that the map holds for it.
 
@@ -135,17 +129,8 @@ def dynamic_dilation_fold(
         >>> dynamic_dilation_fold(columns, 4, 3, dilation_map, padding=1).shape
         torch.Size([1, 1, 4, 4])
     """
-    name = "dynamic_dilation_fold"
-    return torch.ops.ddu.dynamic_dilation_fold(
-        columns,
-        ints(output_size, 2, "output_size", name, symbolic=True),
-        ints(kernel_size, 2, "kernel_size", name),
-        dilation_map,
-        ints(stride, 2, "stride", name),
-        ints(padding, 2, "padding", name),
-        ints(dilation, 2, "dilation", name),
-        integer(groups, "groups", name),
-        aligned,
+    return _fold(
+        2, columns, output_size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode
     )
 
 
@@ -162,6 +147,7 @@ def dynamic_dilation_conv2d(
     dilation_groups: int = 1,
     mask: Tensor | None = None,
     aligned: bool = True,
+    padding_mode: str = "zeros",
     workspace_limit: int = 2**28,
 ) -> Tensor:
     r"""Convolve with a kernel whose dilation rate is read from a map, position by position.
@@ -226,38 +212,406 @@ def dynamic_dilation_conv2d(
     name = "dynamic_dilation_conv2d"
     stride, dilation = ints(stride, 2, "stride", name), ints(dilation, 2, "dilation", name)
     if isinstance(padding, str) and padding in PADDING_WORDS:
-        input, padding = _padded(input, weight, stride, padding, dilation)
+        input, padding = _in_numbers(2, name, input, weight.shape[-2:], stride, padding, dilation, padding_mode)
+    groups, dilation_groups = integer(groups, "groups", name), integer(dilation_groups, "dilation_groups", name)
     return torch.ops.ddu.dynamic_dilation_conv2d(
         input,
         weight,
-        dilation_map,
+        _rates(2, dilation_map, input, dilation_groups),
         bias,
         stride,
         ints(padding, 2, "padding", name, words=PADDING_WORDS),
         dilation,
-        integer(groups, "groups", name),
-        dilation_groups=integer(dilation_groups, "dilation_groups", name),
+        groups,
+        dilation_groups=dilation_groups,
         mask=mask,
         aligned=aligned,
+        padding_mode=padding_mode,
         workspace_limit=integer(workspace_limit, "workspace_limit", name),
     )
 
 
-def _padded(
-    input: Tensor, weight: Tensor, stride: Sequence[int], padding: str, dilation: Sequence[int]
-) -> tuple[Tensor, Sequence[int]]:
-    """What ``F.conv2d`` means by a padding in words: the input, and the zeros to add on every side of it.
+def dynamic_dilation_unfold1d(
+    input: Tensor,
+    kernel_size: Ints,
+    dilation_map: Tensor | Number,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract windows of a signal, each with the dilation rate that the map holds for it.
 
-    Of an odd number of zeros the one that is left over goes to the bottom or the right.
+    :func:`dynamic_dilation_unfold` along one axis: ``input`` is :math:`(B, C, W)`, ``dilation_map``
+    :math:`(B, G, W_{out})`, the output :math:`(B, C \, k, W_{out})`; unbatched without the :math:`B`. All else, the
+    errors included, is as there.
+
+    Example:
+        >>> signal = torch.arange(6.0).view(1, 1, 6)
+        >>> dynamic_dilation_unfold1d(signal, 3, 0.5, padding=1)[0, :, 2]
+        tensor([1.5000, 2.0000, 2.5000])
+    """
+    return _unfold(1, input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
+
+
+def dynamic_dilation_unfold3d(
+    input: Tensor,
+    kernel_size: Ints,
+    dilation_map: Tensor | Number,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract windows of a volume, each with the dilation rate that the map holds for it.
+
+    :func:`dynamic_dilation_unfold` along three axes, with samples that are trilinear: ``input`` is
+    :math:`(B, C, D, H, W)`, ``dilation_map`` :math:`(B, G, D_{out}, H_{out}, W_{out})` or, with a rate per axis,
+    :math:`(B, 3G, D_{out}, H_{out}, W_{out})`, depth first, the output :math:`(B, C \, k_d k_h k_w, L)`; unbatched
+    without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> volume = torch.randn(2, 4, 5, 6, 7)
+        >>> rates = torch.full((2, 3, 5, 6, 7), 1.5)  # per axis
+        >>> dynamic_dilation_unfold3d(volume, 3, rates, padding=1, padding_mode="border").shape
+        torch.Size([2, 108, 210])
+    """
+    return _unfold(3, input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
+
+
+def dynamic_dilation_fold1d(
+    columns: Tensor,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation_map: Tensor | Number,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Add windows into a signal: the adjoint of :func:`dynamic_dilation_unfold1d` with respect to its input.
+
+    Shapes are those of :func:`dynamic_dilation_unfold1d`; all else, the errors included, is as in
+    :func:`dynamic_dilation_fold`.
+
+    Example:
+        >>> dynamic_dilation_fold1d(torch.ones(1, 3, 6), 6, 3, 1.0, padding=1)
+        tensor([[[2., 3., 3., 3., 3., 2.]]])
+    """
+    return _fold(
+        1, columns, output_size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode
+    )
+
+
+def dynamic_dilation_fold3d(
+    columns: Tensor,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation_map: Tensor | Number,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Add windows into a volume: the adjoint of :func:`dynamic_dilation_unfold3d` with respect to its input.
+
+    Shapes are those of :func:`dynamic_dilation_unfold3d`; all else, the errors included, is as in
+    :func:`dynamic_dilation_fold`.
+
+    Example:
+        >>> rates = torch.full((1, 1, 4, 4, 4), 1.5)
+        >>> dynamic_dilation_fold3d(torch.ones(1, 27, 64), 4, 3, rates, padding=1).shape
+        torch.Size([1, 1, 4, 4, 4])
+    """
+    return _fold(
+        3, columns, output_size, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode
+    )
+
+
+def deform_unfold1d(
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract windows of a signal whose taps are moved by an offset each.
+
+    :func:`deform_unfold2d` along one axis: ``input`` is :math:`(B, C, W)`, ``offset`` :math:`(B, G \, k, W_{out})`,
+    the output :math:`(B, C \, k, W_{out})`; unbatched without the :math:`B`.
+
+    Example:
+        >>> signal, offset = torch.arange(6.0).view(1, 1, 6), torch.full((1, 3, 6), 0.5)
+        >>> deform_unfold1d(signal, 3, offset, padding=1)[0, :, 2]
+        tensor([1.5000, 2.5000, 3.5000])
+    """
+    return _deform_unfold(1, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+
+
+def deform_unfold2d(
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract sliding windows whose taps are moved by an offset each: the windows of a deformable convolution.
+
+    Tap :math:`(m, n)` of the window at output position :math:`(i, j)` is the bilinear sample of the input at
+
+    .. math::
+        y = i \, s_h - p_h + m \, d_h + \Delta y, \qquad x = j \, s_w - p_w + n \, d_w + \Delta x,
+
+    with the offset :math:`(\Delta y, \Delta x)` of that tap, in pixels, as in J. Dai et al., "Deformable Convolutional
+    Networks", ICCV 2017. Values and layout are those of ``torchvision.ops.deform_conv2d``; with offsets of zero it is
+    :func:`torch.nn.functional.unfold`. Gradients of every order flow to ``input`` and to ``offset``.
+
+    Args:
+        input: the image.
+        kernel_size: taps of the window, an int or a pair (height, width).
+        offset: the displacements, any real number. One that is not finite makes its tap NaN.
+        stride, padding, dilation, padding_mode: as in :func:`dynamic_dilation_unfold`.
+        groups: number of channel groups that have offsets of their own. Default: 1.
+
+    Shape:
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
+        - offset: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the one
+          to the right. Without :math:`B` where the input has none; a batch of 1 is broadcast, and so is a grid of
+          :math:`1 \times 1`.
+        - Output: :math:`(B, C \, k_h k_w, L)` or :math:`(C \, k_h k_w, L)`, as of :func:`dynamic_dilation_unfold`.
+
+    Raises:
+        RuntimeError: as in :func:`dynamic_dilation_unfold`.
+
+    Example:
+        >>> input, offset = torch.randn(2, 4, 6, 7), torch.zeros(2, 18, 6, 7)
+        >>> torch.equal(deform_unfold2d(input, 3, offset, padding=1), F.unfold(input, 3, padding=1))
+        True
+    """
+    return _deform_unfold(2, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+
+
+def deform_unfold3d(
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract windows of a volume whose taps are moved by an offset each.
+
+    :func:`deform_unfold2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``offset``
+    :math:`(B, 3 G \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`, for every group and tap the offset along the depth, the
+    height and the width, the output :math:`(B, C \, k_d k_h k_w, L)`; unbatched without the :math:`B`.
+
+    Example:
+        >>> volume, offset = torch.randn(1, 4, 5, 6, 7), torch.randn(1, 81, 5, 6, 7)
+        >>> deform_unfold3d(volume, 3, offset, padding=1).shape
+        torch.Size([1, 108, 210])
+    """
+    return _deform_unfold(3, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+
+
+def grid_size(
+    size: Ints, kernel_size: Ints, stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1
+) -> tuple[int, ...]:
+    r"""The size of the output grid, for whoever makes a map.
+
+    On every axis :math:`\lfloor (\text{size} + 2 p - d (k - 1) - 1) / s \rfloor + 1`, as in ``F.unfold``.
+
+    Args:
+        size: of the image, one number for each axis, or one for all that the other arguments name.
+        kernel_size, stride, padding, dilation: as in :func:`dynamic_dilation_unfold`.
+
+    Raises:
+        RuntimeError: for options that are no numbers, or not one for each axis.
+
+    Example:
+        >>> grid_size((480, 640), 3, stride=2, padding=1)
+        (240, 320)
+    """
+    name = "grid_size"
+    lengths = [len(value) for value in (size, kernel_size, stride, padding, dilation) if isinstance(value, Sequence)]
+    axes = max(lengths, default=1)
+    options = zip(
+        ints(size, axes, "size", name, symbolic=True),
+        ints(kernel_size, axes, "kernel_size", name),
+        ints(stride, axes, "stride", name),
+        ints(padding, axes, "padding", name),
+        ints(dilation, axes, "dilation", name),
+        strict=True,
+    )
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in options)
+
+
+# ---- For any number of axes ----
+
+_UNFOLD = ("dynamic_dilation_unfold1d", "dynamic_dilation_unfold", "dynamic_dilation_unfold3d")
+_FOLD = ("dynamic_dilation_fold1d", "dynamic_dilation_fold", "dynamic_dilation_fold3d")
+_DEFORM_UNFOLD = ("deform_unfold1d", "deform_unfold2d", "deform_unfold3d")
+
+
+def _unfold(
+    axes: int,
+    input: Tensor,
+    kernel_size: Ints,
+    dilation_map: Tensor | Number,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    groups: int,
+    aligned: bool,
+    padding_mode: str,
+) -> Tensor:
+    name = _UNFOLD[axes - 1]
+    groups = integer(groups, "groups", name)
+    input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
+    return getattr(torch.ops.ddu, name)(
+        input,
+        window[0],
+        _rates(axes, dilation_map, input, groups),
+        *window[1:],
+        groups,
+        aligned=aligned,
+        padding_mode=padding_mode,
+    )
+
+
+def _deform_unfold(
+    axes: int,
+    input: Tensor,
+    kernel_size: Ints,
+    offset: Tensor,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    groups: int,
+    padding_mode: str,
+) -> Tensor:
+    name = _DEFORM_UNFOLD[axes - 1]
+    groups = integer(groups, "groups", name)
+    input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
+    return getattr(torch.ops.ddu, name)(input, window[0], offset, *window[1:], groups, padding_mode=padding_mode)
+
+
+def _fold(
+    axes: int,
+    columns: Tensor,
+    output_size: Ints,
+    kernel_size: Ints,
+    dilation_map: Tensor | Number,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    groups: int,
+    aligned: bool,
+    padding_mode: str,
+) -> Tensor:
+    name = _FOLD[axes - 1]
+    groups = integer(groups, "groups", name)
+    # The map has as many axes more than the columns as the image has.
+    return getattr(torch.ops.ddu, name)(
+        columns,
+        ints(output_size, axes, "output_size", name, symbolic=True),
+        ints(kernel_size, axes, "kernel_size", name),
+        _rates(axes, dilation_map, columns, groups, batched_dim=3),
+        ints(stride, axes, "stride", name),
+        ints(padding, axes, "padding", name),
+        ints(dilation, axes, "dilation", name),
+        groups,
+        aligned=aligned,
+        padding_mode=padding_mode,
+    )
+
+
+def _window(
+    axes: int,
+    name: str,
+    input: Tensor,
+    kernel_size: Ints,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    padding_mode: str,
+) -> tuple[Any, ...]:
+    """The input and its window in numbers."""
+    kernel_size = ints(kernel_size, axes, "kernel_size", name)
+    stride = ints(stride, axes, "stride", name)
+    dilation = ints(dilation, axes, "dilation", name)
+    if isinstance(padding, str) and padding in PADDING_WORDS:
+        input, padding = _in_numbers(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
+    return input, kernel_size, stride, ints(padding, axes, "padding", name, words=PADDING_WORDS), dilation
+
+
+def _in_numbers(
+    axes: int,
+    name: str,
+    input: Tensor,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: str,
+    dilation: Sequence[int],
+    padding_mode: str,
+) -> tuple[Tensor, Sequence[int]]:
+    """What ``F.conv2d`` means by a padding in words: the input, and the padding on every side of it.
+
+    Of an odd number of zeros the one that is left over goes to the end of the axis.
     """
     if padding == "valid":
-        return input, (0, 0)
-    if tuple(stride) != (1, 1):
-        raise RuntimeError(f"dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got {stride}")
-    height, width = (d * (k - 1) for d, k in zip(dilation, weight.shape[-2:], strict=True))
-    if height % 2 or width % 2:
-        input = F.pad(input, (0, width % 2, 0, height % 2))
-    return input, (height // 2, width // 2)
+        return input, (0,) * axes
+    if tuple(stride) != (1,) * axes:
+        raise RuntimeError(f"{name}(): expected stride to be 1 with padding='same', but got {tuple(stride)}")
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    if any(r % 2 for r in reach):
+        if padding_mode != "zeros":
+            raise RuntimeError(
+                f"{name}(): expected padding='same' to add as much on both sides with padding_mode={padding_mode!r}, "
+                f"because only zeros can be added on one side, but got dilation * (kernel_size - 1) = {tuple(reach)}"
+            )
+        input = F.pad(input, [side for r in reversed(reach) for side in (0, r % 2)])
+    return input, tuple(r // 2 for r in reach)
+
+
+def _rates(
+    axes: int, dilation_map: Tensor | Number, lead: Tensor, groups: int, batched_dim: int | None = None
+) -> Tensor:
+    """A map from a number or from a tensor without dimensions, which keeps its gradient: one rate everywhere."""
+    if isinstance(dilation_map, Tensor):
+        if dilation_map.dim() != 0:
+            return dilation_map
+    elif isinstance(dilation_map, (int, float)):
+        exact = lead.dtype == torch.float64
+        dilation_map = torch.tensor(
+            float(dilation_map), dtype=torch.float64 if exact else torch.float32, device=lead.device
+        )
+    else:
+        return dilation_map
+    batched = lead.dim() == (axes + 2 if batched_dim is None else batched_dim)
+    return dilation_map.expand(*[1] * batched, groups, *[1] * axes)
 
 
 def to_offsets(
