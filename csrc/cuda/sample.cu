@@ -322,7 +322,8 @@ void set_tiles(Shape& shape) {
 int64_t usual_box(const UnfoldParams& p, const Shape& shape) {
   constexpr int64_t kUsualRate = 3;
   const auto extent = [](const Axis<int64_t>& axis, int64_t outputs) {
-    const int64_t reach = (outputs - 1) * axis.stride + kUsualRate * axis.dilation * (axis.kernel - 1) + 2;
+    const int64_t reach =
+        (std::min(outputs, axis.out_size) - 1) * axis.stride + kUsualRate * axis.dilation * (axis.kernel - 1) + 2;
     return std::min(reach, axis.size + 2);
   };
   const bool linear = shape.tile_shift == kLinear;
