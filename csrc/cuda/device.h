@@ -13,6 +13,7 @@
 #include "../math/bilinear.h"
 #include "../math/geometry.h"
 #include "launch.h"
+#include "launches.h"
 
 namespace ddu::cuda {
 

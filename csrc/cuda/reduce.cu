@@ -171,12 +171,12 @@ void launch_reduce(
     using scalar_t = decltype(zero);
     dispatch_index(wide, [&](auto index) {
       using Index = decltype(index);
-      const auto kernel = splat == nullptr
-          ? (dots == 1 ? reduce_kernel<scalar_t, Index, false, 1> : reduce_kernel<scalar_t, Index, false, 2>)
-          : dots == 0 ? reduce_kernel<scalar_t, Index, true, 0>
-          : dots == 1 ? reduce_kernel<scalar_t, Index, true, 1>
-                      : reduce_kernel<scalar_t, Index, true, 2>;
-      kernel<<<grid, dim3(kLanes, kParts), 0, stream>>>(
+      const auto kernel = splat == nullptr ? (dots == 1 ? counted<reduce_kernel<scalar_t, Index, false, 1>>()
+                                                        : counted<reduce_kernel<scalar_t, Index, false, 2>>())
+          : dots == 0                      ? counted<reduce_kernel<scalar_t, Index, true, 0>>()
+          : dots == 1                      ? counted<reduce_kernel<scalar_t, Index, true, 1>>()
+                                           : counted<reduce_kernel<scalar_t, Index, true, 2>>();
+      kernel.launch()<<<grid, dim3(kLanes, kParts), 0, stream>>>(
           p, columns, map, sums, input, terms, result, static_cast<Index>(position_blocks));
     });
   });

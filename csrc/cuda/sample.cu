@@ -349,7 +349,7 @@ void launch_sample(
     using scalar_t = decltype(zero);
     dispatch_index(wide, [&](auto index) {
       using Index = decltype(index);
-      sample_kernel<scalar_t, Index><<<grid, kThreads, 0, stream>>>(
+      counted<sample_kernel<scalar_t, Index>>().launch()<<<grid, kThreads, 0, stream>>>(
           p, input, map, static_cast<scalar_t*>(columns), static_cast<Index>(chunks),
           static_cast<Index>(position_blocks));
     });
@@ -377,22 +377,22 @@ void launch_sample_tiles(
       constexpr int kPackets = decltype(packets_of_thread)::value;
       constexpr int kPacketBytes = sizeof(uint4);
       constexpr int kMostBytes = 55 << 10;  // four blocks on a large GPU's multiprocessor
-      const auto kernel = sample_tile_kernel<scalar_t, kPackets>;
+      const auto kernel = counted<sample_tile_kernel<scalar_t, kPackets>>();
       const int64_t bytes =
           std::min<int64_t>(kPackets * kPacketBytes * usual_box(p, shape), std::min(kMostBytes, of_block - 256));
       shape.capacity = static_cast<int>(bytes / kPacketBytes);
       shape.chunks = ceil_div(shape.per_group, kPackets * kPacket<scalar_t>);
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.tiles);
       C10_CUDA_CHECK(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-      kernel<<<grid, kThreads, bytes, stream>>>(p, shape, input, map, static_cast<scalar_t*>(columns));
+          cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+      kernel.launch()<<<grid, kThreads, bytes, stream>>>(p, shape, input, map, static_cast<scalar_t*>(columns));
     };
     // The more packets to a thread, the less often a tap's address and weights are computed, and a block's box; but
     // enough blocks first.
     constexpr int kMost = 2;
     constexpr int64_t kEnoughBlocks = 250;
     const int64_t packets = ceil_div<int64_t>(shape.per_group, kPacket<scalar_t>);
-    if (p.batch * p.groups * shape.tiles * packets >= kMost * kEnoughBlocks) {
+    if (p.batch * p.groups * shape.tiles * packets >= kMost * kEnoughBlocks || (forced.fast && packets >= kMost)) {
       launch(std::integral_constant<int, kMost>());
     } else {
       launch(std::integral_constant<int, 1>());

@@ -536,15 +536,15 @@ void launch_tiles(
   constexpr int kBytes = sizeof(Shared);
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    const auto kernel = sums.data == nullptr ? tile_kernel<scalar_t, false, true>
-        : packets == nullptr                 ? tile_kernel<scalar_t, true, false>
-                                             : tile_kernel<scalar_t, true, true>;
-    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    const auto kernel = sums.data == nullptr ? counted<tile_kernel<scalar_t, false, true>>()
+        : packets == nullptr                 ? counted<tile_kernel<scalar_t, true, false>>()
+                                             : counted<tile_kernel<scalar_t, true, true>>();
+    C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     const auto launch = [&](const auto&... arguments) {
       if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
-        launch_after(kernel, blocks, threads, kBytes, stream, arguments...);
+        launch_after(kernel.launch(), blocks, threads, kBytes, stream, arguments...);
       } else {
-        kernel<<<blocks, threads, kBytes, stream>>>(arguments...);
+        kernel.launch()<<<blocks, threads, kBytes, stream>>>(arguments...);
       }
     };
     launch(

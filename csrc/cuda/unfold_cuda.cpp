@@ -13,6 +13,7 @@
 
 #include "../dispatch/backend.h"
 #include "launch.h"
+#include "launches.h"
 
 // NOTE [ CUDA paths ]
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
@@ -25,7 +26,7 @@
 //     both     reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //
 // plus a conversion after reduce_kernel where the sums have another type than the result. `Paths` decides which one it
-// is. The kernels of the fast path overlap: NOTE [ Dependent launches ].
+// is, unless a test has (`forced`). The kernels of the fast path overlap: NOTE [ Dependent launches ].
 //
 // Results that need no atomic additions are the same in every run. The others, the images of splat and
 // unfold_backward, are where torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
@@ -57,7 +58,7 @@ bool is_wide(const Tensor& tensor) {
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     last += (tensor.size(d) - 1) * tensor.stride(d);
   }
-  return std::max(last, tensor.numel()) >= (int64_t(1) << 31) - (int64_t(1) << 16);
+  return cuda::forced.wide || std::max(last, tensor.numel()) >= (int64_t(1) << 31) - (int64_t(1) << 16);
 }
 
 template <class... Tensors>
@@ -76,10 +77,13 @@ struct Paths {
   static constexpr int64_t kManyEntries = int64_t(1) << 20;
   static constexpr int64_t kSamplesPerPixel = 3;
 
-  bool pays() const {
+  // Nor if what channels are padded to would be filled up with zeros for the larger part: `channels` are the least of a
+  // group.
+  bool pays(int64_t channels) const {
     const int64_t samples = taps() * p.h.out_size * p.w.out_size;
-    return type != at::kDouble && fits_int() && p.batch * p.channels * samples >= kManyEntries &&
-        samples >= kSamplesPerPixel * p.h.size * p.w.size;
+    return cuda::forced.fast ||
+        (p.batch * p.channels * samples >= kManyEntries && samples >= kSamplesPerPixel * p.h.size * p.w.size &&
+         p.channels / p.groups >= channels);
   }
 
   // What the fast kernels count in an int.
@@ -98,16 +102,14 @@ struct Paths {
 
   bool first_derivative() const { return p.term.count[0][0] == 0 && p.term.count[1][1] == 0; }
 
-  // A packet should not be filled up with zeros for the larger part.
   bool fast_sample() const {
     const int64_t packet = 16 / static_cast<int64_t>(c10::elementSize(type));
-    return pays() && value_only() && 2 * (p.channels / p.groups) > packet;
+    return type != at::kDouble && fits_int() && value_only() && pays(packet / 2 + 1);
   }
 
-  // Nor a block of channels.
   bool fast_reduce(bool splat, bool dot) const {
-    return pays() && 2 * (p.channels / p.groups) >= cuda::kChannelBlock && (!splat || value_only()) &&
-        (!dot || splat || first_derivative());
+    return type != at::kDouble && fits_int() && (!splat || value_only()) && (!dot || splat || first_derivative()) &&
+        pays(cuda::kChannelBlock / 2);
   }
 
   int64_t taps() const { return p.h.kernel * p.w.kernel; }
