@@ -1,7 +1,8 @@
 """The problem sizes, the tolerances, the data and the calls that all test files share."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, reference
+from ddu_ops import _C, DynamicDilationFold, DynamicDilationUnfold, reference
 from ddu_ops.reference import TOLERANCES
 
 Pair = tuple[int, int]
@@ -90,10 +91,6 @@ SMALL_CASES = [  # for what takes a loop over entries, like gradcheck
     Case("small_two_rates", 1, 2, (3, 3), (3, 2), (1, 2), (1, 1), groups=2, rates=2),
     Case("small_first_tap", 1, 1, (4, 4), (2, 2), (2, 1), (1, 0), (1, 2), rates=2, aligned=False),
 ]
-
-# Large enough for blocks of CUDA's fast kernels with several packets of channels, the last of which is not full: in
-# float32 and, with another part, in the half types.
-PART_OF_A_PACKET = Case("part_of_a_packet", 1, 31, (180, 180), padding=(1, 1))
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -326,6 +323,24 @@ def first_order(name: str, case: Case) -> list[int]:
     if name not in ("sample", "splat", "dot"):
         return []
     return [1] if case.rates == 1 else [0, 1]
+
+
+# ---- The kernels ----
+
+PATHS = ("fast", "wide", "deterministic")
+
+
+@contextmanager
+def taking(*paths: str) -> Iterator[None]:
+    """Calls on CUDA take these of ``PATHS``, where they would not by their sizes: csrc/cuda/launches.h."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms("deterministic" in paths, warn_only=True)
+    _C.force_cuda_paths("fast" in paths, "wide" in paths)
+    try:
+        yield
+    finally:
+        _C.force_cuda_paths(False, False)
+        torch.use_deterministic_algorithms(before)
 
 
 # ---- The convolution ----
