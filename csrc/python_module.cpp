@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The Python module: importing it loads the library, and that registers the operators. It can tell how it was built.
+// The Python module: importing it loads the library, and that registers the operators. It can tell how it was built,
+// and what tests ask of the kernels.
 
 #include <Python.h>
 #include <torch/version.h>
@@ -9,6 +10,7 @@
 #include "backends/cpu/kernels.h"
 #if defined(DDU_WITH_CUDA)
 #include "backends/cuda/build.h"
+#include "backends/cuda/launches.h"
 #endif
 
 namespace {
@@ -31,7 +33,44 @@ PyObject* build(PyObject*, PyObject*) {
       "cuda", cuda.c_str(), "cpu_capability", ddu::cpu::capability_name());
 }
 
-PyMethodDef methods[] = {{"build", &build, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyObject* cuda_launches(PyObject*, PyObject*) {
+  PyObject* const result = PyDict_New();
+#if defined(DDU_WITH_CUDA)
+  for (const auto* kernel = ddu::cuda::LaunchCount::first; result != nullptr && kernel != nullptr;
+       kernel = kernel->next) {
+    PyObject* const name =
+        PyUnicode_FromStringAndSize(kernel->name.data(), static_cast<Py_ssize_t>(kernel->name.size()));
+    PyObject* const count = PyLong_FromLongLong(kernel->launches.load(std::memory_order_relaxed));
+    const bool set = name != nullptr && count != nullptr && PyDict_SetItem(result, name, count) == 0;
+    Py_XDECREF(name);
+    Py_XDECREF(count);
+    if (!set) {
+      Py_DECREF(result);
+      return nullptr;
+    }
+  }
+#endif
+  return result;
+}
+
+PyObject* force_cuda_paths(PyObject*, PyObject* arguments) {
+  int fast = 0;
+  int wide = 0;
+  if (!PyArg_ParseTuple(arguments, "pp", &fast, &wide)) {
+    return nullptr;
+  }
+#if defined(DDU_WITH_CUDA)
+  ddu::cuda::forced.fast = fast != 0;
+  ddu::cuda::forced.wide = wide != 0;
+#endif
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {
+    {"build", &build, METH_NOARGS, nullptr},
+    {"cuda_launches", &cuda_launches, METH_NOARGS, nullptr},
+    {"force_cuda_paths", &force_cuda_paths, METH_VARARGS, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 

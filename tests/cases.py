@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddu_ops import DynamicDilationFold, DynamicDilationUnfold, reference
+from ddu_ops import _C, DynamicDilationFold, DynamicDilationUnfold, reference
 from ddu_ops.reference import TOLERANCES
 
 Pair = tuple[int, int]
@@ -178,10 +179,6 @@ SMALL_CASES = [  # for what takes a loop over entries, like gradcheck
     Case("small_reflection", 1, 2, (2, 3), (3, 2), padding=(1, 1), padding_mode="reflection"),
     Case("small_reflection_offsets", 1, 1, (2, 3), (2, 2), source="offsets", padding_mode="reflection"),
 ]
-
-# Large enough for blocks of CUDA's fast kernels with several packets of channels, the last of which is not full: in
-# float32 and, with another part, in the half types.
-PART_OF_A_PACKET = Case("part_of_a_packet", 1, 31, (180, 180), padding=(1, 1))
 
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -502,6 +499,24 @@ def first_order(name: str, case: Case) -> list[int]:
     if case.source == "rates" and case.rates == 1:
         return [int(case.axes > 1)]
     return [0] * (case.parameters - 1) + [int(case.parameters > 1)]
+
+
+# ---- The kernels ----
+
+PATHS = ("fast", "wide", "deterministic")
+
+
+@contextmanager
+def taking(*paths: str) -> Iterator[None]:
+    """Calls on CUDA take these of ``PATHS``, where they would not by their sizes: csrc/cuda/launches.h."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms("deterministic" in paths, warn_only=True)
+    _C.force_cuda_paths("fast" in paths, "wide" in paths)
+    try:
+        yield
+    finally:
+        _C.force_cuda_paths(False, False)
+        torch.use_deterministic_algorithms(before)
 
 
 # ---- The convolution ----

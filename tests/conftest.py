@@ -7,6 +7,8 @@ import hypothesis
 import pytest
 import torch
 
+from cases import taking
+
 os.environ["MPLBACKEND"] = "Agg"  # no window for what is drawn
 
 hypothesis.settings.register_profile(
@@ -35,17 +37,17 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", line)
 
 
-# By default, gradients of the input may come out in other bits from run to run on CUDA: see cases.assert_same.
-DEVICES = ["cpu", "cuda", "cuda_deterministic"] if torch.cuda.is_available() else ["cpu"]
+# On CUDA, with the paths that calls take: see cases.taking. By default, gradients of the input may come out in other bits
+# from run to run there: see cases.assert_same.
+CUDA = ["cuda", "cuda_deterministic", "cuda_fast", "cuda_fast_deterministic"]
+DEVICES = ["cpu", *CUDA] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
-    name, _, deterministic = request.param.partition("_")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(bool(deterministic), warn_only=True)
-    yield torch.device(name)
-    torch.use_deterministic_algorithms(before)
+    name, *paths = request.param.split("_")
+    with taking(*paths):
+        yield torch.device(name)
 
 
 @pytest.fixture(autouse=True)

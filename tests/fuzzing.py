@@ -21,6 +21,7 @@ from torch import Tensor
 from cases import (
     CONVOLUTIONS,
     OPERATORS,
+    PATHS,
     TOLERANCES,
     Case,
     ConvolutionCase,
@@ -30,6 +31,7 @@ from cases import (
     derivative,
     fold_reference,
     sum_over_group,
+    taking,
     unfold_reference,
 )
 
@@ -143,6 +145,7 @@ class Call:
     arguments: dict[str, Any]
     sensible: bool  # it has to succeed
     gradient: bool = False
+    paths: tuple[str, ...] = ()  # that it takes on CUDA: see cases.taking
 
     def case(self) -> Case | None:
         """The problem that the call states, if it is one."""
@@ -335,7 +338,9 @@ def calls(draw: st.DrawFn) -> Call:
             key = draw(st.sampled_from(sorted(arguments)))
             arguments[key] = draw(absurd(key, arguments[key]))
     sensible = flavour == "sensible" and min(case.output_size) >= 1
-    return Call(name, arguments, sensible, gradient=draw(st.booleans()))
+    gradient = draw(st.booleans())
+    paths = tuple(path for path in PATHS if draw(st.booleans())) if HOME == "cuda" else ()
+    return Call(name, arguments, sensible, gradient, paths)
 
 
 @st.composite
@@ -414,6 +419,11 @@ def judge(call: Call) -> str:
 
     Raises AssertionError where the outcome is none of them.
     """
+    with taking(*call.paths):
+        return _judge(call)
+
+
+def _judge(call: Call) -> str:
     device = call.device()
     try:
         with warnings.catch_warnings():

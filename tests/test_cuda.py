@@ -1,11 +1,13 @@
 """What only CUDA has: kernels for large problems, fixed point sums, graphs, streams, 64-bit offsets.
 
-The other files run on CUDA too, where there is one, but their sizes take the general kernels (NOTE [ CUDA paths ]).
+The other files run on CUDA too, where there is one. Their sizes take the general kernels (NOTE [ CUDA paths ]), and the
+fast ones only where they are told to (cases.taking).
 """
 
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +15,6 @@ import torch.nn.functional as F
 
 from cases import (
     DTYPES,
-    PART_OF_A_PACKET,
     Case,
     assert_bits,
     assert_near,
@@ -38,7 +39,8 @@ LARGE_CASES = [
     # Boxes that shared memory has room for with a part of the channels only, and with none.
     Case("wide_windows", 1, 24, (72, 96), padding=(4, 4), dilation=(4, 4)),
     Case("far", 1, 24, (72, 96), padding=(6, 8), dilation=(6, 8)),
-    PART_OF_A_PACKET,
+    # Blocks with several packets of channels, the last of which is not full: in float32 and, with others, in half types.
+    Case("part_of_a_packet", 1, 31, (180, 180), padding=(1, 1)),
 ]
 
 large_cases = pytest.mark.parametrize("case", LARGE_CASES, ids=str)
@@ -177,6 +179,14 @@ def test_no_channel_behind_the_last_is_read():
         torch.cuda.synchronize()"""
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+def test_a_stride_beyond_the_image():
+    """There is one row of windows: how far those of several rows would reach passes 64 bits."""
+    case = Case("row", 1, 2048, (3, 64), padding=(0, 1))
+    tensors = make_tensors(case, torch.float32, device="cuda")
+    actual = unfold(replace(case, stride=(4 * 10**18, 1)), tensors.input, tensors.dilation_map)
+    assert_bits(actual, unfold(case, tensors.input, tensors.dilation_map))
 
 
 def test_a_graph_replays_what_it_captured():

@@ -42,6 +42,9 @@ def test_every_call_is_refused_clearly_or_answered_rightly(device: str) -> None:
     # It would show nothing if the calls were all of one kind.
     assert min(found["answered"], found["refused"]) >= 100
     assert found["shaped"] > 0
+    reached = dict(re.findall(r"(\w+_kernel): (\d+) of", run.stdout))
+    assert bool(reached) == (device == "cuda")
+    assert "0" not in reached.values(), reached
 
 
 # What the judge must not let pass, planted; each line runs in the child before its first call.

@@ -1,5 +1,9 @@
-"""A short set of calls on CUDA for a checker of memory accesses: every operator, type and path once, on small sizes."""
+"""A short set of calls on CUDA for a checker of memory accesses: every operator, type and kernel, on small sizes.
 
+Fails if there is a kernel that no call has reached.
+"""
+
+import itertools
 import sys
 from pathlib import Path
 
@@ -7,34 +11,48 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from cases import CASES, OPERATORS, PART_OF_A_PACKET, Case, first_order, make_tensors, operator, pick
+from cases import CASES, OPERATORS, Case, first_order, make_tensors, operator, pick, taking
+from ddu_ops import _C
 
-# Besides the tests' table: large enough (2^20 entries of columns) for the fast kernels, see csrc/cuda/unfold_cuda.cpp.
+# Besides the tests' table: channels that end inside a packet, in all types; no image.
+SMALL = [
+    *CASES,
+    Case("part_of_a_packet", 1, 31, (9, 8), padding=(1, 1)),
+    Case("no_pixels", 1, 3, (0, 4), padding=(2, 1), rates=2),
+]
+# Large enough (2^20 entries of columns) for the fast kernels by themselves. What the windows of the last one reach does
+# not fit shared memory.
 LARGER = [
     Case("tiles", 1, 72, (40, 45), padding=(1, 1)),
     Case("tiles_groups", 2, 72, (32, 39), (3, 2), padding=(1, 1), groups=2, rates=2),
     Case("large_kernel", 1, 32, (27, 26), (7, 7), padding=(3, 3)),
     Case("far", 1, 24, (64, 96), padding=(6, 8), dilation=(6, 8)),
-    PART_OF_A_PACKET,
 ]
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def main() -> None:
-    device = torch.device("cuda")
     count = 0
-    for deterministic in (False, True):
-        torch.use_deterministic_algorithms(deterministic)
-        for case in [*CASES, *LARGER]:
-            for dtype in (torch.float32, torch.float16, torch.float64):
-                tensors = make_tensors(case, dtype, device=device)
-                rates = tensors.dilation_map.view(-1)
-                rates[:3] = torch.tensor([float("nan"), float("inf"), 1e30])[: len(rates)]
-                for name in OPERATORS:
-                    for order in {(), tuple(first_order(name, case))}:
-                        operator(name, case, order)(*pick(name, tensors))
-                        count += 1
+    small = itertools.product(SMALL, [(), ("fast",), ("wide",), ("fast", "wide")])
+    for case, paths in [*small, *((case, ()) for case in LARGER)]:
+        for deterministic, dtype in itertools.product([(), ("deterministic",)], DTYPES):
+            with taking(*paths, *deterministic):
+                count += call_operators(case, dtype)
     torch.cuda.synchronize()
-    print(f"{count} calls")
+    launches = _C.cuda_launches()
+    print(f"{count} calls, {sum(launches.values())} launches of {len(launches)} kernels")
+    if missed := sorted(name for name, number in launches.items() if number == 0):
+        raise SystemExit("never launched: " + ", ".join(missed))
+
+
+def call_operators(case: Case, dtype: torch.dtype) -> int:
+    tensors = make_tensors(case, dtype, device="cuda")
+    rates = tensors.dilation_map.view(-1)
+    rates[:3] = torch.tensor([float("nan"), float("inf"), 1e30])[: len(rates)]
+    calls = [(name, order) for name in OPERATORS for order in {(), tuple(first_order(name, case))}]
+    for name, order in calls:
+        operator(name, case, order)(*pick(name, tensors))
+    return len(calls)
 
 
 if __name__ == "__main__":

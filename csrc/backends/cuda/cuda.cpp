@@ -13,6 +13,7 @@
 
 #include "../backend.h"
 #include "launch.h"
+#include "launches.h"
 
 // NOTE [ CUDA paths ]
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
@@ -25,7 +26,7 @@
 //     both     reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //
 // plus a conversion after reduce_kernel where the sums have another type than the result. `Paths` decides which one it
-// is. The kernels of the fast path overlap: NOTE [ Dependent launches ].
+// is, unless a test has (`forced`). The kernels of the fast path overlap: NOTE [ Dependent launches ].
 //
 // Results that need no atomic additions are the same in every run. The others, the images of splat and
 // unfold_backward, are where torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
@@ -67,7 +68,7 @@ bool is_wide(const Tensor& tensor) {
   for (int64_t d = 0; d < tensor.dim(); ++d) {
     last += (tensor.size(d) - 1) * tensor.stride(d);
   }
-  return std::max(last, tensor.numel()) >= (int64_t(1) << 31) - (int64_t(1) << 16);
+  return cuda::forced.wide || std::max(last, tensor.numel()) >= (int64_t(1) << 31) - (int64_t(1) << 16);
 }
 
 template <class... Tensors>
@@ -86,11 +87,17 @@ struct Paths {
   static constexpr int64_t kManyEntries = int64_t(1) << 20;
   static constexpr int64_t kSamplesPerPixel = 3;
 
-  bool pays() const {
+  // Nor if what channels are padded to would be filled up with zeros for the larger part: `channels` are the least of a
+  // group.
+  bool pays(int64_t channels) const {
     const int64_t samples = taps_of(p) * positions_of(p);
-    return type != at::kDouble && p.axes <= 2 && fits_int() && p.batch * p.channels * samples >= kManyEntries &&
-        samples >= kSamplesPerPixel * pixels_of(p);
+    return cuda::forced.fast ||
+        (p.batch * p.channels * samples >= kManyEntries && samples >= kSamplesPerPixel * pixels_of(p) &&
+         p.channels / p.groups >= channels);
   }
+
+  // What the fast kernels can do at all, by type, axes and sizes.
+  bool possible() const { return type != at::kDouble && p.axes <= 2 && fits_int(); }
 
   // What the fast kernels count in an int.
   bool fits_int() const {
@@ -102,20 +109,18 @@ struct Paths {
         positions_of(p) < kLimit && p.channels < kLimit;
   }
 
-  // A packet should not be filled up with zeros for the larger part.
   bool fast_sample() const {
     const int64_t packet = 16 / static_cast<int64_t>(c10::elementSize(type));
-    return pays() && is_value(p.term) && 2 * (p.channels / p.groups) > packet;
+    return possible() && is_value(p.term) && pays(packet / 2 + 1);
   }
 
-  // Nor a block of channels. The terms: of splat, unless null, and of `dots` dots.
+  // The terms: of splat, unless null, and of `dots` dots.
   bool fast_reduce(const Term* splat, const Term* terms, int dots) const {
     bool first_derivatives = true;
     for (int d = 0; d < dots; ++d) {
       first_derivatives = first_derivatives && terms[d].count[0] == 0 && terms[d].count[axis_bit(1) | axis_bit(2)] == 0;
     }
-    return pays() && 2 * (p.channels / p.groups) >= cuda::kChannelBlock && (splat == nullptr || is_value(*splat)) &&
-        first_derivatives;
+    return possible() && (splat == nullptr || is_value(*splat)) && first_derivatives && pays(cuda::kChannelBlock / 2);
   }
 };
 

@@ -13,6 +13,7 @@
 #include "../../math/interpolation.h"
 #include "../../math/positions.h"
 #include "launch.h"
+#include "launches.h"
 
 namespace ddu::cuda {
 

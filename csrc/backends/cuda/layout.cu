@@ -271,7 +271,7 @@ void launch_pack(
     const int64_t pixel_blocks = ceil_div<int64_t>(padded(p.axis[1].size) * padded(p.axis[2].size), kThreads);
     const auto grid = grid_of(p.batch * p.groups * chunks * pixel_blocks);
     dispatch_index(wide, [&](auto index) {
-      pack_kernel<scalar_t, decltype(index)><<<grid, kThreads, 0, stream>>>(
+      counted<pack_kernel<scalar_t, decltype(index)>>().launch()<<<grid, kThreads, 0, stream>>>(
           p, image, static_cast<uint4*>(packets), static_cast<int>(packets_in_group), static_cast<int>(chunks),
           static_cast<unsigned>(pixel_blocks), static_cast<uint4*>(cleared),
           cleared_bytes / static_cast<int64_t>(sizeof(uint4)));
@@ -293,8 +293,8 @@ void launch_largest(
     using scalar_t = decltype(zero);
     constexpr int64_t kMostBlocks = 132 * 8;  // enough to fill a large GPU, few enough to spare atomics
     const auto grid = std::min(ceil_div<int64_t>(size, kThreads * 16), kMostBlocks);
-    largest_kernel<scalar_t>
-        <<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(columns, rows, positions, size, largest);
+    counted<largest_kernel<scalar_t>>().launch()<<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(
+        columns, rows, positions, size, largest);
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -309,8 +309,15 @@ void launch_convert(const UnfoldParams& p, c10::ScalarType type, const Sums& sum
   const auto grid = grid_of(ceil_div<int64_t>(size, kThreads));
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    const auto kernel = sums.largest != nullptr ? convert_kernel<scalar_t, true> : convert_kernel<scalar_t, false>;
-    kernel<<<grid, kThreads, 0, stream>>>(sums, size, static_cast<scalar_t*>(image));
+    const auto kernel = [&] {
+      const auto fixed = counted<convert_kernel<scalar_t, true>>();
+      if constexpr (std::is_same_v<scalar_t, Compute<scalar_t>>) {
+        return fixed;  // floating point sums are the image itself
+      } else {
+        return sums.largest != nullptr ? fixed : counted<convert_kernel<scalar_t, false>>();
+      }
+    }();
+    kernel.launch()<<<grid, kThreads, 0, stream>>>(sums, size, static_cast<scalar_t*>(image));
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -334,11 +341,12 @@ void launch_finish(
     using scalar_t = decltype(zero);
     dispatch_index(wide, [&](auto index) {
       using Index = decltype(index);
-      const auto kernel =
-          sums.largest != nullptr ? finish_kernel<scalar_t, true, Index> : finish_kernel<scalar_t, false, Index>;
+      const auto kernel = sums.largest != nullptr ? counted<finish_kernel<scalar_t, true, Index>>()
+                                                  : counted<finish_kernel<scalar_t, false, Index>>();
       launch_after(
-          kernel, grid, kThreads, 0, stream, p, sums, static_cast<Index>(runs), static_cast<Index>(channel_blocks(p)),
-          static_cast<Index>(size), static_cast<unsigned>(image_blocks), static_cast<scalar_t*>(image), map);
+          kernel.launch(), grid, kThreads, 0, stream, p, sums, static_cast<Index>(runs),
+          static_cast<Index>(channel_blocks(p)), static_cast<Index>(size), static_cast<unsigned>(image_blocks),
+          static_cast<scalar_t*>(image), map);
     });
   });
 }

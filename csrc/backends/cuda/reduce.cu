@@ -191,10 +191,10 @@ void launch_reduce(
       using Index = decltype(index);
       const auto launch = [&](auto axes) {
         constexpr int kAxes = decltype(axes)::value;
-        const auto kernel = splat == nullptr ? reduce_kernel<scalar_t, Index, kAxes, false, true>
-            : dots == 0                      ? reduce_kernel<scalar_t, Index, kAxes, true, false>
-                                             : reduce_kernel<scalar_t, Index, kAxes, true, true>;
-        kernel<<<grid, dim3(kLanes, kParts), 0, stream>>>(
+        const auto kernel = splat == nullptr ? counted<reduce_kernel<scalar_t, Index, kAxes, false, true>>()
+            : dots == 0                      ? counted<reduce_kernel<scalar_t, Index, kAxes, true, false>>()
+                                             : counted<reduce_kernel<scalar_t, Index, kAxes, true, true>>();
+        kernel.launch()<<<grid, dim3(kLanes, kParts), 0, stream>>>(
             p, columns, positions, sums, input, terms, result, static_cast<Index>(position_blocks));
       };
       if (p.axes == 3) {

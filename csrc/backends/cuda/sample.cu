@@ -345,7 +345,8 @@ void set_tiles(Shape& shape) {
 int64_t usual_box(const UnfoldParams& p, const Shape& shape) {
   constexpr int64_t kUsualRate = 3;
   const auto extent = [](const Axis<int64_t>& axis, int64_t outputs) {
-    const int64_t reach = (outputs - 1) * axis.stride + kUsualRate * axis.dilation * (axis.kernel - 1) + 2;
+    const int64_t reach =
+        (std::min(outputs, axis.out_size) - 1) * axis.stride + kUsualRate * axis.dilation * (axis.kernel - 1) + 2;
     return std::min(reach, axis.size + 2);
   };
   const bool linear = shape.tile_shift == kLinear;
@@ -372,8 +373,9 @@ void launch_sample(
     using scalar_t = decltype(zero);
     dispatch_index(wide, [&](auto index) {
       using Index = decltype(index);
-      const auto kernel = p.axes == 3 ? sample_kernel<scalar_t, Index, 3> : sample_kernel<scalar_t, Index, 2>;
-      kernel<<<grid, kThreads, 0, stream>>>(
+      const auto kernel =
+          p.axes == 3 ? counted<sample_kernel<scalar_t, Index, 3>>() : counted<sample_kernel<scalar_t, Index, 2>>();
+      kernel.launch()<<<grid, kThreads, 0, stream>>>(
           p, input, positions, static_cast<scalar_t*>(columns), static_cast<Index>(chunks),
           static_cast<Index>(position_blocks));
     });
@@ -407,10 +409,11 @@ void launch_sample_tiles(
       shape.chunks = ceil_div(shape.per_group, kPackets * kPacket<scalar_t>);
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.tiles);
       dispatch_fast(p, [&](auto of_tap, auto zeros) {
-        const auto kernel = sample_tile_kernel<scalar_t, kPackets, decltype(of_tap)::value, decltype(zeros)::value>;
+        const auto kernel =
+            counted<sample_tile_kernel<scalar_t, kPackets, decltype(of_tap)::value, decltype(zeros)::value>>();
         C10_CUDA_CHECK(
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-        kernel<<<grid, kThreads, bytes, stream>>>(p, shape, input, positions, static_cast<scalar_t*>(columns));
+            cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+        kernel.launch()<<<grid, kThreads, bytes, stream>>>(p, shape, input, positions, static_cast<scalar_t*>(columns));
       });
     };
     // The more packets to a thread, the less often a tap's address and weights are computed, and a block's box; but
@@ -418,7 +421,7 @@ void launch_sample_tiles(
     constexpr int kMost = 2;
     constexpr int64_t kEnoughBlocks = 250;
     const int64_t packets = ceil_div<int64_t>(shape.per_group, kPacket<scalar_t>);
-    if (p.batch * p.groups * shape.tiles * packets >= kMost * kEnoughBlocks) {
+    if (p.batch * p.groups * shape.tiles * packets >= kMost * kEnoughBlocks || (forced.fast && packets >= kMost)) {
       launch(std::integral_constant<int, kMost>());
     } else {
       launch(std::integral_constant<int, 1>());

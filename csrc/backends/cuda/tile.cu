@@ -566,15 +566,15 @@ void launch_tiles(
     dispatch_fast(p, [&](auto of_tap, auto zeros) {
       constexpr bool kPerTap = decltype(of_tap)::value;
       constexpr bool kZeros = decltype(zeros)::value;
-      const auto kernel = sums.data == nullptr ? tile_kernel<scalar_t, false, true, kPerTap, kZeros>
-          : packets == nullptr                 ? tile_kernel<scalar_t, true, false, kPerTap, kZeros>
-                                               : tile_kernel<scalar_t, true, true, kPerTap, kZeros>;
-      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+      const auto kernel = sums.data == nullptr ? counted<tile_kernel<scalar_t, false, true, kPerTap, kZeros>>()
+          : packets == nullptr                 ? counted<tile_kernel<scalar_t, true, false, kPerTap, kZeros>>()
+                                               : counted<tile_kernel<scalar_t, true, true, kPerTap, kZeros>>();
+      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
       const auto launch = [&](const auto&... arguments) {
         if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
-          launch_after(kernel, blocks, threads, kBytes, stream, arguments...);
+          launch_after(kernel.launch(), blocks, threads, kBytes, stream, arguments...);
         } else {
-          kernel<<<blocks, threads, kBytes, stream>>>(arguments...);
+          kernel.launch()<<<blocks, threads, kBytes, stream>>>(arguments...);
         }
       };
       launch(
