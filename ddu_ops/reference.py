@@ -167,11 +167,14 @@ def _neighbours(
     """The ``2 ** N`` neighbours of every tap, one after the other, as tensors ``(B, G, K, L)``.
 
     A neighbour is an index into the flattened image, whether it counts (the index is 0 where it does not), and its
-    weight. At a position that is not finite no neighbour counts and each weight is NaN.
+    weight. At a position that is not finite no neighbour counts and each weight is NaN, with its first derivatives.
     """
-    axes = []
+    axes, poison = [], torch.zeros((), dtype=parameters.dtype, device=parameters.device)
     places = positions(parameters, source, kernel_size, stride, padding, dilation, groups, aligned)
     for (pixel, displacement), n in zip(places, size, strict=True):
+        finite = displacement.isfinite()
+        poison = poison + torch.where(finite, 0, displacement)
+        displacement = torch.where(finite, displacement, 0)
         cell = displacement.detach().floor()
         fraction = displacement - cell
         low = pixel + _integers(cell, n, padding_mode)
@@ -187,14 +190,14 @@ def _neighbours(
         weight = torch.ones((), dtype=parameters.dtype, device=parameters.device)
         for n, (index_here, counts_here, weight_here) in zip(size, corner, strict=True):
             index, counts, weight = index * n + index_here, counts & counts_here, weight * weight_here
-        counts = counts & weight.isfinite()
+        counts, weight = counts & poison.isfinite(), weight + poison
         index = torch.where(counts, index, 0)
         yield tuple(t.flatten(2 + len(size)).flatten(2, 1 + len(size)) for t in (index, counts, weight))  # type: ignore[misc]
 
 
 def _integers(cell: Tensor, size: int, padding_mode: str) -> Tensor:
     """Whole numbers of any size as integers that look up the same pixels."""
-    cell = cell.nan_to_num(0).to(torch.promote_types(cell.dtype, torch.float32))
+    cell = cell.to(torch.promote_types(cell.dtype, torch.float32))
     if padding_mode == "reflection":
         cell = cell.fmod(_period(size))
     far = 2.0**60
