@@ -61,9 +61,9 @@ def sample(
 
 def splat(
     columns: Tensor,
+    output_size: Sequence[int],
     parameters: Tensor,
     source: str,
-    output_size: Sequence[int],
     kernel_size: Ints,
     stride: Ints = 1,
     padding: Ints = 0,
@@ -176,14 +176,10 @@ def _neighbours(
         poison = poison + torch.where(finite, 0, displacement)
         displacement = torch.where(finite, displacement, 0)
         cell = displacement.detach().floor()
-        fraction = displacement - cell
-        low = pixel + _integers(cell, n, padding_mode)
-        axes.append(
-            [
-                (*_look_up(index, n, padding_mode), weight)
-                for index, weight in ((low, 1 - fraction), (low + 1, fraction))
-            ]
-        )
+        index = pixel + _integers(cell, n, padding_mode)
+        low, high = _look_up(index, n, padding_mode), _look_up(index + 1, n, padding_mode)
+        fraction = torch.where(low[0] == high[0], 0, displacement - cell)  # of nothing, between a pixel and itself
+        axes.append([(*low, 1 - fraction), (*high, fraction)])
     for corner in itertools.product(*axes):
         index = torch.zeros((), dtype=torch.long, device=parameters.device)
         counts = torch.ones((), dtype=torch.bool, device=parameters.device)
@@ -228,11 +224,11 @@ def _unfold(axes: int, input: Tensor, parameters: Tensor, *options: Any) -> Tens
     return sample(input, parameters, *options)
 
 
-def _fold(axes: int, columns: Tensor, parameters: Tensor, source: str, output_size: Ints, *options: Any) -> Tensor:
+def _fold(axes: int, columns: Tensor, output_size: Ints, parameters: Tensor, *options: Any) -> Tensor:
     size = _per_axis(output_size, axes)
     if columns.dim() == 2:
-        return splat(columns[None], parameters[None], source, size, *options)[0]
-    return splat(columns, parameters, source, size, *options)
+        return splat(columns[None], size, parameters[None], *options)[0]
+    return splat(columns, size, parameters, *options)
 
 
 # ---- Under the names that models call ----
@@ -312,8 +308,8 @@ def dynamic_dilation_fold1d(
     padding_mode: str = "zeros",
 ) -> Tensor:
     """What :func:`ddu_ops.dynamic_dilation_fold1d` computes."""
-    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
-    return _fold(1, columns, dilation_map, "rates", output_size, *options)
+    options = ("rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(1, columns, output_size, dilation_map, *options)
 
 
 def dynamic_dilation_fold(
@@ -338,8 +334,8 @@ def dynamic_dilation_fold(
         ... )
         True
     """
-    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
-    return _fold(2, columns, dilation_map, "rates", output_size, *options)
+    options = ("rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(2, columns, output_size, dilation_map, *options)
 
 
 def dynamic_dilation_fold3d(
@@ -356,8 +352,8 @@ def dynamic_dilation_fold3d(
     padding_mode: str = "zeros",
 ) -> Tensor:
     """What :func:`ddu_ops.dynamic_dilation_fold3d` computes."""
-    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
-    return _fold(3, columns, dilation_map, "rates", output_size, *options)
+    options = ("rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(3, columns, output_size, dilation_map, *options)
 
 
 def deform_unfold1d(
