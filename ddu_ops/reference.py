@@ -61,9 +61,9 @@ def sample(
 
 def splat(
     columns: Tensor,
+    output_size: Sequence[int],
     parameters: Tensor,
     source: str,
-    output_size: Sequence[int],
     kernel_size: Ints,
     stride: Ints = 1,
     padding: Ints = 0,
@@ -165,34 +165,33 @@ def _neighbours(
     """The ``2 ** N`` neighbours of every tap, one after the other, as tensors ``(B, G, K, L)``.
 
     A neighbour is an index into the flattened image, whether it counts (the index is 0 where it does not), and its
-    weight. At a position that is not finite no neighbour counts and each weight is NaN.
+    weight. At a position that is not finite no neighbour counts and each weight is NaN, with its first derivatives.
     """
-    axes = []
+    axes, poison = [], torch.zeros((), dtype=parameters.dtype, device=parameters.device)
     places = positions(parameters, source, kernel_size, stride, padding, dilation, groups, aligned)
     for (pixel, displacement), n in zip(places, size, strict=True):
+        finite = displacement.isfinite()
+        poison = poison + torch.where(finite, 0, displacement)
+        displacement = torch.where(finite, displacement, 0)
         cell = displacement.detach().floor()
-        fraction = displacement - cell
-        low = pixel + _integers(cell, n, padding_mode)
-        axes.append(
-            [
-                (*_look_up(index, n, padding_mode), weight)
-                for index, weight in ((low, 1 - fraction), (low + 1, fraction))
-            ]
-        )
+        index = pixel + _integers(cell, n, padding_mode)
+        low, high = _look_up(index, n, padding_mode), _look_up(index + 1, n, padding_mode)
+        fraction = torch.where(low[0] == high[0], 0, displacement - cell)  # of nothing, between a pixel and itself
+        axes.append([(*low, 1 - fraction), (*high, fraction)])
     for corner in itertools.product(*axes):
         index = torch.zeros((), dtype=torch.long, device=parameters.device)
         counts = torch.ones((), dtype=torch.bool, device=parameters.device)
         weight = torch.ones((), dtype=parameters.dtype, device=parameters.device)
         for n, (index_here, counts_here, weight_here) in zip(size, corner, strict=True):
             index, counts, weight = index * n + index_here, counts & counts_here, weight * weight_here
-        counts = counts & weight.isfinite()
+        counts, weight = counts & poison.isfinite(), weight + poison
         index = torch.where(counts, index, 0)
         yield tuple(t.flatten(2 + len(size)).flatten(2, 1 + len(size)) for t in (index, counts, weight))  # type: ignore[misc]
 
 
 def _integers(cell: Tensor, size: int, padding_mode: str) -> Tensor:
     """Whole numbers of any size as integers that look up the same pixels."""
-    cell = cell.nan_to_num(0).to(torch.promote_types(cell.dtype, torch.float32))
+    cell = cell.to(torch.promote_types(cell.dtype, torch.float32))
     if padding_mode == "reflection":
         cell = cell.fmod(_period(size))
     far = 2.0**60
@@ -223,11 +222,11 @@ def _unfold(axes: int, input: Tensor, parameters: Tensor, *options: Any) -> Tens
     return sample(input, parameters, *options)
 
 
-def _fold(axes: int, columns: Tensor, parameters: Tensor, source: str, output_size: Ints, *options: Any) -> Tensor:
+def _fold(axes: int, columns: Tensor, output_size: Ints, parameters: Tensor, *options: Any) -> Tensor:
     size = _per_axis(output_size, axes)
     if columns.dim() == 2:
-        return splat(columns[None], parameters[None], source, size, *options)[0]
-    return splat(columns, parameters, source, size, *options)
+        return splat(columns[None], size, parameters[None], *options)[0]
+    return splat(columns, size, parameters, *options)
 
 
 # ---- Under the names that models call ----
@@ -307,8 +306,8 @@ def dynamic_dilation_fold1d(
     padding_mode: str = "zeros",
 ) -> Tensor:
     """What :func:`ddu_ops.dynamic_dilation_fold1d` computes."""
-    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
-    return _fold(1, columns, dilation_map, "rates", output_size, *options)
+    options = ("rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(1, columns, output_size, dilation_map, *options)
 
 
 def dynamic_dilation_fold(
@@ -333,8 +332,8 @@ def dynamic_dilation_fold(
         ... )
         True
     """
-    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
-    return _fold(2, columns, dilation_map, "rates", output_size, *options)
+    options = ("rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(2, columns, output_size, dilation_map, *options)
 
 
 def dynamic_dilation_fold3d(
@@ -351,8 +350,8 @@ def dynamic_dilation_fold3d(
     padding_mode: str = "zeros",
 ) -> Tensor:
     """What :func:`ddu_ops.dynamic_dilation_fold3d` computes."""
-    options = (kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
-    return _fold(3, columns, dilation_map, "rates", output_size, *options)
+    options = ("rates", kernel_size, stride, padding, dilation, groups, aligned, padding_mode)
+    return _fold(3, columns, output_size, dilation_map, *options)
 
 
 def deform_unfold1d(

@@ -383,7 +383,7 @@ def unfold_reference(case: Case, input: Tensor, positions: Tensor) -> Tensor:
 
 
 def fold_reference(case: Case, columns: Tensor, positions: Tensor) -> Tensor:
-    return reference.splat(columns, positions, case.source, case.size, case.kernel_size, *case.options)
+    return reference.splat(columns, case.size, positions, case.source, case.kernel_size, *case.options)
 
 
 def orders(case: Case, *, beyond: bool = True) -> list[list[int]]:
@@ -439,8 +439,7 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 
 operators = pytest.mark.parametrize("name", OPERATORS)
 
-FAMILY = ("sample", "splat", "dot")  # take an order
-SOURCED = (*FAMILY, "sample_backward")  # take the positions of any source, and its name
+FAMILY = ("sample", "splat", "dot", "sample_backward")  # take the positions of any source, its name, and an order
 
 
 def operator_name(name: str, case: Case) -> str:
@@ -462,11 +461,10 @@ def arguments(name: str, case: Case, tensors: Sequence[Tensor], order: Sequence[
     name = operator_name(name, case)
     *leading, positions = tensors
     size = [case.size] if name in ("fold", "splat") or name.startswith("dynamic_dilation_fold") else []
-    tail = [list(order)] if name in FAMILY else []
-    if name in SOURCED:
-        return (*leading, positions, case.source, *size, case.kernel_size, *case.options, *tail)
+    if name in FAMILY:
+        return (*leading, *size, positions, case.source, case.kernel_size, *case.options, list(order))
     options = case.window if is_public(name) else case.options
-    return (*leading, *size, case.kernel_size, positions, *options, *tail)
+    return (*leading, *size, case.kernel_size, positions, *options)
 
 
 def keywords(name: str, case: Case) -> dict[str, Any]:

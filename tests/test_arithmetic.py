@@ -77,7 +77,8 @@ def test_shapes(name: str, elements: int, what: str) -> None:
         "splat": [case.input_shape],
         "dynamic_dilation_fold": [case.input_shape],
         "unfold_backward": [case.input_shape, case.map_shape],
-        "dot": [(case.batch, case.groups, *case.output_size)],
+        "sample_backward": [case.input_shape, case.map_shape],
+        "dot": [case.dot_shape],
     }
     assert [tuple(result.shape) for result in results] == expected[name]
 
@@ -86,7 +87,7 @@ def test_shapes(name: str, elements: int, what: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("name", ["unfold", "sample", "dot", "unfold_backward"])
+@pytest.mark.parametrize("name", ["unfold", "sample", "dot", "unfold_backward", "sample_backward"])
 @pytest.mark.parametrize("height, width", [(2**62, 1), (1, 2**61), (2**60, 5), (2**31, 2**31), (2**57, 1), (2**55, 3)])
 def test_an_image_with_its_border_does_not_wrap_around(name: str, device: str, height: int, width: int) -> None:
     """One number in memory can be an image of 2^62 rows; the copy with a border around it was counted in 64 bits."""

@@ -14,6 +14,7 @@ from cases import (
     Case,
     assert_near,
     assert_same,
+    by_mover,
     cases,
     derivative,
     dot,
@@ -24,6 +25,8 @@ from cases import (
     fold_reference,
     make_tensors,
     operator,
+    operator_name,
+    orders,
     pick,
     sample,
     small_cases,
@@ -70,7 +73,7 @@ def test_fold(case: Case, dtype: torch.dtype, map_dtype: torch.dtype, device: to
 def test_every_order_of_the_family(case: Case, primitive: str, device: torch.device) -> None:
     """The gradients of each primitive at each order, which are the primitives at the next."""
     tensors = make_tensors(case, device=device, kinks=False)
-    for order in [[0], [1], [2]] if case.rates == 1 else [[0, 0], [0, 1], [1, 0], [1, 1]]:
+    for order in orders(case, beyond=False):
         wide, leaves = tensors.requires_grad(), tensors.requires_grad()
 
         def samples(rates: Tensor, order: list[int] = order, input: Tensor = wide.input) -> Tensor:
@@ -117,13 +120,16 @@ def test_second_order_against_the_reference(case: Case, device: torch.device) ->
 # ---- Which gradients are asked for ----
 
 SAME = Case("same", 2, 4, padding=(1, 1), groups=2, rates=2)
+VOLUME = Case("volume", 1, 4, (2, 3, 2), (1, 2, 2), (1,), (0, 1, 1), groups=2, source="offsets", padding_mode="border")
+same_and_volume = pytest.mark.parametrize("case", [SAME, VOLUME], ids=str)
 
 
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)], ids=["leading", "map"])
 @pytest.mark.parametrize("name", ["unfold", "fold", "sample", "splat"])
-def test_one_gradient_alone(name: str, wanted: tuple[bool, bool], device: torch.device) -> None:
-    tensors = pick(name, make_tensors(SAME, device=device))
-    call = operator(name, SAME)
+@same_and_volume
+def test_one_gradient_alone(case: Case, name: str, wanted: tuple[bool, bool], device: torch.device) -> None:
+    tensors = pick(name, make_tensors(case, device=device))
+    call = operator(name, case)
     both = [t.clone().requires_grad_() for t in tensors]
     output = call(*both)
     grad = torch.randn_like(output)
@@ -139,9 +145,10 @@ def test_one_gradient_alone(name: str, wanted: tuple[bool, bool], device: torch.
 
 @pytest.mark.parametrize("wanted", [w for w in itertools.product([False, True], repeat=3) if any(w)], ids=str)
 @pytest.mark.parametrize("name", ["unfold_backward", "dot"])
-def test_any_gradients_of_three(name: str, wanted: tuple[bool, ...], device: torch.device) -> None:
-    tensors = pick(name, make_tensors(SAME, device=device, kinks=False))
-    call = operator(name, SAME, first_order(name, SAME))
+@same_and_volume
+def test_any_gradients_of_three(case: Case, name: str, wanted: tuple[bool, ...], device: torch.device) -> None:
+    tensors = pick(name, make_tensors(case, device=device, kinks=False))
+    call = operator(name, case, first_order(name, case))
 
     def total(leaves: list[Tensor]) -> Tensor:
         result = call(*leaves)
@@ -244,7 +251,7 @@ def nondeterminism(device: torch.device) -> float:
 
 
 @small_cases
-@pytest.mark.parametrize("name", ["unfold", "fold", "unfold_backward", "sample", "splat", "dot"])
+@pytest.mark.parametrize("name", ["unfold", "fold", "unfold_backward", "sample", "sample_backward", "splat", "dot"])
 def test_gradcheck(name: str, case: Case, device: torch.device) -> None:
     leaves = [t.requires_grad_() for t in pick(name, make_tensors(case, device=device, kinks=False))]
     for order in {(), tuple(first_order(name, case))}:
@@ -275,7 +282,9 @@ def test_gradgradcheck(name: str, case: Case, device: torch.device) -> None:
 @small_cases
 @pytest.mark.parametrize("name", ["dynamic_dilation_unfold", "dynamic_dilation_fold"])
 def test_gradcheck_of_the_public_operators(name: str, case: Case, device: torch.device) -> None:
-    """Unbatched, and with a map that is broadcast over the batch."""
+    """Unbatched, and with positions that are broadcast over the batch."""
+    if operator_name(name, case) == "splat":
+        pytest.skip("no public operator folds by offsets")
     leading, dilation_map = pick(name, make_tensors(case, device=device, kinks=False))
     call = operator(name, case)
     for arguments in (
@@ -287,7 +296,7 @@ def test_gradcheck_of_the_public_operators(name: str, case: Case, device: torch.
         assert gradcheck(call, leaves, **options)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in ("no_batch", "no_channels")], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if not c.batch or not c.channels], ids=str)
 def test_gradients_of_nothing(case: Case, device: torch.device) -> None:
     tensors = make_tensors(case, torch.float32, device=device)
     for function, index in ((unfold, 0), (fold, 2)):
@@ -300,41 +309,89 @@ def test_gradients_of_nothing(case: Case, device: torch.device) -> None:
 # ---- At the kinks and beyond the image ----
 
 
-@pytest.mark.parametrize("axis", [0, 1], ids=["height", "width"])
-def test_the_derivative_on_a_whole_pixel_is_the_one_from_the_right(axis: int, device: torch.device) -> None:
+AXES = pytest.mark.parametrize("axes, axis", [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
+
+
+def along(axes: int, axis: int, value: int, other: int = 1) -> tuple[int, ...]:
+    return tuple(value if a == axis else other for a in range(axes))
+
+
+@AXES
+def test_the_derivative_on_a_whole_pixel_is_the_one_from_the_right(axes: int, axis: int, device: torch.device) -> None:
     """By hand: tap m of three, rate 1, lies on pixel m; its derivative is (m - 1) times the slope of the cell after."""
     values = torch.tensor([3.0, 5.0, 11.0, 2.0], dtype=torch.float64, device=device)
     slopes = values.diff()  # 2, 6, -9
-    kernel, shape = ((3, 1), (1, 1, 4, 1)) if axis == 0 else ((1, 3), (1, 1, 1, 4))
-    image = values.view(shape)
+    case = Case("pixels", 1, 1, along(axes, axis, 4), along(axes, axis, 3))
+    image = values.view(case.input_shape)
     for rate, (before, after) in {1: (0, 2), -1: (2, 0)}.items():  # the pixels of the first and last tap
-        dilation_map = torch.full((1, 1, 2, 1) if axis == 0 else (1, 1, 1, 2), float(rate), dtype=torch.float64)
-        dilation_map = dilation_map.to(device).requires_grad_()
-        columns = torch.ops.ddu.unfold(image, kernel, dilation_map)
+        dilation_map = flat_map(case, rate, device=device).requires_grad_()
+        columns = unfold(case, image, dilation_map)
         assert columns[0, :, 0].tolist() == [values[before], values[1], values[after]]
         for tap, expected in enumerate([-slopes[before], 0.0, slopes[after]]):
             (grad,) = torch.autograd.grad(columns[0, tap, 0], dilation_map, retain_graph=True)
             assert grad.flatten()[0] == expected
         expected = torch.stack([-slopes[before], torch.zeros_like(slopes[0]), slopes[after]])
-        order = torch.ops.ddu.sample(image, kernel, dilation_map, order=[1])
+        order = sample(case, image, dilation_map, [1])
         assert torch.equal(order[0, :, 0], expected)
         tangent = torch.func.jvp(
-            lambda m: torch.ops.ddu.unfold(image, kernel, m),
-            (dilation_map.detach(),),
-            (torch.ones_like(dilation_map),),
+            lambda m: unfold(case, image, m), (dilation_map.detach(),), (torch.ones_like(dilation_map),)
         )[1]
         assert torch.equal(tangent[0, :, 0], expected)
 
 
+# The slopes of the cells from -2 to 6 of an image with pixels 1, 3 and 7. A whole position belongs to the cell after.
+SLOPES = {
+    "zeros": [0, 1, 2, 4, -7, 0, 0, 0, 0],
+    "border": [0, 0, 2, 4, 0, 0, 0, 0, 0],
+    "reflection": [-4, -2, 2, 4, -4, -2, 2, 4, -4],
+}
+
+
+@AXES
+@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("padding_mode", SLOPES)
+def test_the_derivative_by_the_position_is_the_one_from_the_right(
+    padding_mode: str, source: str, axes: int, axis: int, device: torch.device
+) -> None:
+    """In every mode, inside of the image, at its rim and outside: one tap is moved over whole pixels."""
+    case = Case(
+        "ruler", 1, 1, along(axes, axis, 3), along(axes, axis, 3), along(axes, axis, 1), along(axes, axis, 3, 0),
+        source=source, padding_mode=padding_mode,
+    )  # fmt: skip
+    image = torch.tensor([1.0, 3.0, 7.0], dtype=torch.float64, device=device).view(case.input_shape)
+    # Windows are centred on the pixels -2 to 4, and with a rate of 2 the last tap lies two further; so does the first
+    # one with a rate of -2, but by it the derivative has the other sign.
+    positions = flat_map(case, 2.0, device=device)
+    order = along(axes, axis, 1, 0) if source == "offsets" else [1]
+    assert sample(case, image, positions, order)[0, 2].tolist() == SLOPES[padding_mode][2:]
+    if source == "rates":
+        mirrored = sample(case, image, -positions, order)
+        assert mirrored[0, 0].tolist() == [-slope for slope in SLOPES[padding_mode][2:]]
+    else:
+        assert sample(case, image, flat_map(case, 0.0, device=device), order)[0, 0].tolist() == SLOPES[padding_mode][:7]
+
+
+@AXES
+@pytest.mark.parametrize("source", ["rates", "offsets"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("rate", [1e-9, -1e-9, 1e-30, -1e-30], ids=str)
-def test_a_tiny_rate_keeps_a_tap_on_its_side_of_a_pixel(rate: float, dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize("displacement", [1e-9, -1e-9, 1e-30, -1e-30], ids=str)
+def test_a_tiny_displacement_keeps_a_tap_on_its_side_of_a_pixel(
+    displacement: float, dtype: torch.dtype, source: str, axes: int, axis: int, device: torch.device
+) -> None:
     """What lies below a pixel by less than a rounded fraction can tell was in the cell above it."""
-    image = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=dtype, device=device).view(1, 1, 1, 5)
-    dilation_map = torch.full((1, 1, 1, 5), rate, dtype=dtype, device=device)
-    derivative = torch.ops.ddu.sample(image, (1, 3), dilation_map, padding=(0, 1), order=[1])
+    case = Case(
+        "tiny", 1, 1, along(axes, axis, 5), along(axes, axis, 3), padding=along(axes, axis, 1, 0), source=source
+    )
+    image = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=dtype, device=device).view(case.input_shape)
     below, above = 4 - 2, 8 - 4  # the slopes of the cells around the pixel in the middle
-    assert derivative[0, :, 2].tolist() == ([-below, 0, above] if rate > 0 else [-above, 0, below])
+    if source == "rates":
+        derivative = sample(case, image, flat_map(case, displacement, dtype, device), [1])
+        assert derivative[0, :, 2].tolist() == ([-below, 0, above] if displacement > 0 else [-above, 0, below])
+    else:
+        offsets = torch.zeros(case.positions_shape, dtype=dtype, device=device)
+        by_mover(case, offsets)[:, :, :, axis] = displacement
+        derivative = sample(case, image, offsets, along(axes, axis, 1, 0))
+        assert derivative[0, 1, 2] == (above if displacement > 0 else below)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.batch and c.channels], ids=str)
@@ -350,15 +407,6 @@ def test_one_sided_derivatives_are_the_references(case: Case, rate: float, devic
         )
     for actual, expected in zip(*results, strict=True):
         assert_near(actual, expected)
-
-
-def test_the_derivative_at_the_rim_is_the_one_from_the_right(device: torch.device) -> None:
-    """At -1 the sample is 0 and grows with the first pixel; at W it is 0 and stays so."""
-    image = torch.tensor([7.0, 5.0], dtype=torch.float64, device=device).view(1, 1, 1, 2)
-    # One window centred on 0.5; its taps lie at 0.5 - D / 2 and 0.5 + D / 2.
-    dilation_map = torch.full((1, 1, 1, 1), 3.0, dtype=torch.float64, device=device)
-    assert torch.ops.ddu.unfold(image, (1, 2), dilation_map).flatten().tolist() == [0.0, 0.0]
-    assert torch.ops.ddu.sample(image, (1, 2), dilation_map, order=[1]).flatten().tolist() == [-3.5, 0.0]
 
 
 def test_rates_beyond_the_image_have_no_gradient(device: torch.device) -> None:

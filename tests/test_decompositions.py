@@ -22,13 +22,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ddu_ops
 from cases import Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
 from test_backward import (  # noqa: F401
-    test_a_tiny_rate_keeps_a_tap_on_its_side_of_a_pixel,
+    test_a_tiny_displacement_keeps_a_tap_on_its_side_of_a_pixel,
     test_every_order_of_the_family,
     test_gradients_of_nothing,
     test_one_sided_derivatives_are_the_references,
     test_rates_beyond_the_image_have_no_gradient,
     test_second_order_against_the_reference,
-    test_the_derivative_at_the_rim_is_the_one_from_the_right,
+    test_the_derivative_by_the_position_is_the_one_from_the_right,
 )
 from test_backward import test_fold as test_gradients_of_fold  # noqa: F401
 from test_backward import test_unfold as test_gradients_of_unfold  # noqa: F401
@@ -37,17 +37,17 @@ from test_forward import (  # noqa: F401
     test_a_huge_rate_samples_zero,
     test_a_map_of_ones_is_unfold_on_extreme_values,
     test_a_position_on_the_border_or_beyond_gives_zero,
-    test_a_rate_that_is_not_finite_gives_a_window_of_nan,
     test_every_huge_rate_agrees_with_the_reference,
     test_every_rate_bad,
     test_fold,
-    test_gradients_at_a_rate_that_is_not_finite,
+    test_gradients_at_a_parameter_that_is_not_finite,
     test_orders_beyond_are_zero,
     test_precision_does_not_fall_with_the_size_of_the_image,
     test_the_family_of_derivatives,
     test_the_family_of_derivatives_in_half,
     test_unfold,
     test_values_of_the_input_that_are_not_finite_stay_where_they_are,
+    test_what_a_parameter_moves_that_is_not_finite_is_nan,
 )
 
 # torch says so of the kernels that `taken_apart` replaces.

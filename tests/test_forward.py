@@ -548,7 +548,7 @@ def test_arguments_by_name_and_by_default(device: torch.device) -> None:
             getattr(torch.ops.ddu, name)(columns, case.size, 3, dilation_map), fold(case, columns, dilation_map)
         )
     assert_same(torch.ops.ddu.sample(input, dilation_map, "rates", 3), unfold(case, input, dilation_map))
-    assert_same(torch.ops.ddu.splat(columns, dilation_map, "rates", case.size, 3), fold(case, columns, dilation_map))
+    assert_same(torch.ops.ddu.splat(columns, case.size, dilation_map, "rates", 3), fold(case, columns, dilation_map))
     with pytest.raises(TypeError):
         ddu_ops.dynamic_dilation_unfold(input, 3, dilation_map, 1, 0, 1, 1, True)  # aligned is by name alone
 

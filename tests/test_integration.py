@@ -126,6 +126,7 @@ def test_flops(rates: int, device: torch.device) -> None:
         ("unfold", ()): 8 * entries,
         ("fold", ()): 8 * entries,
         ("unfold_backward", ()): (8 + rates * 10) * entries,
+        ("sample_backward", ()): (8 + rates * 10) * entries,
         ("dynamic_dilation_unfold", ()): 8 * entries,
         ("dynamic_dilation_fold", ()): 8 * entries,
         ("sample", tuple(first)): 8 * entries,

@@ -13,8 +13,10 @@ from cases import (
     drawn_cases,
     dtypes,
     first_order,
+    keywords,
     make_tensors,
     operator,
+    operator_name,
     operators,
     pick,
     seeds,
@@ -27,6 +29,10 @@ CHECKED = [
     Case("lopsided", 2, 4, (5, 6), (3, 2), (2, 1), (1, 0), (1, 2), groups=2),
     Case("two_rates", 2, 4, (6, 5), (2, 3), (1, 2), (0, 1), (2, 1), groups=2, rates=2, aligned=False),
     Case("no_batch", batch=0, padding=(1, 1)),
+    Case("line", 2, 4, (7,), (3,), (2,), (1,), groups=2, padding_mode="reflection"),
+    Case("volume", 1, 2, (3, 2, 4), (2, 1, 3), padding=(1, 0, 1), rates=3, padding_mode="border"),
+    Case("offsets", 2, 4, (5, 4), (2, 3), (1, 2), (1, 1), groups=2, source="offsets"),
+    Case("volume_offsets", 1, 2, (2, 3, 2), (2,), groups=2, source="offsets"),
 ]
 
 
@@ -35,7 +41,11 @@ def opcheck(
 ) -> None:
     tensors = pick(name, make_tensors(case, dtype, device=device, seed=seed))
     tensors = tuple(t.requires_grad_(requires_grad) for t in tensors)
-    torch.library.opcheck(getattr(torch.ops.ddu, name).default, arguments(name, case, tensors, first_order(name, case)))
+    torch.library.opcheck(
+        getattr(torch.ops.ddu, operator_name(name, case)).default,
+        arguments(name, case, tensors, first_order(name, case)),
+        keywords(name, case),
+    )
 
 
 @operators
@@ -76,12 +86,13 @@ def test_meta_takes_sizes_that_no_memory_holds(name: str) -> None:
     case = Case("vast", 64, 1024, (2**14, 2**14), padding=(1, 1), groups=4, rates=2)
     shapes = {"input": case.input_shape, "dilation_map": case.map_shape, "columns": case.columns_shape}
     results = {"input": case.input_shape, "columns": case.columns_shape, "map": case.map_shape}
-    results["dot"] = (case.batch, case.groups, *case.output_size)
+    results["dot"] = case.dot_shape
     expected = {
         "unfold": ["columns"],
         "unfold_backward": ["input", "map"],
         "fold": ["input"],
         "sample": ["columns"],
+        "sample_backward": ["input", "map"],
         "splat": ["input"],
         "dot": ["dot"],
         "dynamic_dilation_unfold": ["columns"],

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cases import (
+    FAMILY,
     OPERATORS,
     Case,
     as_list,
@@ -310,7 +311,8 @@ def test_complex_tensors_are_refused_by_name(transform: str | None, name: str, d
     tensors = pick(name, make_tensors(TINY, device=device))
     call = operator(name, TINY, first_order(name, TINY))
     transformed = TRANSFORMS[transform] if transform else lambda f: f
-    names = {"columns": "grad_output"} if name == "unfold_backward" else {}
+    names = {"columns": "grad_output"} if name.endswith("_backward") else {}
+    names |= {"dilation_map": "positions"} if name in FAMILY else {}
 
     def loss(*tensors: Tensor) -> Tensor:
         return sum(result.abs().sum() for result in as_list(call(*tensors)))
