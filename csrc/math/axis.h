@@ -49,6 +49,11 @@ DDU_HOST_DEVICE int64_t modulo(int64_t a, int64_t m) {
   return rest < 0 ? rest + m : rest;
 }
 
+// base + pixels, modulo the period.
+DDU_HOST_DEVICE_RARE int64_t repeated(int64_t base, int64_t pixels, int64_t period) {
+  return (modulo(base, period) + modulo(pixels, period)) % period;
+}
+
 // The neighbours at pixel base + pixels, of which the sum need not be a number that Index has, plus a fraction. `ahead`
 // is below or above zero where the position lies further away than any sum of them.
 template <class T, class Index>
@@ -65,9 +70,14 @@ DDU_HOST_DEVICE Neighbours<T, Index> beyond_zeros(
   }
   // Reflected at the centres of the first and the last pixel, the image repeats itself, every second time backwards.
   const int64_t period = 2 * (static_cast<int64_t>(size) - 1);
-  const int64_t at = (modulo(base, period) + modulo(pixels, period)) % period;
-  return at < size - 1 ? Neighbours<T, Index>{static_cast<Index>(at), fraction, T(1)}
-                       : Neighbours<T, Index>{static_cast<Index>(period - 1 - at), 1 - fraction, T(-1)};
+  int64_t at = sizeof(Index) == 4 ? static_cast<int64_t>(base) + pixels : -period;  // a sum that may not wrap around
+  if (at <= -size || at >= period) {
+    at = repeated(base, pixels, period);
+  }
+  if (at >= 0 && at < size - 1) {
+    return {static_cast<Index>(at), fraction, T(1)};
+  }
+  return {static_cast<Index>((at < 0 ? 0 : period) - 1 - at), 1 - fraction, T(-1)};
 }
 
 // NOTE [ Positions ]

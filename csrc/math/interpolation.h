@@ -58,7 +58,13 @@ template <int kAxes, class T>
 DDU_HOST_DEVICE CornerWeights<kAxes, T> corner_weights(
     const AxisWeights<T> (&weights)[kAxes], const T (&distance)[kAxes], const Term& term) {
   CornerWeights<kAxes, T> result = {};
-  for (int q = 0; q < 1 << kAxes; ++q) {
+  if (term.count[0] != 0) {  // the value, which occurs alone and once
+    for (int c = 0; c < 1 << kAxes; ++c) {
+      result.corner[c] = corner_weight(weights, 0, c);
+    }
+    return result;
+  }
+  for (int q = 1; q < 1 << kAxes; ++q) {
     if (term.count[q] != 0) {
       const T factor = term_factor(term, q, distance);
       for (int c = 0; c < 1 << kAxes; ++c) {

@@ -10,3 +10,10 @@
 #else
 #define DDU_HOST_DEVICE inline
 #endif
+
+// The same for what is rarely called, and would take registers where it is inlined.
+#if defined(__CUDACC__)
+#define DDU_HOST_DEVICE_RARE __host__ __device__ __noinline__ inline
+#else
+#define DDU_HOST_DEVICE_RARE DDU_HOST_DEVICE
+#endif

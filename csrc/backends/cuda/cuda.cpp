@@ -19,8 +19,9 @@
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
 // for what a training step is made of:
 //
-//              general                                      fast, along at most two axes
-//     sample   sample_kernel                                sample_tile_kernel
+//              general                                      fast
+//     sample   sample_kernel                                sample_tile_kernel: from rates, one or two axes
+//                                           pack_kernel,    sample_packets_kernel: the rest
 //     splat    reduce_kernel                                                tile_kernel, finish_kernel
 //     dot      reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //     both     reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
@@ -96,8 +97,8 @@ struct Paths {
          p.channels / p.groups >= channels);
   }
 
-  // What the fast kernels can do at all, by type, axes and sizes.
-  bool possible() const { return type != at::kDouble && p.axes <= 2 && fits_int(); }
+  // What the fast kernels can do at all, by type and sizes.
+  bool possible() const { return type != at::kDouble && fits_int(); }
 
   // What the fast kernels count in an int.
   bool fits_int() const {
@@ -105,8 +106,15 @@ struct Paths {
     const auto fits = [](const Axis<int64_t>& axis) {
       return axis.size < kLimit && axis.padding < kLimit && axis.dilation * (axis.kernel - 1) < kLimit;
     };
-    return fits(p.axis[1]) && fits(p.axis[2]) && taps_of(p) < kLimit && pixels_of(p) < kLimit &&
-        positions_of(p) < kLimit && p.channels < kLimit;
+    int64_t bordered = 1;
+    for (const auto& axis : p.axis) {
+      if (!fits(axis) || bordered >= kLimit) {
+        return false;
+      }
+      bordered *= &axis == p.axis && p.axes < 3 ? 1 : padded(axis.size);
+    }
+    return bordered < 4 * kLimit && taps_of(p) < kLimit && pixels_of(p) < kLimit && positions_of(p) < kLimit &&
+        p.channels < kLimit;
   }
 
   bool fast_sample() const {
@@ -219,6 +227,24 @@ class ImageSums {
   cuda::Sums sums_;
 };
 
+// A copy of an image in packets. Making it also clears what the next kernel adds to.
+class Packets {
+ public:
+  Packets(const UnfoldParams& p, const Tensor& image, void* cleared, int64_t cleared_bytes, cudaStream_t stream)
+      : size_(cuda::packets_size(p, image.scalar_type())),
+        workspace_(size_ * static_cast<int64_t>(image.element_size())) {
+    const bool wide = is_wide(image) || size_ >= (int64_t(1) << 31);
+    cuda::launch_pack(
+        p, image.scalar_type(), wide, view_image(image), workspace_.data(), cleared, cleared_bytes, stream);
+  }
+
+  void* data() const { return workspace_.data(); }
+
+ private:
+  const int64_t size_;
+  const Workspace workspace_;
+};
+
 // ---- the device
 
 struct Cuda {
@@ -233,12 +259,14 @@ struct Cuda {
     const auto p = concrete(params);
     const auto type = input.scalar_type();
     const bool wide = any_wide(input, columns);
-    if (Paths{p, type}.fast_sample()) {
-      cuda::launch_sample_tiles(
-          p, type, view_image(input), view_positions(positions), columns.mutable_data_ptr(), stream);
+    const auto located = view_positions(positions);
+    if (!Paths{p, type}.fast_sample()) {
+      cuda::launch_sample(p, type, wide, view_image(input), located, columns.mutable_data_ptr(), stream);
+    } else if (p.axes <= 2 && !per_tap(p.source)) {
+      cuda::launch_sample_tiles(p, type, view_image(input), located, columns.mutable_data_ptr(), stream);
     } else {
-      cuda::launch_sample(
-          p, type, wide, view_image(input), view_positions(positions), columns.mutable_data_ptr(), stream);
+      const Packets packets(p, input, nullptr, 0, stream);
+      cuda::launch_sample_packets(p, type, packets.data(), located, columns.mutable_data_ptr(), stream);
     }
   }
 
@@ -326,12 +354,10 @@ struct Cuda {
       return;
     }
 
-    const int64_t packets_size = input != nullptr ? cuda::packets_size(p, type) : 0;
-    const Workspace packets(packets_size * static_cast<int64_t>(c10::elementSize(type)));
+    std::optional<Packets> packets;
     if (input != nullptr) {
-      cuda::launch_pack(
-          p, type, wide || packets_size >= (int64_t(1) << 31), view_image(*input), packets.data(),
-          image_sums ? image_sums->sums().data : nullptr, image_sums ? image_sums->bytes() : 0, stream);
+      packets.emplace(
+          p, *input, image_sums ? image_sums->sums().data : nullptr, image_sums ? image_sums->bytes() : 0, stream);
     } else {
       clear_sums();
     }
@@ -342,8 +368,8 @@ struct Cuda {
     auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
     const auto added = sums();
     cuda::launch_tiles(
-        p, type, view_columns(columns), view_positions(positions), added, packets.data(), dots == 1 ? terms[0] : Term{},
-        dots, partial_data, stream);
+        p, type, view_columns(columns), view_positions(positions), added, packets ? packets->data() : nullptr,
+        dots == 1 ? terms[0] : Term{}, dots, partial_data, stream);
     cuda::MapSums map_sums = {};
     if (result != nullptr && !in_place) {
       map_sums = {partial_data, result->mutable_data_ptr(), result->scalar_type() == at::kFloat, splits, windows};

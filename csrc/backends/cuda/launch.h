@@ -54,7 +54,7 @@ void launch_sample(
     void* columns,
     cudaStream_t stream);
 
-// The value (order 0) of float, half and bfloat16, along at most two axes.
+// The value (order 0) of float, half and bfloat16, from rates, along at most two axes.
 void launch_sample_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -91,14 +91,22 @@ inline int64_t channel_blocks(const UnfoldParams& p) {
   return (p.channels / p.groups + kChannelBlock - 1) / kChannelBlock;
 }
 
-// Pixels of a plane of sums: a row and a column of the image's border before its pixels, one row after. What lies east
-// of a row is the border of the next. So each of the corners of a tap has a place.
-DDU_HOST_DEVICE int64_t sums_plane(const UnfoldParams& p) { return (p.axis[1].size + 2) * (p.axis[2].size + 1) + 1; }
+// Axes that the fast kernels see: of a signal it makes an image of height one.
+DDU_HOST_DEVICE int fast_axes(const UnfoldParams& p) { return p.axes == 3 ? 3 : 2; }
+
+// Pixels of a plane of sums: along the width a column of the image's border before its pixels, along the others one
+// before and one after. What lies behind the end of a row is the border of the next. So each of the corners of a tap
+// has a place.
+DDU_HOST_DEVICE int64_t sums_row(const UnfoldParams& p) { return p.axis[2].size + 1; }
+DDU_HOST_DEVICE int64_t sums_layer(const UnfoldParams& p) { return (p.axis[1].size + 2) * sums_row(p); }
+DDU_HOST_DEVICE int64_t sums_plane(const UnfoldParams& p) {
+  return (fast_axes(p) == 3 ? p.axis[0].size + 2 : 1) * sums_layer(p) + 1;
+}
 
 // Blocks that share the channels of a tile.
 int64_t channel_splits(const UnfoldParams& p, c10::ScalarType type);
 
-// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16, along at most two axes. After
+// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16. After
 // launch_pack, unless packets ==
 // nullptr.
 //   sums     [B * G, channel blocks, sums_plane, kChannelBlock], or data == nullptr: no splat
@@ -115,6 +123,17 @@ void launch_tiles(
     const Term& dot_term,
     int dots,
     float* partial,
+    cudaStream_t stream);
+
+// ---- packets.cu
+
+// The value (order 0) of float, half and bfloat16, for which launch_pack has copied the image.
+void launch_sample_packets(
+    const UnfoldParams& p,
+    c10::ScalarType type,
+    const void* packets,
+    const PositionsView& positions,
+    void* columns,
     cudaStream_t stream);
 
 // ---- layout.cu

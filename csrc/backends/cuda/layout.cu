@@ -34,24 +34,27 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(
     cleared[k] = make_uint4(0, 0, 0, 0);
   }
   constexpr int kElements = kPacket<scalar_t>;
-  const unsigned pitch = static_cast<unsigned>(padded(p.axis[2].size));
-  const unsigned plane = pitch * static_cast<unsigned>(padded(p.axis[1].size));
+  const unsigned pitch = static_cast<unsigned>(packed_row(p));
+  const unsigned layer = static_cast<unsigned>(packed_layer(p));
+  const unsigned plane = static_cast<unsigned>(packed_plane(p));
   const unsigned pixel = blockIdx.x % pixel_blocks * kThreads + threadIdx.x;
   const unsigned chunk = blockIdx.x / pixel_blocks % chunks;
   const Index group = static_cast<Index>(blockIdx.x / pixel_blocks / chunks);  // of the batch's B * G
   if (pixel >= plane) {
     return;
   }
-  const int y = static_cast<int>(pixel / pitch) - static_cast<int>(kBorderLow);
+  const int z = fast_axes(p) == 3 ? static_cast<int>(pixel / layer) - static_cast<int>(kBorderLow) : 0;
+  const int y = static_cast<int>(pixel % layer / pitch) - static_cast<int>(kBorderLow);
   const int x = static_cast<int>(pixel % pitch) - static_cast<int>(kBorderLow);
   const int first_packet = chunk * kPacketsAtOnce;
   const int per_group = static_cast<int>(p.channels / p.groups);
   const Index groups = static_cast<Index>(p.groups);
-  const bool in_image =
-      y >= 0 && y < static_cast<int>(p.axis[1].size) && x >= 0 && x < static_cast<int>(p.axis[2].size);
+  const auto within = [&](int index, int axis) { return index >= 0 && index < static_cast<int>(p.axis[axis].size); };
+  const bool in_image = within(z, 0) && within(y, 1) && within(x, 2);
   const Index channel_stride = static_cast<Index>(image.channel);
   const auto* const source = static_cast<const scalar_t*>(image.data) + group / groups * image.batch +
-      (group % groups * per_group + first_packet * kElements) * image.channel + y * image.axis[1] + x * image.axis[2];
+      (group % groups * per_group + first_packet * kElements) * image.channel + z * image.axis[0] + y * image.axis[1] +
+      x * image.axis[2];
   uint4* const to = packets + (group * packets_in_group + first_packet) * static_cast<Index>(plane) + pixel;
 #pragma unroll
   for (int q = 0; q < kPacketsAtOnce; ++q) {
@@ -175,14 +178,16 @@ __device__ __forceinline__ void unblock(
     scalar_t* __restrict__ image) {  // [B, C, H, W]
   const SumReader<float, kFixed> sum(sums);
   const Index width = static_cast<Index>(p.axis[2].size);
-  const Index pixels = static_cast<Index>(p.axis[1].size) * width;
+  const Index rows = static_cast<Index>(p.axis[1].size);
+  const Index pixels = static_cast<Index>(pixels_of(p));
   const Index per_group = static_cast<Index>(p.channels / p.groups);
   const Index pixel = at % pixels;
   const Index first = at / pixels % runs * kRun;
   const Index group = at / pixels / runs;
-  const int64_t source = ((static_cast<int64_t>(group) * blocks + first / kChannelBlock) * sums_plane(p) +
-                          (pixel / width + 1) * (width + 1) + pixel % width + 1) *
-          kChannelBlock +
+  const int64_t layer = fast_axes(p) == 3 ? pixel / width / rows + 1 : 0;
+  const int64_t place = layer * sums_layer(p) + (pixel / width % rows + 1) * sums_row(p) + pixel % width + 1;
+  const int64_t source =
+      ((static_cast<int64_t>(group) * blocks + first / kChannelBlock) * sums_plane(p) + place) * kChannelBlock +
       first % kChannelBlock;
   scalar_t* const to = image + (static_cast<int64_t>(group) * per_group + first) * pixels + pixel;
   float values[kRun];
@@ -249,8 +254,7 @@ int64_t packets_size(const UnfoldParams& p, c10::ScalarType type) {
   int64_t size = 0;
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    size = p.batch * p.groups * packets_per_group<scalar_t>(p) * kPacket<scalar_t> * padded(p.axis[1].size) *
-        padded(p.axis[2].size);
+    size = p.batch * p.groups * packets_per_group<scalar_t>(p) * kPacket<scalar_t> * packed_plane(p);
   });
   return size;
 }
@@ -268,7 +272,7 @@ void launch_pack(
     using scalar_t = decltype(zero);
     const int64_t packets_in_group = packets_per_group<scalar_t>(p);
     const int64_t chunks = ceil_div<int64_t>(packets_in_group, kPacketsAtOnce);
-    const int64_t pixel_blocks = ceil_div<int64_t>(padded(p.axis[1].size) * padded(p.axis[2].size), kThreads);
+    const int64_t pixel_blocks = ceil_div<int64_t>(packed_plane(p), kThreads);
     const auto grid = grid_of(p.batch * p.groups * chunks * pixel_blocks);
     dispatch_index(wide, [&](auto index) {
       counted<pack_kernel<scalar_t, decltype(index)>>().launch()<<<grid, kThreads, 0, stream>>>(
@@ -331,7 +335,7 @@ void launch_finish(
     const MapSums& map,
     cudaStream_t stream) {
   const int64_t runs = ceil_div<int64_t>(p.channels / p.groups, kRun);
-  const int64_t size = image != nullptr ? p.batch * p.groups * runs * p.axis[1].size * p.axis[2].size : 0;
+  const int64_t size = image != nullptr ? p.batch * p.groups * runs * pixels_of(p) : 0;
   const int64_t image_blocks = ceil_div<int64_t>(size, kThreads);
   const auto grid = grid_of(image_blocks + ceil_div<int64_t>(map.size, kThreads));
   if (grid == 0) {

@@ -13,7 +13,7 @@
 // first pixel of the border): every tap has four corners with an address, so that there are no masks, no cases and no
 // products with what lies beyond the border. Channels that fill up the last packet of a group are zeros.
 //
-//     packets [B, G, ceil(C / G / kPacket), H + 3, W + 3, kPacket]
+//     packets [B, G, ceil(C / G / kPacket), H + 3, W + 3, kPacket], for three axes with D + 3 before H + 3
 #pragma once
 
 #include "device.h"
@@ -23,6 +23,13 @@ namespace ddu::cuda {
 // Elements in a packet.
 template <class scalar_t>
 constexpr int kPacket = 16 / sizeof(scalar_t);
+
+// The copy's sizes, in pixels.
+DDU_HOST_DEVICE int64_t packed_row(const UnfoldParams& p) { return padded(p.axis[2].size); }
+DDU_HOST_DEVICE int64_t packed_layer(const UnfoldParams& p) { return padded(p.axis[1].size) * packed_row(p); }
+DDU_HOST_DEVICE int64_t packed_plane(const UnfoldParams& p) {
+  return (fast_axes(p) == 3 ? padded(p.axis[0].size) : 1) * packed_layer(p);
+}
 
 template <class scalar_t>
 DDU_HOST_DEVICE int64_t packets_per_group(const UnfoldParams& p) {
@@ -60,6 +67,17 @@ __device__ __forceinline__ uint4 gather_packet(const scalar_t* pixel, int64_t ch
   } else {
     return make_uint4(
         words[0] | words[1] << 16, words[2] | words[3] << 16, words[4] | words[5] << 16, words[6] | words[7] << 16);
+  }
+}
+
+// Past the caches.
+template <class scalar_t>
+__device__ __forceinline__ void stream_out(scalar_t* p, float value) {
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    __stcs(p, value);
+  } else {
+    const scalar_t rounded = static_cast<scalar_t>(value);
+    __stcs(reinterpret_cast<unsigned short*>(p), rounded.x);
   }
 }
 

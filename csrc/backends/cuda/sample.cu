@@ -80,17 +80,6 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(
   });
 }
 
-// Past the caches.
-template <class scalar_t>
-__device__ __forceinline__ void stream_out(scalar_t* p, float value) {
-  if constexpr (std::is_same_v<scalar_t, float>) {
-    __stcs(p, value);
-  } else {
-    const scalar_t rounded = static_cast<scalar_t>(value);
-    __stcs(reinterpret_cast<unsigned short*>(p), rounded.x);
-  }
-}
-
 // The weights of a tap's corners.
 struct Corners {
   float nw, ne, sw, se;
@@ -148,8 +137,8 @@ __device__ __forceinline__ void unite(Extent& h, Extent& w) {
   w = extents[1];
 }
 
-// A thread has up to kPackets packets. kPerTap: whether each tap has parameters of its own.
-template <class scalar_t, int kPackets, bool kPerTap, bool kZeros>
+// A thread has up to kPackets packets. The taps of a window share their parameters.
+template <class scalar_t, int kPackets, bool kZeros>
 __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     const UnfoldParams p,
     const Shape shape,
@@ -176,31 +165,19 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   const int pixel_h = shape.h.pixel(i);
   const int pixel_w = shape.w.pixel(j);
   const int64_t at = b * positions.batch + i * positions.axis[1] + j * positions.axis[2];
-  const auto parameter = [&](int tap, int axis) {  // beyond the edge: no neighbours
-    return inside ? load_parameter<scalar_t>(p, positions, at, g, tap, axis) : std::numeric_limits<float>::quiet_NaN();
+  const auto parameter = [&](int axis) {  // beyond the edge: no neighbours
+    return inside ? load_parameter<scalar_t>(p, positions, at, g, 0, axis) : std::numeric_limits<float>::quiet_NaN();
   };
   Extent reach_h = {INT_MAX, INT_MIN};
   Extent reach_w = {INT_MAX, INT_MIN};
-  [[maybe_unused]] float parameter_h = 0;
-  [[maybe_unused]] float parameter_w = 0;
-  [[maybe_unused]] bool finite = true;
-  if constexpr (kPerTap) {
-    for (int m = 0, tap = 0; m < shape.h.kernel; ++m) {
-      for (int n = 0; n < shape.w.kernel; ++n, ++tap) {
-        include(reach_h, shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter(tap, 1)).pixel);
-        include(reach_w, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter(tap, 2)).pixel);
-      }
-    }
-  } else {
-    parameter_h = parameter(0, 1);
-    parameter_w = p.parameters == 1 && p.axes == 2 ? parameter_h : parameter(0, 2);
-    finite = is_finite(parameter_h) && is_finite(parameter_w);
-    for (int m = 0; m < shape.h.kernel; ++m) {
-      include(reach_h, shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter_h).pixel);
-    }
-    for (int n = 0; n < shape.w.kernel; ++n) {
-      include(reach_w, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter_w).pixel);
-    }
+  const float parameter_h = parameter(1);
+  const float parameter_w = p.parameters == 1 && p.axes == 2 ? parameter_h : parameter(2);
+  const bool finite = is_finite(parameter_h) && is_finite(parameter_w);
+  for (int m = 0; m < shape.h.kernel; ++m) {
+    include(reach_h, shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter_h).pixel);
+  }
+  for (int n = 0; n < shape.w.kernel; ++n) {
+    include(reach_w, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter_w).pixel);
   }
   unite(reach_h, reach_w);
 
@@ -224,31 +201,17 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   // Calls visit(tap's entry of columns, weights, y, x) for all taps.
   const auto for_taps = [&](const auto& visit) {
     scalar_t* to = out;
-    const auto visit_tap = [&](const Neighbours<float, int>& y, const Neighbours<float, int>& x, bool finite) {
+    for (int m = 0; m < shape.h.kernel; ++m) {
+      const auto y = shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter_h);
       const auto wy = axis_weights(y.fraction, 0.f);
-      const auto wx = axis_weights(x.fraction, 0.f);
-      Corners w = {wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
-      if (!finite) {  // the tap has no neighbours: NaN times the zeros that are read instead
-        w.nw = w.ne = w.sw = w.se = std::numeric_limits<float>::quiet_NaN();
-      }
-      visit(to, w, y.pixel, x.pixel);
-      to += length;
-    };
-    for (int m = 0, tap = 0; m < shape.h.kernel; ++m) {
-      [[maybe_unused]] Neighbours<float, int> row;
-      if constexpr (!kPerTap) {
-        row = shape.h.template neighbours_of<kZeros>(m, pixel_h, parameter_h);
-      }
-      for (int n = 0; n < shape.w.kernel; ++n, ++tap) {
-        if constexpr (kPerTap) {
-          const float by_h = parameter(tap, 1);
-          const float by_w = parameter(tap, 2);
-          visit_tap(
-              shape.h.template neighbours_of<kZeros>(m, pixel_h, by_h),
-              shape.w.template neighbours_of<kZeros>(n, pixel_w, by_w), is_finite(by_h) && is_finite(by_w));
-        } else {
-          visit_tap(row, shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter_w), finite);
+      for (int n = 0; n < shape.w.kernel; ++n, to += length) {
+        const auto x = shape.w.template neighbours_of<kZeros>(n, pixel_w, parameter_w);
+        const auto wx = axis_weights(x.fraction, 0.f);
+        Corners w = {wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
+        if (!finite) {  // its taps have no neighbours: NaN times the zeros that are read instead
+          w.nw = w.ne = w.sw = w.se = std::numeric_limits<float>::quiet_NaN();
         }
+        visit(to, w, y.pixel, x.pixel);
       }
     }
   };
@@ -408,13 +371,12 @@ void launch_sample_tiles(
       shape.capacity = static_cast<int>(bytes / kPacketBytes);
       shape.chunks = ceil_div(shape.per_group, kPackets * kPacket<scalar_t>);
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.tiles);
-      dispatch_fast(p, [&](auto of_tap, auto zeros) {
-        const auto kernel =
-            counted<sample_tile_kernel<scalar_t, kPackets, decltype(of_tap)::value, decltype(zeros)::value>>();
-        C10_CUDA_CHECK(
-            cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-        kernel.launch()<<<grid, kThreads, bytes, stream>>>(p, shape, input, positions, static_cast<scalar_t*>(columns));
-      });
+      const auto kernel = p.padding_mode == PaddingMode::kZeros
+          ? counted<sample_tile_kernel<scalar_t, kPackets, true>>()
+          : counted<sample_tile_kernel<scalar_t, kPackets, false>>();
+      C10_CUDA_CHECK(
+          cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+      kernel.launch()<<<grid, kThreads, bytes, stream>>>(p, shape, input, positions, static_cast<scalar_t*>(columns));
     };
     // The more packets to a thread, the less often a tap's address and weights are computed, and a block's box; but
     // enough blocks first.

@@ -56,20 +56,26 @@ constexpr int kBuckets = kTableW * kTableH;
 
 constexpr int kAtOnce = 4;  // slots of the list that a warp reads ahead
 
+// The slots of a pass that have a neighbour, in the order of their pixels, with two of three axes: those along the
+// height and the width. Of three, there is a list for the layer of pixels before a tap, and one for the layer after it.
+struct List {
+  alignas(16) float4 weights[kMostSlots];      // of the corners: nw, ne, sw, se
+  alignas(16) int offsets[kMostSlots];         // of the slot in rows, in bytes
+  int pixels[kMostSlots];                      // northwest, in sums
+  alignas(4) unsigned char steps[kMostSlots];  // to the east, to the next slot's pixel: 0, 1, or 2 if it is elsewhere
+};
+
+template <int kAxes>
 struct Shared {
   static constexpr int kRow = kLanes + 1;  // the one spreads the slots over the banks
   union {
     unsigned rows[kMostSlots][kRow];                          // entries of columns
     alignas(16) unsigned short counts[kMostWarps][kBuckets];  // while the list is made: of each warp's slots
     unsigned pairs[kMostWarps][kBuckets / 2];                 // the same, two buckets at a time
-    float dots[2][kMostSlots];                                // at the end
+    float dots[kAxes][kMostSlots];                            // at the end
   };
-  // The list.
-  alignas(16) float4 weights[kMostSlots];      // of the corners: nw, ne, sw, se
-  alignas(16) int offsets[kMostSlots];         // of the slot in rows, in bytes
-  int pixels[kMostSlots];                      // northwest, in sums
-  alignas(4) unsigned char steps[kMostSlots];  // to the east, to the next slot's pixel: 0, 1, or 2 if it is elsewhere
-  unsigned short starts[kBuckets];             // in the list
+  List lists[kAxes - 1];
+  unsigned short starts[kBuckets];  // in the list
   int totals[kMostWarps];
 };
 static_assert(kMostSlots % kAtOnce == 0 && kAtOnce == 4);
@@ -89,10 +95,10 @@ __device__ __forceinline__ float from_raw(Raw<scalar_t> raw) {
   }
 }
 
-// A tap of one window.
+// A tap of one window, with its weights; [1]: differentiated by the parameter. z: of three axes.
 struct Tap {
-  Neighbours<float, int> y, x;
-  AxisWeights<float> weights_h, weights_w;  // [1]: differentiated by the parameter
+  Neighbours<float, int> z, y, x;
+  AxisWeights<float> weights_d, weights_h, weights_w;
 };
 
 // The first pixel of a table along an axis, in whose middle is the centre of the window at out_index.
@@ -100,10 +106,18 @@ __device__ __forceinline__ int table_start(const FastAxis& axis, int out_index, 
   return axis.pixel(out_index) + axis.tap_step * (axis.kernel - 1) / 2 - table / 2;
 }
 
-// Makes the list of a pass. Returns how many slots each warp gets, a multiple of kAtOnce, and in `size` how many there
-// are.
+// Makes the list of a pass, for the layer `side` of three axes. Returns how many slots each warp gets, a multiple of
+// kAtOnce, and in `size` how many there are.
+template <int kAxes>
 __device__ __forceinline__ int make_list(
-    const Tap& tap, int first_row, int first_column, int pitch, Shared& shared, int& size) {
+    const UnfoldParams& p,
+    const Tap& tap,
+    int side,
+    int first_row,
+    int first_column,
+    Shared<kAxes>& shared,
+    int& size) {
+  List& list = shared.lists[side];
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
   const int threads = blockDim.x;
@@ -116,7 +130,7 @@ __device__ __forceinline__ int make_list(
   }
   __syncthreads();
 
-  const bool exists = tap.y.pixel != kNoPixel && tap.x.pixel != kNoPixel;
+  const bool exists = tap.y.pixel != kNoPixel && tap.x.pixel != kNoPixel && (kAxes == 2 || tap.z.pixel != kNoPixel);
   const int bucket = exists
       ? ((tap.y.pixel - first_row) & (kTableH - 1)) * kTableW + ((tap.x.pixel - first_column) & (kTableW - 1))
       : -1;
@@ -175,28 +189,32 @@ __device__ __forceinline__ int make_list(
   }
   __syncthreads();
 
-  const int pixel = (tap.y.pixel + 1) * pitch + tap.x.pixel + 1;
+  const int layer = kAxes == 3 ? (tap.z.pixel + 1 + side) * static_cast<int>(sums_layer(p)) : 0;
+  const int pixel = layer + (tap.y.pixel + 1) * static_cast<int>(sums_row(p)) + tap.x.pixel + 1;
   int at = 0;
   if (exists) {
     at = shared.starts[bucket] + shared.counts[warp][bucket] + rank;
-    shared.weights[at] = {
-        tap.weights_h.low[0] * tap.weights_w.low[0], tap.weights_h.low[0] * tap.weights_w.high[0],
-        tap.weights_h.high[0] * tap.weights_w.low[0], tap.weights_h.high[0] * tap.weights_w.high[0]};
-    shared.offsets[at] = static_cast<int>(threadIdx.x) * Shared::kRow * 4;
-    shared.pixels[at] = pixel;
+    const float share = kAxes == 2 ? 1.f : side == 0 ? tap.weights_d.low[0] : tap.weights_d.high[0];
+    const float north = share * tap.weights_h.low[0];
+    const float south = share * tap.weights_h.high[0];
+    list.weights[at] = {
+        north * tap.weights_w.low[0], north * tap.weights_w.high[0], south * tap.weights_w.low[0],
+        south * tap.weights_w.high[0]};
+    list.offsets[at] = static_cast<int>(threadIdx.x) * Shared<kAxes>::kRow * 4;
+    list.pixels[at] = pixel;
   }
   // What fills up the last slots that are read at once is added to sums that go nowhere.
   if (const int fill = size + threadIdx.x; threadIdx.x < kAtOnce && fill < kMostSlots) {
-    shared.offsets[fill] = 0;
-    shared.steps[fill] = 0;
+    list.offsets[fill] = 0;
+    list.steps[fill] = 0;
   }
   __syncthreads();
 
   const int of_warp = ceil_div(size, warps * kAtOnce) * kAtOnce;
   if (exists) {
     const bool last = at + 1 == size || (at + 1) % of_warp == 0;
-    const unsigned step = last ? 2 : static_cast<unsigned>(shared.pixels[at + 1] - pixel);
-    shared.steps[at] = static_cast<unsigned char>(min(step, 2u));
+    const unsigned step = last ? 2 : static_cast<unsigned>(list.pixels[at + 1] - pixel);
+    list.steps[at] = static_cast<unsigned char>(min(step, 2u));
   }
   return of_warp;
 }
@@ -253,9 +271,10 @@ static_assert(kChannelBlock == kLanes);
 
 // Walks along [begin, end) of the list, multiples of kAtOnce.
 template <class scalar_t>
-__device__ __forceinline__ void add_list(const Shared& shared, int begin, int end, const ChunkSums& sums, int pitch) {
+__device__ __forceinline__ void add_list(
+    const List& list, const unsigned* first_row, int begin, int end, const ChunkSums& sums, int pitch) {
   constexpr int kValues = 4 / sizeof(scalar_t);
-  const char* const rows = reinterpret_cast<const char*>(&shared.rows[0][threadIdx.x % kLanes]);
+  const char* const rows = reinterpret_cast<const char*>(first_row + threadIdx.x % kLanes);
   float nw[kValues] = {}, ne[kValues] = {}, sw[kValues] = {}, se[kValues] = {};
   const auto step = [&](int pixel) {
     sums.add(pixel, nw);
@@ -269,15 +288,15 @@ __device__ __forceinline__ void add_list(const Shared& shared, int begin, int en
   };
 #pragma unroll 1
   for (int k = begin; k < end; k += kAtOnce) {
-    const int4 offsets = *reinterpret_cast<const int4*>(&shared.offsets[k]);
-    const unsigned steps = *reinterpret_cast<const unsigned*>(&shared.steps[k]);
+    const int4 offsets = *reinterpret_cast<const int4*>(&list.offsets[k]);
+    const unsigned steps = *reinterpret_cast<const unsigned*>(&list.steps[k]);
     float4 weights[kAtOnce];
     unsigned words[kAtOnce];
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
       const int offset = u == 0 ? offsets.x : u == 1 ? offsets.y : u == 2 ? offsets.z : offsets.w;
       words[u] = *reinterpret_cast<const unsigned*>(rows + offset);
-      weights[u] = shared.weights[k + u];
+      weights[u] = list.weights[k + u];
     }
 #pragma unroll
     for (int u = 0; u < kAtOnce; ++u) {
@@ -291,7 +310,7 @@ __device__ __forceinline__ void add_list(const Shared& shared, int begin, int en
         se[v] += weights[u].w * value;
       }
       if (const unsigned count = steps >> (8 * u) & 0xff) {
-        const int pixel = shared.pixels[k + u];
+        const int pixel = list.pixels[k + u];
         step(pixel);
         if (count == 2) {
           step(pixel + 1);
@@ -302,19 +321,21 @@ __device__ __forceinline__ void add_list(const Shared& shared, int begin, int en
 }
 
 // kPerTap: whether each tap has parameters of its own. Then each slot has a product of its own, too.
-template <class scalar_t, bool kSplat, bool kDot, bool kPerTap, bool kZeros>
-__global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_kernel(
+template <class scalar_t, int kAxes, bool kSplat, bool kDot, bool kPerTap, bool kZeros>
+__global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes - 2)) tile_kernel(
     const UnfoldParams p,
+    const FastAxis d,  // of three axes
     const FastAxis h,
     const FastAxis w,
     const ColumnsView columns,          // [B, C * kH * kW, L]
     const PositionsView positions,      // [B, channels, *out]
     const Sums sums,                    // [B * G, channel blocks, sums_plane, kChannelBlock]
-    const uint4* __restrict__ packets,  // [B, G, packets per group, H + 3, W + 3]
+    const uint4* __restrict__ packets,  // [B, G, packets per group, packed_plane]
     const Term dot_term,
     const int dots,
     float* __restrict__ partial,  // [splits, B, G, positions_per_group, dots, L]
     const int tiles_w,
+    const int tiles_h,
     const int tiles,
     const int splits,  // of a group's chunks of channels
     const int chunks_of_split) {
@@ -322,7 +343,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
   constexpr int kChannels = kChunk<scalar_t>;
   constexpr int kPackets = kChannels / kElements;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared*>(memory);
+  auto& shared = *reinterpret_cast<Shared<kAxes>*>(memory);
 
   let_next_begin();
   const int tile = static_cast<int>(blockIdx.x % tiles);
@@ -332,20 +353,27 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
   const int64_t g = group % p.groups;
   const int warp = threadIdx.x / kLanes;
   const int position = threadIdx.x % kPositions;
-  const int i = tile / tiles_w * kTileH + position / kTileW;
-  const int j = tile % tiles_w * kTileW + position % kTileW;
+  const int first_i = tile / tiles_w % tiles_h * kTileH;
+  const int first_j = tile % tiles_w * kTileW;
+  const int e = kAxes == 3 ? tile / tiles_w / tiles_h : 0;
+  const int i = first_i + position / kTileW;
+  const int j = first_j + position % kTileW;
   const bool inside = i < h.out_size && j < w.out_size;
   const int per_group = static_cast<int>(p.channels / p.groups);
-  const int64_t length = p.axis[1].out_size * p.axis[2].out_size;
-  const int64_t out_position = static_cast<int64_t>(i) * w.out_size + j;
-  const int taps = h.kernel * w.kernel;
+  const int64_t length = positions_of(p);
+  const int64_t out_position = (static_cast<int64_t>(e) * h.out_size + i) * w.out_size + j;
+  const int taps = static_cast<int>(taps_of(p));
   const int taps_of_pass = blockDim.x / kPositions;
 
   // A position beyond the edge is one with no neighbours at any tap.
+  float parameter_d = 0;
   float parameter_h = std::numeric_limits<float>::quiet_NaN();
   float parameter_w = parameter_h;
-  const int64_t at = b * positions.batch + i * positions.axis[1] + j * positions.axis[2];
+  const int64_t at = b * positions.batch + e * positions.axis[0] + i * positions.axis[1] + j * positions.axis[2];
   const auto load_parameters = [&](int tap) {
+    if constexpr (kAxes == 3) {
+      parameter_d = load_parameter<scalar_t>(p, positions, at, g, tap, 0);
+    }
     parameter_h = load_parameter<scalar_t>(p, positions, at, g, tap, 1);
     parameter_w = load_parameter<scalar_t>(p, positions, at, g, tap, 2);
   };
@@ -355,32 +383,38 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
   const int64_t channel_stride = taps * columns.row;
   const auto* const entries = static_cast<const scalar_t*>(columns.data) + b * columns.batch +
       g * per_group * channel_stride + out_position * columns.position;
-  [[maybe_unused]] const int pitch = w.size + static_cast<int>(padded(0));
-  [[maybe_unused]] const int plane = (h.size + static_cast<int>(padded(0))) * pitch;
-  [[maybe_unused]] const uint4* const image =
-      packets + group * packets_per_group<scalar_t>(p) * plane + (pitch + 1) * static_cast<int>(kBorderLow);
-  [[maybe_unused]] float dot_h = 0;
-  [[maybe_unused]] float dot_w = 0;
+  [[maybe_unused]] const int pitch = static_cast<int>(packed_row(p));
+  [[maybe_unused]] const int layer = static_cast<int>(packed_layer(p));
+  [[maybe_unused]] const int64_t plane = packed_plane(p);
+  [[maybe_unused]] const uint4* const image = packets + group * packets_per_group<scalar_t>(p) * plane +
+      ((kAxes == 3 ? layer : 0) + pitch + 1) * static_cast<int>(kBorderLow);
+  [[maybe_unused]] float dots_of[kAxes] = {};  // by the position along each axis, times its derivative
 
   // The sums of a window, or of tap `entry`.
   [[maybe_unused]] const auto write_dots = [&](int entry) {
-    if (!is_finite(parameter_h) || !is_finite(parameter_w)) {
-      dot_h = dot_w = std::numeric_limits<float>::quiet_NaN();
-    }
+    const bool finite = is_finite(parameter_d) && is_finite(parameter_h) && is_finite(parameter_w);
     const int64_t entries = kPerTap ? taps : 1;
     float* const to = partial + ((split * p.batch * p.groups + group) * entries + entry) * dots * length + out_position;
+    float sum = 0;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      const float value = finite ? dots_of[a] : std::numeric_limits<float>::quiet_NaN();
+      if (dots > 1) {
+        to[a * length] = value;
+      } else {
+        const int count = dot_term.count[axis_bit(kMaxAxes - kAxes + a)];
+        sum += count != 0 ? count * value : 0.f;
+      }
+    }
     if (dots == 1) {
-      to[0] = dot_term.count[axis_bit(1)] * dot_h + dot_term.count[axis_bit(2)] * dot_w;
-    } else {
-      to[0] = dot_h;
-      to[length] = dot_w;
+      to[0] = sum;
     }
   };
 
   for (int first_tap = 0; first_tap < taps; first_tap += taps_of_pass) {
     const int tap_index = first_tap + static_cast<int>(threadIdx.x) / kPositions;
     const bool active = inside && tap_index < taps;
-    const int m = tap_index / w.kernel;
+    const int m = tap_index / w.kernel % h.kernel;
     const int n = tap_index % w.kernel;
     if (kPerTap && active) {
       load_parameters(tap_index);
@@ -389,16 +423,26 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
     tap.y =
         h.template neighbours_of<kZeros>(m, h.pixel(i), active ? parameter_h : std::numeric_limits<float>::quiet_NaN());
     tap.x = w.template neighbours_of<kZeros>(n, w.pixel(j), parameter_w);
+    if constexpr (kAxes == 3) {
+      const int l = tap_index / w.kernel / h.kernel;
+      tap.z = d.template neighbours_of<kZeros>(l, d.pixel(e), parameter_d);
+      tap.weights_d = axis_weights(tap.z.fraction, tap.z.direction * d.slope(l));
+    }
     tap.weights_h = axis_weights(tap.y.fraction, tap.y.direction * h.slope(m));
     tap.weights_w = axis_weights(tap.x.fraction, tap.x.direction * w.slope(n));
 
-    [[maybe_unused]] const int sums_pitch = w.size + 1;
-    [[maybe_unused]] int size = 0;
-    [[maybe_unused]] int of_warp = 0;
+    [[maybe_unused]] int size[kAxes - 1];
+    [[maybe_unused]] int of_warp[kAxes - 1];
     if constexpr (kSplat) {
-      of_warp = make_list(
-          tap, table_start(h, tile / tiles_w * kTileH + kTileH / 2, kTableH),
-          table_start(w, tile % tiles_w * kTileW + kTileW / 2, kTableW), sums_pitch, shared, size);
+#pragma unroll 1
+      for (int side = 0; side < kAxes - 1; ++side) {
+        int slots = 0;
+        const int each = make_list<kAxes>(
+            p, tap, side, table_start(h, first_i + kTileH / 2, kTableH), table_start(w, first_j + kTileW / 2, kTableW),
+            shared, slots);
+        size[kAxes == 3 && side == 1 ? 1 : 0] = slots;
+        of_warp[kAxes == 3 && side == 1 ? 1 : 0] = each;
+      }
     }
     if (first_tap == 0) {
       wait_for_previous();
@@ -409,23 +453,27 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
       // Positions across lanes.
       if (active) {
         const scalar_t* from = entries + first * channel_stride + tap_index * columns.row;
-        [[maybe_unused]] const uint4* corner =
-            image + static_cast<int64_t>(first / kElements) * plane + (tap.y.pixel * pitch + tap.x.pixel);
-        [[maybe_unused]] float4 products = {0, 0, 0, 0};  // with the corners nw, ne, sw, se
+        [[maybe_unused]] const uint4* corner = image + static_cast<int64_t>(first / kElements) * plane +
+            ((kAxes == 3 ? tap.z.pixel * layer : 0) + tap.y.pixel * pitch + tap.x.pixel);
+        [[maybe_unused]] float4 products[kAxes - 1] = {};  // of each layer with the corners nw, ne, sw, se
         const auto take = [&](int q, const Raw<scalar_t>(&raw)[kElements], bool has_packet) {
           if constexpr (kDot) {
             if (has_packet) {
-              const uint4 nw = __ldg(corner);
-              const uint4 ne = __ldg(corner + 1);
-              const uint4 sw = __ldg(corner + pitch);
-              const uint4 se = __ldg(corner + pitch + 1);
 #pragma unroll
-              for (int k = 0; k < kElements; ++k) {
-                const float value = from_raw<scalar_t>(raw[k]);
-                products.x += value * element<scalar_t>(nw, k);
-                products.y += value * element<scalar_t>(ne, k);
-                products.z += value * element<scalar_t>(sw, k);
-                products.w += value * element<scalar_t>(se, k);
+              for (int side = 0; side < kAxes - 1; ++side) {
+                const uint4* const first_corner = corner + side * layer;
+                const uint4 nw = __ldg(first_corner);
+                const uint4 ne = __ldg(first_corner + 1);
+                const uint4 sw = __ldg(first_corner + pitch);
+                const uint4 se = __ldg(first_corner + pitch + 1);
+#pragma unroll
+                for (int k = 0; k < kElements; ++k) {
+                  const float value = from_raw<scalar_t>(raw[k]);
+                  products[side].x += value * element<scalar_t>(nw, k);
+                  products[side].y += value * element<scalar_t>(ne, k);
+                  products[side].z += value * element<scalar_t>(sw, k);
+                  products[side].w += value * element<scalar_t>(se, k);
+                }
               }
             }
             corner += plane;
@@ -468,8 +516,23 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
           // The corner weights, differentiated along one axis; what the two corners of a side share is taken out.
           const auto& y = tap.weights_h;
           const auto& x = tap.weights_w;
-          dot_h += y.high[1] * (x.low[0] * (products.z - products.x) + x.high[0] * (products.w - products.y));
-          dot_w += x.high[1] * (y.low[0] * (products.y - products.x) + y.high[0] * (products.w - products.z));
+          float value[kAxes - 1];
+          float by_h = 0;
+          float by_w = 0;
+#pragma unroll
+          for (int side = 0; side < kAxes - 1; ++side) {
+            const float4& c = products[side];
+            const float share = kAxes == 2 ? 1.f : side == 0 ? tap.weights_d.low[0] : tap.weights_d.high[0];
+            by_h += share * (x.low[0] * (c.z - c.x) + x.high[0] * (c.w - c.y));
+            by_w += share * (y.low[0] * (c.y - c.x) + y.high[0] * (c.w - c.z));
+            value[side] =
+                y.low[0] * (x.low[0] * c.x + x.high[0] * c.y) + y.high[0] * (x.low[0] * c.z + x.high[0] * c.w);
+          }
+          dots_of[kAxes - 2] += y.high[1] * by_h;
+          dots_of[kAxes - 1] += x.high[1] * by_w;
+          if constexpr (kAxes == 3) {
+            dots_of[0] += tap.weights_d.high[1] * (value[1] - value[0]);
+          }
         }
       }
       if constexpr (kSplat) {
@@ -480,9 +543,13 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
         const ChunkSums chunk_sums = {
             sums, FixedPoint<float>(sums),
             (group * ceil_div(per_group, kChannelBlock) + first / kChannelBlock) * stride, stride, per_group - first};
-        add_list<scalar_t>(
-            shared, warp * of_warp, min((warp + 1) * of_warp, ceil_div(size, kAtOnce) * kAtOnce), chunk_sums,
-            sums_pitch);
+#pragma unroll
+        for (int side = 0; side < kAxes - 1; ++side) {
+          add_list<scalar_t>(
+              shared.lists[side], shared.rows[0], warp * of_warp[side],
+              min((warp + 1) * of_warp[side], ceil_div(size[side], kAtOnce) * kAtOnce), chunk_sums,
+              static_cast<int>(sums_row(p)));
+        }
         __syncthreads();
       }
     }
@@ -490,19 +557,26 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
       if (active) {
         write_dots(tap_index);
       }
-      dot_h = dot_w = 0;
+#pragma unroll
+      for (float& dot : dots_of) {
+        dot = 0;
+      }
     }
   }
 
   if constexpr (kDot && !kPerTap) {
-    shared.dots[0][threadIdx.x] = dot_h;
-    shared.dots[1][threadIdx.x] = dot_w;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      shared.dots[a][threadIdx.x] = dots_of[a];
+    }
     __syncthreads();
     if (static_cast<int>(threadIdx.x) < kPositions && inside) {
-      dot_h = dot_w = 0;
-      for (int k = position; k < static_cast<int>(blockDim.x); k += kPositions) {
-        dot_h += shared.dots[0][k];
-        dot_w += shared.dots[1][k];
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        dots_of[a] = 0;
+        for (int k = position; k < static_cast<int>(blockDim.x); k += kPositions) {
+          dots_of[a] += shared.dots[a][k];
+        }
       }
       write_dots(0);
     }
@@ -510,7 +584,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor) tile_ker
 }
 
 struct Grid {
-  int64_t tiles_w, tiles, splits, chunks_of_split;
+  int64_t tiles_w, tiles_h, tiles, splits, chunks_of_split;
 };
 
 // Several blocks share the chunks of a tile out where that takes less time, counted in rounds of as many blocks as the
@@ -524,7 +598,8 @@ Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
   const int64_t chunks = ceil_div<int64_t>(p.channels / p.groups, chunk);
   Grid grid = {};
   grid.tiles_w = ceil_div<int64_t>(p.axis[2].out_size, kTileW);
-  grid.tiles = grid.tiles_w * ceil_div<int64_t>(p.axis[1].out_size, kTileH);
+  grid.tiles_h = ceil_div<int64_t>(p.axis[1].out_size, kTileH);
+  grid.tiles = grid.tiles_w * grid.tiles_h * p.axis[0].out_size;
   constexpr int64_t kMostSplits = 64;
   int64_t best = std::numeric_limits<int64_t>::max();
   for (int64_t splits = 1; splits <= std::min(chunks, kMostSplits); ++splits) {
@@ -560,28 +635,37 @@ void launch_tiles(
   const auto blocks = grid_of(p.batch * p.groups * grid.splits * grid.tiles);
   const int taps = static_cast<int>(taps_of(p));
   const int threads = ceil_div(taps, ceil_div(taps, kMostTaps)) * kPositions;
-  constexpr int kBytes = sizeof(Shared);
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    dispatch_fast(p, [&](auto of_tap, auto zeros) {
-      constexpr bool kPerTap = decltype(of_tap)::value;
-      constexpr bool kZeros = decltype(zeros)::value;
-      const auto kernel = sums.data == nullptr ? counted<tile_kernel<scalar_t, false, true, kPerTap, kZeros>>()
-          : packets == nullptr                 ? counted<tile_kernel<scalar_t, true, false, kPerTap, kZeros>>()
-                                               : counted<tile_kernel<scalar_t, true, true, kPerTap, kZeros>>();
-      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-      const auto launch = [&](const auto&... arguments) {
-        if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
-          launch_after(kernel.launch(), blocks, threads, kBytes, stream, arguments...);
-        } else {
-          kernel.launch()<<<blocks, threads, kBytes, stream>>>(arguments...);
-        }
-      };
-      launch(
-          p, fast_axis(p, 1), fast_axis(p, 2), columns, positions, sums, static_cast<const uint4*>(packets), dot_term,
-          dots, partial, static_cast<int>(grid.tiles_w), static_cast<int>(grid.tiles), static_cast<int>(grid.splits),
-          static_cast<int>(grid.chunks_of_split));
-    });
+    const auto for_axes = [&](auto axes) {
+      dispatch_fast(p, [&](auto of_tap, auto zeros) {
+        constexpr int kAxes = decltype(axes)::value;
+        constexpr int kBytes = sizeof(Shared<kAxes>);
+        constexpr bool kPerTap = decltype(of_tap)::value;
+        constexpr bool kZeros = decltype(zeros)::value;
+        const auto kernel = sums.data == nullptr ? counted<tile_kernel<scalar_t, kAxes, false, true, kPerTap, kZeros>>()
+            : packets == nullptr                 ? counted<tile_kernel<scalar_t, kAxes, true, false, kPerTap, kZeros>>()
+                                                 : counted<tile_kernel<scalar_t, kAxes, true, true, kPerTap, kZeros>>();
+        C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+        const auto launch = [&](const auto&... arguments) {
+          if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
+            launch_after(kernel.launch(), blocks, threads, kBytes, stream, arguments...);
+          } else {
+            kernel.launch()<<<blocks, threads, kBytes, stream>>>(arguments...);
+          }
+        };
+        launch(
+            p, fast_axis(p, 0), fast_axis(p, 1), fast_axis(p, 2), columns, positions, sums,
+            static_cast<const uint4*>(packets), dot_term, dots, partial, static_cast<int>(grid.tiles_w),
+            static_cast<int>(grid.tiles_h), static_cast<int>(grid.tiles), static_cast<int>(grid.splits),
+            static_cast<int>(grid.chunks_of_split));
+      });
+    };
+    if (fast_axes(p) == 3) {
+      for_axes(std::integral_constant<int, 3>());
+    } else {
+      for_axes(std::integral_constant<int, 2>());
+    }
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
