@@ -1,7 +1,7 @@
 """Options as callers give them: whole numbers, one for all axes or one per axis, slowest axis first."""
 
-import operator
 from collections.abc import Iterable, Sequence
+from operator import index
 from typing import Any, SupportsIndex
 
 import torch
@@ -12,10 +12,10 @@ Ints = SupportsIndex | Sequence[SupportsIndex]
 
 def integer(value: Any, name: str, function: str, error: type[Exception] = RuntimeError) -> int:
     """A number. Of a symbolic one it is the value that it has now."""
-    number = _index(value)
-    if number is None:
-        raise error(f"{function}(): expected {name} to be an int, but got {value!r}")
-    return number
+    try:
+        return index(value)
+    except TypeError:
+        raise error(f"{function}(): expected {name} to be an int, but got {value!r}") from None
 
 
 def ints(
@@ -35,6 +35,13 @@ def ints(
         words: what else the argument may be, for the message.
         symbolic: leaves symbolic numbers as they are.
     """
+    if not symbolic:  # the usual forms, at less cost
+        try:
+            if type(value) is tuple and len(value) == axes:
+                return tuple(map(index, value))
+            return (index(value),) * axes
+        except TypeError:
+            pass
     numbers = _numbers(value, symbolic)
     if numbers is not None and len(numbers) == axes:
         return numbers
@@ -71,6 +78,6 @@ def _index(value: Any, symbolic: bool = False) -> int | None:
     if symbolic and isinstance(value, (int, torch.SymInt)):
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)
+        return index(value)
     except TypeError:
         return None

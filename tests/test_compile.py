@@ -121,7 +121,7 @@ def forward(self, L_self_parameters_weight_ : torch.nn.parameter.Parameter, L_se
     l_input_ = L_input_
     conv2d = torch.conv2d(l_input_, l_self_modules_rate_parameters_weight_, l_self_modules_rate_parameters_bias_, (1, 1), (1, 1), (1, 1), 1);  l_self_modules_rate_parameters_weight_ = l_self_modules_rate_parameters_bias_ = None
     softplus = torch._C._nn.softplus(conv2d);  conv2d = None
-    dynamic_dilation_unfold = torch.ops.ddu.dynamic_dilation_unfold(l_input_, 3, softplus, 1, 1, 1, 1, True);  l_input_ = softplus = None
+    dynamic_dilation_unfold = torch.ops.ddu.dynamic_dilation_unfold(l_input_, (3, 3), softplus, (1, 1), (1, 1), (1, 1), 1, True);  l_input_ = softplus = None
     matmul = l_self_parameters_weight_ @ dynamic_dilation_unfold;  l_self_parameters_weight_ = dynamic_dilation_unfold = None
     return (matmul,)
 """,
