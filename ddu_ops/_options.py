@@ -12,10 +12,10 @@ Ints = SupportsIndex | Sequence[SupportsIndex]
 
 def integer(value: Any, name: str, function: str, error: type[Exception] = RuntimeError) -> int:
     """A number. Of a symbolic one it is the value that it has now."""
-    try:
-        return index(value)
-    except TypeError:
-        raise error(f"{function}(): expected {name} to be an int, but got {value!r}") from None
+    number = _index(value)
+    if number is None:
+        raise error(f"{function}(): expected {name} to be an int, but got {value!r}")
+    return number
 
 
 def ints(
@@ -33,7 +33,7 @@ def ints(
     Args:
         name, function: what the message calls the argument and where it was given.
         words: what else the argument may be, for the message.
-        symbolic: leaves symbolic numbers as they are.
+        symbolic: leaves symbolic numbers as they are, also those of ``torch.jit.trace``, which are tensors.
     """
     if not symbolic:  # the usual forms, at less cost
         try:
@@ -77,7 +77,10 @@ def _numbers(value: Any, symbolic: bool) -> tuple[int, ...] | None:
 def _index(value: Any, symbolic: bool = False) -> int | None:
     if symbolic and isinstance(value, (int, torch.SymInt)):
         return value  # type: ignore[return-value]
+    if symbolic and isinstance(value, torch.Tensor) and torch._C._get_tracing_state() is not None:
+        return value  # type: ignore[return-value]
     try:
         return index(value)
     except TypeError:
-        return None
+        # While fx traces, a number may be one of its proxies.
+        return value if isinstance(value, torch.fx.Proxy) else None  # type: ignore[return-value]

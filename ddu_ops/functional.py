@@ -1,11 +1,13 @@
 """The public functions: one call of the operator of the same name each."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops import _extension
 from ddu_ops._options import Ints, integer, ints
@@ -15,6 +17,13 @@ _extension.require()
 PADDING_WORDS = ("valid", "same")
 
 Number = int | float
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half types are cast up, because positions are not to be rounded."""
+    if has_torch_function((tensor,)):  # fx does not know the type yet
+        return handle_torch_function(at_least_float32, (tensor,), tensor)
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def dynamic_dilation_unfold(
@@ -209,6 +218,17 @@ def dynamic_dilation_conv2d(
         >>> torch.equal(dynamic_dilation_conv2d(input, weight, ones, padding=1), F.conv2d(input, weight, padding=1))
         True
     """
+    if _looks_at_sizes(dilation_map, padding) and has_torch_function((input, weight)):
+        return handle_torch_function(
+            dynamic_dilation_conv2d,
+            (input, weight),
+            *(input, weight, dilation_map, bias, stride, padding, dilation, groups),
+            dilation_groups=dilation_groups,
+            mask=mask,
+            aligned=aligned,
+            padding_mode=padding_mode,
+            workspace_limit=workspace_limit,
+        )
     name = "dynamic_dilation_conv2d"
     stride, dilation = ints(stride, 2, "stride", name), ints(dilation, 2, "dilation", name)
     if isinstance(padding, str) and padding in PADDING_WORDS:
@@ -454,6 +474,8 @@ def grid_size(
         >>> grid_size((480, 640), 3, stride=2, padding=1)
         (240, 320)
     """
+    if isinstance(size, torch.fx.Proxy):  # a number or several
+        return handle_torch_function(grid_size, (size,), size, kernel_size, stride, padding, dilation)
     name = "grid_size"
     lengths = [len(value) for value in (size, kernel_size, stride, padding, dilation) if isinstance(value, Sequence)]
     axes = max(lengths, default=1)
@@ -469,6 +491,8 @@ def grid_size(
 
 
 # ---- For any number of axes ----
+#
+# Where a call looks at the sizes or the type of its arguments, fx, which does not know them, keeps it as one node.
 
 _UNFOLD = ("dynamic_dilation_unfold1d", "dynamic_dilation_unfold", "dynamic_dilation_unfold3d")
 _FOLD = ("dynamic_dilation_fold1d", "dynamic_dilation_fold", "dynamic_dilation_fold3d")
@@ -487,6 +511,9 @@ def _unfold(
     aligned: bool,
     padding_mode: str,
 ) -> Tensor:
+    if _looks_at_sizes(dilation_map, padding) and has_torch_function((input,)):
+        arguments = (axes, input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
+        return handle_torch_function(_unfold, (input,), *arguments)
     name = _UNFOLD[axes - 1]
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
@@ -512,6 +539,9 @@ def _deform_unfold(
     groups: int,
     padding_mode: str,
 ) -> Tensor:
+    if _looks_at_sizes(offset, padding) and has_torch_function((input,)):
+        arguments = (axes, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+        return handle_torch_function(_deform_unfold, (input,), *arguments)
     name = _DEFORM_UNFOLD[axes - 1]
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
@@ -531,21 +561,53 @@ def _fold(
     aligned: bool,
     padding_mode: str,
 ) -> Tensor:
+    one = isinstance(output_size, torch.fx.Proxy)  # a number or several
+    if one or (_looks_at_sizes(dilation_map) and has_torch_function((columns,))):
+        window = (kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
+        return handle_torch_function(_fold, (columns, output_size), axes, columns, output_size, *window)
     name = _FOLD[axes - 1]
     groups = integer(groups, "groups", name)
+    size = ints(output_size, axes, "output_size", name, symbolic=True)
+    taps = ints(kernel_size, axes, "kernel_size", name)
     # The map has as many axes more than the columns as the image has.
-    return getattr(torch.ops.ddu, name)(
-        columns,
-        ints(output_size, axes, "output_size", name, symbolic=True),
-        ints(kernel_size, axes, "kernel_size", name),
-        _rates(axes, dilation_map, columns, groups, batched_dim=3),
+    rates = _rates(axes, dilation_map, columns, groups, batched_dim=3)
+    steps = (
         ints(stride, axes, "stride", name),
         ints(padding, axes, "padding", name),
         ints(dilation, axes, "dilation", name),
-        groups,
-        aligned=aligned,
-        padding_mode=padding_mode,
     )
+    if any(isinstance(entry, Tensor) for entry in size):
+        return _fold_to_traced_size(columns, size, taps, rates, steps, groups, aligned, padding_mode)
+    return getattr(torch.ops.ddu, name)(
+        columns, size, taps, rates, *steps, groups, aligned=aligned, padding_mode=padding_mode
+    )
+
+
+def _fold_to_traced_size(
+    columns: Tensor,
+    output_size: tuple[Any, ...],
+    kernel_size: tuple[int, ...],
+    dilation_map: Tensor,
+    steps: tuple[tuple[int, ...], ...],
+    *options: Any,
+) -> Tensor:
+    """The fold for ``torch.jit.trace``, which follows no sizes into an operator, but those of a new tensor.
+
+    It is the gradient of the unfold by an image of that size.
+    """
+    if columns.dim() == 2:
+        return _fold_to_traced_size(columns[None], output_size, kernel_size, dilation_map[None], steps, *options)[0]
+    batch, rows, _ = columns.shape
+    if torch.is_autocast_enabled(columns.device.type) and columns.dtype != torch.float64:
+        columns, dilation_map = columns.to(torch.get_autocast_dtype(columns.device.type)), dilation_map.float()
+    image = columns.new_zeros(batch, rows // math.prod(kernel_size), *output_size)
+    dilation_map = dilation_map.expand(batch, -1, *grid_size(output_size, kernel_size, *steps))
+    return torch.ops.ddu.unfold_backward(columns, image, kernel_size, dilation_map, *steps, *options)[0]
+
+
+def _looks_at_sizes(positions: Any, padding: Any = 0) -> bool:
+    """A number in the place of a map, or a padding that depends on the kernel and that may have to be made."""
+    return isinstance(positions, (int, float)) or (isinstance(padding, str) and padding == "same")
 
 
 def _window(
@@ -596,9 +658,7 @@ def _in_numbers(
     return input, tuple(r // 2 for r in reach)
 
 
-def _rates(
-    axes: int, dilation_map: Tensor | Number, lead: Tensor, groups: int, batched_dim: int | None = None
-) -> Tensor:
+def _rates(axes: int, dilation_map: Any, lead: Tensor, groups: int, batched_dim: int | None = None) -> Tensor:
     """A map from a number or from a tensor without dimensions, which keeps its gradient: one rate everywhere."""
     if isinstance(dilation_map, Tensor):
         if dilation_map.dim() != 0:
@@ -652,6 +712,10 @@ def to_offsets(
         >>> to_offsets(torch.tensor(3.0).view(1, 1, 1, 1), (1, 3)).flatten()
         tensor([ 0., -2.,  0.,  0.,  0.,  2.])
     """
+    if has_torch_function((dilation_map,)):
+        return handle_torch_function(
+            to_offsets, (dilation_map,), dilation_map, kernel_size, dilation, dilation_groups, aligned=aligned
+        )
     name = "to_offsets"
     dilation_groups = integer(dilation_groups, "dilation_groups", name)
     kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", name)

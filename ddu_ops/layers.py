@@ -167,7 +167,8 @@ class DynamicASPP(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         dilation_map = self.rate(input)
-        image = self.image(input.mean((2, 3), keepdim=True)).expand(-1, -1, *input.shape[2:])
-        branches = [self.point(input), *(branch(input, dilation_map) for branch in self.pyramid), image]
+        point = self.point(input)
+        image = self.image(input.mean((2, 3), keepdim=True)).expand_as(point)
+        branches = [point, *(branch(input, dilation_map) for branch in self.pyramid), image]
         normed = [norm(branch).relu() for norm, branch in zip(self.norms, branches, strict=True)]
         return self.project(torch.cat(normed, 1))

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.functional import (
     PADDING_WORDS,
+    at_least_float32,
     dynamic_dilation_conv2d,
     dynamic_dilation_fold,
     dynamic_dilation_unfold,
@@ -201,8 +203,7 @@ class DilationPredictor(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         z = super().forward(input)
-        if z.dtype in (torch.float16, torch.bfloat16):
-            z = z.float()
+        z = at_least_float32(z)
         if self.bounds is None:
             # softplus(z ln 2) / ln 2: at 0 a division of equal numbers.
             return F.softplus(z, beta=math.log(2))
@@ -232,6 +233,17 @@ def _changes_of(conv: nn.Conv2d) -> list[str]:
     changes |= {name for name in vars(conv) if hasattr(nn.Conv2d, name) and name not in vars(plain)}
     changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
     return sorted(changes - _HARMLESS)
+
+
+def _may_be_left_out(argument: Any) -> bool:
+    """Whether fx traces a module of its own, which it calls with proxies for its optional arguments, too."""
+    return isinstance(argument, torch.fx.Proxy) and argument.node.op == "placeholder" and argument.node.args == (None,)
+
+
+def _given_or(argument: Tensor | None, default: Tensor) -> Tensor:
+    if has_torch_function((argument,)):
+        return handle_torch_function(_given_or, (argument,), argument, default)
+    return default if argument is None else argument
 
 
 class DynamicDilationConv2d(nn.Conv2d):
@@ -406,13 +418,14 @@ class DynamicDilationConv2d(nn.Conv2d):
         return layer.train(conv.training)
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        if dilation_map is None:
-            if self.rate is None:
+        if self.rate is None:
+            if dilation_map is None:
                 raise RuntimeError(
-                    "DynamicDilationConv2d(): expected dilation_map to be a tensor, for the layer predicts none, but "
-                    "got None"
+                    "DynamicDilationConv2d(): expected dilation_map to be a tensor, because the layer predicts none, "
+                    "but got None"
                 )
-            dilation_map = self.rate(input)
+        elif dilation_map is None or _may_be_left_out(dilation_map):
+            dilation_map = _given_or(dilation_map, self.rate(input))
         return dynamic_dilation_conv2d(
             input,
             self.weight,

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+import ddu_ops
 from cases import (
     OPERATORS,
     Case,
@@ -34,7 +36,7 @@ from cases import (
     unfold,
     unfold_backward,
 )
-from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold
+from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold, layers
 
 CASE = Case("integration", 2, 4, padding=(1, 1), groups=2, rates=2)
 
@@ -279,6 +281,111 @@ def test_fx_symbolic_trace(model: Model, images: Tensor) -> None:
     assert_same(graph(images), model(images))
     tensors = make_tensors(CASE, device=images.device)[:2]
     assert_same(torch.fx.symbolic_trace(ToTheSizeOf())(*tensors), ToTheSizeOf()(*tensors))
+
+
+Calls = dict[str, tuple[Any, tuple[Tensor, ...]]]
+
+
+def everything_public() -> Calls:
+    """Everything that is called with tensors, and tensors."""
+    image, rates, weight = torch.randn(2, 4, 7, 8), torch.rand(2, 1, 7, 8) * 3, torch.randn(6, 4, 3, 3)
+    columns = torch.randn(2, 36, 56)
+    conv, fold = ddu_ops.dynamic_dilation_conv2d, dynamic_dilation_fold
+    square = columns[:, :, :49], rates[..., :7]
+    functions: Calls = {
+        "unfold": (lambda x, d: dynamic_dilation_unfold(x, 3, d, padding=1), (image, rates)),
+        "unfold_by_shape": (lambda x, d: dynamic_dilation_unfold(x, 3, d, padding=x.shape[0] - 1), (image, rates)),
+        "fold": (lambda q, d: fold(q, (7, 8), 3, d, padding=1), (columns, rates)),
+        "fold_to_a_shape": (lambda q, d, x: fold(q, x.shape[-2:], 3, d, padding=1), (columns, rates, image)),
+        "fold_to_a_size": (lambda q, d, x: fold(q, x.shape[-2], 3, d, padding=1), (*square, image)),
+        "fold_to_sizes": (lambda q, d, x: fold(q, (7, x.shape[-1]), 3, d, padding=1), (columns, rates, image)),
+        "conv2d": (lambda x, w, d: conv(x, w, d, padding=1), (image, weight, rates)),
+        "conv2d_same": (lambda x, w, d: conv(x, w, d, padding="same"), (image, weight, rates)),
+        "conv2d_valid": (lambda x, w, d: conv(x, w, d[..., 1:-1, 1:-1], padding="valid"), (image, weight, rates)),
+        "to_offsets": (lambda d: ddu_ops.to_offsets(d, 3), (rates,)),
+        "grid_size": (lambda x: x.new_ones(ddu_ops.grid_size(x.shape[-2:], 3, stride=2)), (image,)),
+        "unfold_same": (lambda x, d: dynamic_dilation_unfold(x, 3, d, padding="same"), (image, rates)),
+        "unfold_a_number": (lambda x: dynamic_dilation_unfold(x, 3, 1.5, padding=1), (image,)),
+        "fold_a_number": (lambda q: fold(q, (7, 8), 3, 1.5, padding=1), (columns,)),
+        "conv2d_a_number": (lambda x, w: conv(x, w, 1.5, padding=1), (image, weight)),
+        "unfold1d": (
+            lambda x, d: ddu_ops.dynamic_dilation_unfold1d(x, 3, d, padding=1),
+            (image[0], torch.rand(4, 1, 8)),
+        ),
+        "unfold3d": (
+            lambda x, d: ddu_ops.dynamic_dilation_unfold3d(x, 3, d, padding="same"),
+            (torch.randn(1, 2, 4, 5, 6), torch.rand(1, 1, 4, 5, 6)),
+        ),
+        "fold1d": (
+            lambda q, d, x: ddu_ops.dynamic_dilation_fold1d(q, x.shape[-1], 3, d, padding=1),
+            (torch.randn(2, 6, 8), torch.rand(2, 1, 8), image),
+        ),
+        "deform_unfold2d": (
+            lambda x, o: ddu_ops.deform_unfold2d(x, 3, o, padding="same"),
+            (image, torch.randn(2, 18, 7, 8)),
+        ),
+    }
+    layer = ddu_ops.DynamicDilationConv2d
+    modules: Calls = {
+        "Unfold": (ddu_ops.DynamicDilationUnfold(3, padding=1), (image, rates)),
+        "Fold": (ddu_ops.DynamicDilationFold((7, 8), 3, padding=1), (columns, rates)),
+        "DilationPredictor": (ddu_ops.DilationPredictor(4, 3, padding=1), (image,)),
+        "Conv2d": (layer(4, 6, 3, padding=1), (image,)),
+        "Conv2d_with_a_map": (layer(4, 6, 3, padding=1), (image, rates)),
+        "Conv2d_with_a_mask": (layer(4, 6, 3, padding=1), (image, rates, torch.rand(2, 9, 7, 8))),
+        "Conv2d_same": (layer(4, 6, 3, padding="same"), (image,)),
+        "Conv2d_inside": (nn.Sequential(layer(4, 6, 3, padding="same"), nn.ReLU()), (image,)),
+        "Conv2d_without_predictor": (layer(4, 6, 3, padding=1, predict=False), (image, rates)),
+        "AdaptiveDilationConv2d": (layers.AdaptiveDilationConv2d(4, 6, 3, padding=1), (image,)),
+        "DynamicASPP": (layers.DynamicASPP(4, 6, rates=(1, 2)).eval(), (image,)),
+    }
+    return {**functions, **modules}
+
+
+@pytest.mark.parametrize("name", everything_public())
+def test_fx_traces_everything_public(name: str) -> None:
+    function, tensors = everything_public()[name]
+    graph = torch.fx.symbolic_trace(function)
+    assert_same(graph(*tensors), function(*tensors))
+    half = [t.to(torch.bfloat16) for t in tensors]
+    if isinstance(function, nn.Module):
+        graph, function = graph.to(torch.bfloat16), function.to(torch.bfloat16)
+    assert_same(graph(*half), function(*half))
+    assert_same(pickle.loads(pickle.dumps(graph))(*half), function(*half))
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_jit_trace_follows_the_size_that_is_folded_to(batched: bool, autocast: bool, device: torch.device) -> None:
+    def fold(columns: Tensor, dilation_map: Tensor, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            by_shape = dynamic_dilation_fold(columns, image.shape[-2:], 3, dilation_map, padding=1, groups=2)
+            return by_shape + dynamic_dilation_fold(columns, (height, width), 3, dilation_map, padding=1, groups=2)
+
+    def tensors(height: int, width: int) -> tuple[Tensor, ...]:
+        batch = (2,) if batched else ()
+        columns = torch.randn(*batch, 36, height * width, device=device, requires_grad=True)
+        dilation_map = torch.rand(*batch, 2, height, width, device=device, requires_grad=True)
+        return columns, dilation_map, torch.randn(height, width, device=device)
+
+    traced = saved_and_loaded(torch.jit.trace(fold, tensors(6, 7)))
+    for size in ((6, 7), (5, 9)):
+        given = tensors(*size)
+        actual, expected = traced(*given), fold(*given)
+        assert actual.dtype == expected.dtype
+        close(actual, expected)
+        grads = [torch.autograd.grad(output.float().square().sum(), given[:2]) for output in (actual, expected)]
+        close(*grads)
+
+
+def test_jit_trace_folds_to_a_square() -> None:
+    def fold(columns: Tensor, dilation_map: Tensor, image: Tensor) -> Tensor:
+        return dynamic_dilation_fold(columns, image.shape[-1], 3, dilation_map, padding=1)
+
+    traced = torch.jit.trace(fold, (torch.randn(36, 36), torch.rand(1, 6, 6), torch.randn(6, 6)))
+    tensors = torch.randn(36, 49), torch.rand(1, 7, 7), torch.randn(7, 7)
+    close(traced(*tensors), fold(*tensors))
 
 
 # ---- Without values ----
