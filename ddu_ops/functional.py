@@ -725,14 +725,15 @@ def to_offsets(
             f"to_offsets(): expected dilation_map of shape (B, {dilation_groups}, H_out, W_out) or "
             f"(B, {2 * dilation_groups}, H_out, W_out), but got {tuple(dilation_map.shape)}"
         )
-    options: dict[str, Any] = {"dtype": dilation_map.dtype, "device": dilation_map.device}
+    rates = at_least_float32(dilation_map)  # and rounded once, at the end
+    options: dict[str, Any] = {"dtype": rates.dtype, "device": rates.device}
     tap_h = (torch.arange(kernel_h, **options) - (kernel_h - 1) / 2) * dilation_h
     tap_w = (torch.arange(kernel_w, **options) - (kernel_w - 1) / 2) * dilation_w
     taps = torch.stack(torch.meshgrid(tap_h, tap_w, indexing="ij"), -1).view(1, 1, kernel_h * kernel_w, 2, 1, 1)
-    batch, channels, height, width = dilation_map.shape
-    rates = dilation_map.reshape(batch, dilation_groups, 1, channels // dilation_groups, height, width)
+    batch, channels, height, width = rates.shape
+    rates = rates.reshape(batch, dilation_groups, 1, channels // dilation_groups, height, width)
     offsets = taps * (rates - 1)
     if not aligned:
         centre = torch.tensor([dilation_h * (kernel_h - 1) / 2, dilation_w * (kernel_w - 1) / 2], **options)
         offsets = offsets - centre.view(1, 1, 1, 2, 1, 1)
-    return offsets.flatten(1, 3)
+    return offsets.flatten(1, 3).to(dilation_map.dtype)

@@ -141,6 +141,10 @@ def stack_interval(
             positions; of a two-dimensional map, the largest rate of every row or column.
         sizes: of each layer's input along the axis; then what lies outside is left out.
 
+    Returns:
+        The first and the last pixel; (0, -1) if there are none: where all windows lie outside, or their rates are not
+        finite.
+
     Raises:
         ValueError: for maps or sizes that are not as many as the layers.
 
@@ -164,9 +168,13 @@ def stack_interval(
         if rates is None:
             places = interval(layer, (first, last), axis)
         else:
-            last = min(last, len(rates) - 1)
-            first = max(first, 0)
-            reads = [interval(layer, (i, i), axis, float(rates[i])) for i in range(first, last + 1)]
+            positions = range(max(first, 0), min(last, len(rates) - 1) + 1)
+            finite = ((i, float(rates[i])) for i in positions if math.isfinite(rates[i]))
+            reads = [interval(layer, (i, i), axis, rate) for i, rate in finite]
+            if not reads:
+                return 0, -1
             places = min(low for low, _ in reads), max(high for _, high in reads)
         first, last = pixels(places, extent)
+        if first > last:
+            return 0, -1
     return first, last

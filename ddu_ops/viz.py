@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ddu_ops._options import Ints, integer, ints
-from ddu_ops.functional import dynamic_dilation_conv2d, to_offsets
+from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, to_offsets
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Position = tuple[int, int]
 
@@ -28,12 +29,14 @@ def _axes(ax: "Axes | None") -> "Axes":
     return pyplot.subplots(layout="constrained")[1]
 
 
-def _image(image: Tensor) -> Any:
-    """What matplotlib shows: ``(H, W)``, or ``(H, W, 3)`` between 0 and 1."""
+def _show(ax: "Axes", image: Tensor, **options: Any) -> "AxesImage":
+    """``(H, W)`` or ``(1, H, W)``, or ``(3, H, W)`` between 0 and 1. Without pixels it is an empty frame."""
     image = image.detach().float().cpu()
     if image.dim() == 3:
         image = image[0] if image.shape[0] not in (3, 4) else image.permute(1, 2, 0).clamp(0, 1)
-    return image.numpy()
+    height, width = (max(size, 1) for size in image.shape[:2])
+    ax.set(xticks=[], yticks=[])
+    return ax.imshow(image.numpy(), extent=(-0.5, width - 0.5, height - 0.5, -0.5), **options)
 
 
 def tap_positions(
@@ -53,15 +56,24 @@ def tap_positions(
 
     Shape:
         - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis.
-        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap.
+        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 where the map is of a
+          half type, because positions are not to be rounded.
+
+    Raises:
+        ValueError: for a map of another shape.
 
     Example:
         >>> places = viz.tap_positions(torch.full((5, 5), 1.5), 3, padding=1)
         >>> places[2, 2, 0]
         tensor([0.5000, 0.5000])
     """
-    rates = dilation_map.detach()
+    rates = at_least_float32(dilation_map.detach())
     rates = rates[None] if rates.dim() == 2 else rates
+    if rates.dim() != 3 or len(rates) not in (1, 2):
+        raise ValueError(
+            "tap_positions(): expected dilation_map of shape (H_out, W_out) or (2, H_out, W_out), but got "
+            f"{tuple(dilation_map.shape)}"
+        )
     height, width = rates.shape[1:]
     name = "tap_positions"
     kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", name, ValueError)
@@ -107,14 +119,13 @@ def draw_taps(
     """
     ax = _axes(ax)
     places = tap_positions(dilation_map, kernel_size, stride, padding, dilation, aligned=aligned).cpu()
-    shown = _image(image)
-    ax.imshow(shown, cmap="gray")
+    shown = _show(ax, image, cmap="gray")
     for index, (row, column) in enumerate(positions):
         taps = places[row, column]
         centre = taps.mean(0)
         ax.scatter(taps[:, 1], taps[:, 0], s=28, color=f"C{index}", edgecolors="white", linewidths=0.7, zorder=3)
         ax.scatter(centre[1], centre[0], s=60, marker="+", color=f"C{index}", zorder=4)
-    ax.set(xlim=(-0.5, shown.shape[1] - 0.5), ylim=(shown.shape[0] - 0.5, -0.5), xticks=[], yticks=[])
+    ax.axis(shown.get_extent())
     ax.set_title(f"Taps of {len(positions)} windows")
     return ax
 
@@ -137,9 +148,8 @@ def draw_map(dilation_map: Tensor, *, ax: "Axes | None" = None, **options: Any) 
     if dilation_map.shape[:-2].numel() != 1:
         raise ValueError(f"draw_map(): expected dilation_map to be one map, but got shape {tuple(dilation_map.shape)}")
     ax = _axes(ax)
-    shown = ax.imshow(_image(dilation_map.reshape(dilation_map.shape[-2:])), **{"cmap": "viridis", **options})
+    shown = _show(ax, dilation_map.reshape(dilation_map.shape[-2:]), **{"cmap": "viridis", **options})
     ax.figure.colorbar(shown, ax=ax, shrink=0.8)
-    ax.set(xticks=[], yticks=[])
     ax.set_title("Dilation rate")
     return ax
 
@@ -156,7 +166,7 @@ def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tenso
         position: of the output, (row, column); the sum of its channels is what is differentiated.
 
     Returns:
-        :math:`(H, W)`.
+        :math:`(H, W)`, in float32 where the input is of a half type.
 
     Example:
         >>> conv = torch.nn.Conv2d(1, 1, 3, padding=2, dilation=2)
@@ -164,11 +174,11 @@ def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tenso
         >>> int((field > 0).sum())
         9
     """
-    input = input.detach().clone().requires_grad_()
-    with torch.enable_grad():
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        input = input.detach().clone().requires_grad_()
         output = function(input)[..., position[0], position[1]].sum()
-    (gradient,) = torch.autograd.grad(output, input)
-    return gradient.abs().sum(1).mean(0)
+        (gradient,) = torch.autograd.grad(output, input)
+    return at_least_float32(gradient).abs().sum((0, 1)) / max(len(gradient), 1)
 
 
 def draw_effective_receptive_field(
@@ -187,8 +197,8 @@ def draw_effective_receptive_field(
     """
     ax = _axes(ax)
     field = effective_receptive_field(function, input, position).cpu()
-    ax.imshow(_image(field / field.max().clamp(min=torch.finfo(field.dtype).tiny)), cmap="magma", vmin=0, vmax=1)
-    ax.set(xticks=[], yticks=[])
+    largest = field.max().clamp(min=torch.finfo(field.dtype).tiny) if field.numel() else 1
+    _show(ax, field / largest, cmap="magma", vmin=0, vmax=1)
     ax.set_title("Effective receptive field")
     return ax
 
@@ -220,11 +230,12 @@ def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size
     size = integer(size, "size", "gridding_pattern", ValueError)
     if kernel_size % 2 == 0:
         raise ValueError(f"gridding_pattern(): expected kernel_size to be odd, but got {kernel_size}")
-    weight = torch.ones(1, 1, kernel_size, kernel_size, dtype=torch.float64)
 
     def stack(image: Tensor) -> Tensor:
+        weight = image.new_ones(1, 1, kernel_size, kernel_size)
         for rate in rates:
-            dilation_map = torch.as_tensor(rate, dtype=torch.float64, device="cpu").expand(1, 1, size, size)
+            rate = torch.as_tensor(rate, dtype=torch.float64, device="cpu").clone()  # no tensor of inference mode
+            dilation_map = rate.expand(1, 1, size, size)
             image = dynamic_dilation_conv2d(image, weight, dilation_map, padding=kernel_size // 2)
         return image
 
@@ -255,10 +266,11 @@ def draw_gridding(
     for ax, name, stack in zip(axes, ("Fixed", "Dynamic"), (fixed, rates), strict=True):
         pattern = gridding_pattern(stack, kernel_size, size)
         rows, columns = (pattern.sum(dim).nonzero() for dim in (1, 0))
-        box = pattern[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        share = (box > 0).double().mean().item()
+        share = 0.0
+        if len(rows):
+            box = pattern[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+            share = (box > 0).double().mean().item()
         colours = colormaps["viridis"].with_extremes(bad="white")
-        ax.imshow(_image(pattern.masked_fill(pattern == 0, torch.nan)), cmap=colours)
-        ax.set(xticks=[], yticks=[])
+        _show(ax, pattern.masked_fill(pattern == 0, torch.nan), cmap=colours)
         ax.set_title(f"{name} rates: {share:.0%} of the pixels in reach", fontsize=10)
     return figure

@@ -306,6 +306,15 @@ def offsets_of(case: ConvolutionCase, dilation_map: Tensor) -> Tensor:
     return ddu_ops.to_offsets(dilation_map, case.kernel_size, case.dilation, case.groups, aligned=case.aligned)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_offsets_of_a_half_type_are_rounded_once(half: torch.dtype, device: torch.device) -> None:
+    dilation_map = (torch.rand(2, 4, 5, 6, device=device) * 4).to(half)
+    for aligned in (True, False):
+        options: dict[str, Any] = {"dilation": (3, 1), "dilation_groups": 2, "aligned": aligned}
+        exact = ddu_ops.to_offsets(dilation_map.double(), (5, 4), **options)
+        assert_bits(ddu_ops.to_offsets(dilation_map, (5, 4), **options), exact.float().to(half))
+
+
 @offset_cases
 def test_to_offsets(case: ConvolutionCase, device: torch.device) -> None:
     arguments = make_arguments(case, device=device)

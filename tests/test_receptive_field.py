@@ -96,6 +96,24 @@ def test_one_tap_between_pixels() -> None:
     assert extent(mask, 0) == (row - 1, row + 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_maps_of_every_type(dtype: torch.dtype) -> None:
+    rates = torch.tensor([1.0, 2.0, 3.0]).to(dtype)
+    with torch.inference_mode():
+        assert stack_interval([Layer(3, padding=1)], 1, dilation_maps=[rates]) == (-1, 3)
+
+
+def test_nothing_to_read() -> None:
+    """No positions, none in the map, none with a rate that is finite, and windows outside of the image."""
+    layers = [Layer(3, padding=1)]
+    assert stack_interval(layers, 0, dilation_maps=[torch.ones(0)]) == (0, -1)
+    assert stack_interval(layers, 9, dilation_maps=[torch.ones(4)]) == (0, -1)
+    assert stack_interval(layers, 1, dilation_maps=[torch.tensor([1.0, torch.nan, torch.inf])]) == (0, -1)
+    assert stack_interval([Layer(3), Layer(1, padding=9)], 0, sizes=[5, 5]) == (0, -1)
+    partly = torch.tensor([1.0, torch.nan, 1.0])
+    assert stack_interval([Layer(3, padding=1)] * 2, 1, dilation_maps=[partly, torch.ones(3)]) == (-1, 3)
+
+
 def test_bad_lengths() -> None:
     with pytest.raises(ValueError, match=r"^stack_interval\(\): expected dilation_maps to be as many as the layers, 1"):
         stack_interval([Layer(3)], 0, dilation_maps=[])

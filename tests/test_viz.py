@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from torch import Tensor
 
 import ddu_ops
 from cases import CASES, Case, make_tensors
@@ -43,6 +46,100 @@ def test_tap_positions_are_the_operators(case: Case) -> None:
     last = torch.tensor([height - 1, width - 1])
     inside = ((places >= 0) & (places <= last)).all(-1)
     torch.testing.assert_close(places[inside], sampled[inside])
+
+
+halves = pytest.mark.parametrize("half", [torch.float16, torch.bfloat16], ids=str)
+
+
+@halves
+def test_tap_positions_are_not_rounded(half: torch.dtype) -> None:
+    """Of a map in a half type the places are those that the operator computes, in float32."""
+    rates = torch.full((1, 3000), 1.7).to(half)
+    places = viz.tap_positions(rates, (1, 3), padding=(0, 1))
+    assert places.dtype == torch.float32
+    assert torch.equal(places, viz.tap_positions(rates.float(), (1, 3), padding=(0, 1)))
+    rate = rates[0, 0].item()
+    assert places[0, 2900, :, 1].tolist() == pytest.approx([2900 - rate, 2900, 2900 + rate], abs=1e-3)
+
+
+def test_tap_positions_refuse_another_shape() -> None:
+    with pytest.raises(
+        ValueError,
+        match=r"^tap_positions\(\): expected dilation_map of shape \(H_out, W_out\) or \(2, H_out, W_out\), but got \(3,",
+    ):
+        viz.tap_positions(torch.ones(3, 4, 4), 3)
+
+
+DRAWINGS = {
+    "taps": lambda dtype: viz.draw_taps(
+        torch.rand(8, 8, dtype=dtype), torch.rand(8, 8, dtype=dtype), [(1, 2)], padding=1
+    ),
+    "map": lambda dtype: viz.draw_map(torch.rand(8, 8, dtype=dtype)),
+    "field": lambda dtype: viz.draw_effective_receptive_field(
+        ddu_ops.DynamicDilationConv2d(2, 1, 3, padding=1, dtype=dtype), torch.randn(2, 2, 9, 9, dtype=dtype), (4, 4)
+    ),
+    "gridding": lambda dtype: viz.draw_gridding([torch.rand(9, 9, dtype=dtype)] * 2, [2, 2], size=9),
+}
+drawings = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
+
+
+def render(drawn: Any) -> None:
+    """Axes or a figure."""
+    figure = drawn.figure if isinstance(drawn, Axes) else drawn
+    figure.canvas.draw()
+
+
+@drawings
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_pictures_of_every_type(draw: Callable[[torch.dtype], Any], dtype: torch.dtype) -> None:
+    render(draw(dtype))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_analysis_without_gradients(context: Callable[[], Any]) -> None:
+    """It differentiates all the same."""
+    layer, image, rates = ddu_ops.DynamicDilationConv2d(2, 1, 3, padding=1), torch.randn(2, 2, 9, 9), torch.rand(9, 9)
+
+    def analysis(image: Tensor, rates: Tensor) -> list[Tensor]:
+        return [
+            viz.tap_positions(rates, 3, padding=1),
+            viz.effective_receptive_field(layer, image, (4, 4)),
+            viz.gridding_pattern([rates, 2], size=9),
+        ]
+
+    expected = analysis(image, rates)
+    with context():
+        actual = analysis(image.clone(), rates.clone())
+        viz.draw_effective_receptive_field(layer, image.clone(), (4, 4))
+        viz.draw_gridding([rates.clone(), 2], [2, 2], size=9)
+        viz.draw_taps(image[0, :1], rates.clone(), [(1, 2)], padding=1)
+        viz.draw_map(rates.clone())
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@halves
+def test_a_receptive_field_in_a_half_type_is_summed_in_float32(half: torch.dtype) -> None:
+    image = torch.randn(3, 512, 1, 1, dtype=half)
+    field = viz.effective_receptive_field(lambda x: 300 * x, image, (0, 0))
+    assert field.dtype == torch.float32
+    assert field.item() == 512 * 300
+
+
+def test_nothing_to_draw() -> None:
+    """Images without pixels, no windows, no images, no channels, stacks that reach no pixel."""
+    nothing = torch.ones(0, 4)
+    assert viz.tap_positions(nothing, 3, padding=1).shape == (0, 4, 9, 2)
+    render(viz.draw_map(nothing))
+    render(viz.draw_taps(nothing, nothing, [], padding=1))
+    render(viz.draw_taps(torch.ones(4, 4), torch.ones(4, 4), [], padding=1))
+    conv = torch.nn.Conv2d(2, 3, 3, padding=1)
+    assert viz.effective_receptive_field(conv, torch.randn(0, 2, 5, 5), (2, 2)).eq(0).all()
+    render(viz.draw_effective_receptive_field(conv, torch.randn(0, 2, 5, 5), (2, 2)))
+    assert viz.effective_receptive_field(lambda x: x, torch.randn(2, 0, 5, 5), (2, 2)).eq(0).all()
+    figure = viz.draw_gridding([torch.nan], fixed=[1], size=5)
+    assert figure.axes[1].get_title() == "Dynamic rates: 0% of the pixels in reach"
+    render(figure)
 
 
 def test_axes_are_those_that_were_given() -> None:
