@@ -32,6 +32,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     Raises:
         ValueError: for another ``dtype``.
         ModuleNotFoundError: without onnxscript.
+        RuntimeError: in the export, for an opset below 19.
 
     Example:
         >>> import ddu_ops.onnx
@@ -50,7 +51,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"translations(): expected dtype to be torch.float64 or torch.float32, but got {dtype}")
     import numpy as np
-    from onnxscript import INT64, ir, opset19
+    from onnxscript import INT64, evaluator, ir, opset19
 
     op: Any = opset19  # its annotations tell the types of ONNX apart, which no tensor here does
     number = np.float64 if dtype == torch.float64 else np.float32
@@ -127,6 +128,15 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         )
         return op.CastLike(output, input)
 
+    def check_opset() -> None:
+        """The exporter raises a lower ``opset_version`` to the lowest one that it has itself, and converts in vain."""
+        version = evaluator.default().opset.version
+        if version < opset19.version:
+            raise RuntimeError(
+                f"translations(): expected torch.onnx.export to have opset_version={opset19.version} or above, but it "
+                f"translates for opset {version}"
+            )
+
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.
 
     def unfold(
@@ -139,6 +149,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         groups: int = 1,
         aligned: bool = True,
     ) -> Any:
+        check_opset()
         taps, channels = kernel_size[0] * kernel_size[1], input.shape[1]
         each = real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1)))
         window = (kernel_size, stride, padding, dilation)
@@ -159,6 +170,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         aligned: bool,
         workspace_limit: int,
     ) -> Any:
+        check_opset()
         weight_and_bias = (op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to))
         window = (list(weight.shape[2:]), stride, padding, dilation)
         return deform_conv(input, *weight_and_bias, dilation_map, mask, *window, groups, dilation_groups, aligned)
@@ -174,6 +186,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         groups: int = 1,
         aligned: bool = True,
     ) -> Any:
+        check_opset()
         taps = kernel_size[0] * kernel_size[1]
         channels, batch = columns.shape[1] // taps, size(columns, 0)
         rates, unit = rates_and_unit(dilation_map, groups)

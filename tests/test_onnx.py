@@ -290,3 +290,21 @@ def test_model(dtype: torch.dtype) -> None:
 def test_a_type_that_deform_conv_does_not_compute_in(dtype: Any) -> None:
     with pytest.raises(ValueError, match=r"translations\(\): expected dtype to be torch.float64 or torch.float32"):
         ddu_ops.onnx.translations(dtype)
+
+
+@pytest.mark.parametrize("opset", [16, 17, 18])
+@pytest.mark.parametrize("name", ["unfold", "fold", "convolution"])
+def test_an_opset_without_deform_conv_is_refused(name: str, opset: int) -> None:
+    """The exporter took it for its own lowest one, and wrote a file that no runtime accepts."""
+    case = OPTIONS[0]
+    input, dilation_map, columns = make_tensors(case, torch.float32)
+    model, inputs = {
+        "unfold": (Unfold(case), (input, dilation_map)),
+        "fold": (Fold(case), (columns, dilation_map)),
+        "convolution": (ddu_ops.DynamicDilationConv2d(3, 4, 3, padding=1), (input,)),
+    }[name]
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        exported(model, *inputs, opset=opset, sizes=({},) * len(inputs))
+    assert "expected torch.onnx.export to have opset_version=19 or above, but it translates for opset 18" in str(
+        caught.value
+    )
