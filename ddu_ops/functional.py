@@ -50,8 +50,9 @@ def dynamic_dilation_unfold(
 
     and the output has the size that ``F.unfold`` gives it, whatever the map holds:
     :math:`H_{out} = \lfloor (H + 2 p_h - d_h (k_h - 1) - 1) / s_h \rfloor + 1`, :math:`W_{out}` alike. A map of ones
-    makes it ``F.unfold`` itself. Gradients of every order flow to ``input`` and to ``dilation_map``; where a tap
-    falls on a whole pixel, the derivative by the rate is the one from the right.
+    makes it ``F.unfold`` itself. Gradients of every order flow to ``input`` and to ``dilation_map``. Where a tap
+    falls on a whole pixel, its derivative is the one from the right in the position: by the rate it is from the right
+    for the taps right of the kernel's centre or below it, and from the left for those left of it or above it.
 
     Args:
         input: the image.
