@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import ddu_ops
-from cases import Case, as_list, assert_near, assert_same, fold, make_tensors, unfold
+from cases import Case, as_list, assert_near, assert_same, fold, make_tensors, operator, unfold
 
 CASE = Case("autocast", 2, 4, padding=(1, 1), groups=2, rates=2)
 HALVES = [torch.bfloat16, torch.float16]
@@ -93,27 +93,24 @@ def test_backward_inside_the_context(half: torch.dtype, device: torch.device) ->
 
 
 @halves
-@pytest.mark.parametrize("name", ["unfold_backward", "sample", "splat", "dot", "conv2d_backward"])
+@pytest.mark.parametrize("name", ["unfold_backward", "sample", "splat", "dot", "sample_backward", "conv2d_backward"])
 def test_the_operators_of_derivatives(name: str, half: torch.dtype, device: torch.device) -> None:
     """Called by themselves, as a compiled backward calls them."""
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device)
-    options = (CASE.kernel_size, dilation_map, *CASE.options)
-    order = (1, 0)
     grad, weight = torch.randn(2, 3, *CASE.output_size, device=device), torch.randn(3, 4, 3, 3, device=device)
-    arguments: tuple[Any, ...] = {
-        "unfold_backward": (columns, input, *options),
-        "sample": (input, *options, order),
-        "splat": (columns, CASE.size, *options, order),
-        "dot": (columns, input, *options, order),
-        "conv2d_backward": (
-            *(grad, input, weight, dilation_map, None),
-            *((1, 1), (1, 1), (1, 1), 1, CASE.groups, True, 2**28, [True, True, True, False]),
-        ),
-    }[name]
-    operator = getattr(torch.ops.ddu, name)
+    window = ((1, 1), (1, 1), (1, 1), 1, CASE.groups, True, "zeros", 2**28)
+
+    def call() -> list[Tensor]:
+        if name == "conv2d_backward":
+            needs = [True, True, True, False]
+            return torch.ops.ddu.conv2d_backward(grad, input, weight, dilation_map, None, *window, needs)[:3]
+        leading = {"sample": (input,), "splat": (columns,)}.get(name, (columns, input))
+        order = () if name == "unfold_backward" else ([1, 0],)
+        return as_list(operator(name, CASE, *order)(*leading, dilation_map))
+
     with torch.autocast(device.type, half):
-        actual = operator(*arguments)
-    assert_same([t for t in as_list(actual) if t.numel()], [t for t in as_list(operator(*arguments)) if t.numel()])
+        actual = call()
+    assert_same(actual, call())
 
 
 def convolve(input: Tensor, dilation_map: Tensor, weight: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
@@ -123,6 +120,10 @@ def convolve(input: Tensor, dilation_map: Tensor, weight: Tensor, bias: Tensor, 
 
 BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {  # and torch's of the same first argument
     "unfold": (partial(unfold, CASE), lambda input, *_: F.unfold(input, 3, padding=1)),
+    "deform_unfold": (
+        lambda input, offset: ddu_ops.deform_unfold2d(input, 3, offset, padding=1, groups=CASE.groups),
+        lambda input, *_: F.unfold(input, 3, padding=1),
+    ),
     "fold": (partial(fold, CASE), lambda columns, *_: F.fold(columns, CASE.size, 3, padding=1)),
     "conv2d": (convolve, lambda input, _, weight, bias, __: F.conv2d(input, weight, bias, padding=1)),
 }
@@ -131,6 +132,8 @@ blocks = pytest.mark.parametrize("name", BLOCKS)
 
 def block_arguments(name: str, device: torch.device) -> list[Tensor]:
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device, kinks=False)
+    if name == "deform_unfold":
+        return [input, torch.randn(2, CASE.groups * CASE.taps * 2, *CASE.output_size, device=device)]
     if name != "conv2d":
         return [columns if name == "fold" else input, dilation_map]
     mask = torch.rand(2, CASE.groups * CASE.taps, *CASE.output_size, device=device)
