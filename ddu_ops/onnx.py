@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ddu_ops._options import ints
+
 _LIMIT = 2.0**30  # a tap so far away lies outside of every image, and its position is an int32
 
 
@@ -32,7 +34,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     Raises:
         ValueError: for another ``dtype``.
         ModuleNotFoundError: without onnxscript.
-        RuntimeError: in the export, for an opset below 19.
+        RuntimeError: in the export, for an opset below 19, for a ``padding_mode`` other than ``"zeros"``, and for
+            operators on one or three axes.
 
     Example:
         >>> import ddu_ops.onnx
@@ -59,6 +62,9 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
 
     def real(value: Any) -> Any:
         return op.Constant(value=ir.tensor(np.asarray(value, number)))
+
+    def per_axis(option: Sequence[int]) -> Sequence[int]:
+        return ints(option, 2, "an option", "translations")
 
     def size(tensor: Any, dim: int) -> Any:
         return op.Shape(tensor, start=dim, end=dim + 1)
@@ -128,13 +134,19 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         )
         return op.CastLike(output, input)
 
-    def check_opset() -> None:
-        """The exporter raises a lower ``opset_version`` to the lowest one that it has itself, and converts in vain."""
+    def check(dilation_map: Any, padding_mode: str) -> None:
+        """Refuse what has no translation. The exporter itself takes a low opset for the lowest that it has."""
         version = evaluator.default().opset.version
         if version < opset19.version:
             raise RuntimeError(
                 f"translations(): expected torch.onnx.export to have opset_version={opset19.version} or above, but it "
                 f"translates for opset {version}"
+            )
+        if padding_mode != "zeros":
+            raise RuntimeError(f"translations(): expected padding_mode to be 'zeros', but got {padding_mode!r}")
+        if len(dilation_map.shape) != 4:
+            raise RuntimeError(
+                f"translations(): expected dilation_map to have two axes, but got {len(dilation_map.shape) - 2}"
             )
 
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.
@@ -143,13 +155,15 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         input: Any,
         kernel_size: Sequence[int],
         dilation_map: Any,
-        stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] = (0, 0),
-        dilation: Sequence[int] = (1, 1),
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
         groups: int = 1,
         aligned: bool = True,
+        padding_mode: str = "zeros",
     ) -> Any:
-        check_opset()
+        check(dilation_map, padding_mode)
+        kernel_size, stride, padding, dilation = map(per_axis, (kernel_size, stride, padding, dilation))
         taps, channels = kernel_size[0] * kernel_size[1], input.shape[1]
         each = real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1)))
         window = (kernel_size, stride, padding, dilation)
@@ -168,9 +182,11 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         groups: int,
         dilation_groups: int,
         aligned: bool,
+        padding_mode: str,
         workspace_limit: int,
     ) -> Any:
-        check_opset()
+        check(dilation_map, padding_mode)
+        stride, padding, dilation = map(per_axis, (stride, padding, dilation))
         weight_and_bias = (op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to))
         window = (list(weight.shape[2:]), stride, padding, dilation)
         return deform_conv(input, *weight_and_bias, dilation_map, mask, *window, groups, dilation_groups, aligned)
@@ -180,13 +196,15 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         output_size: INT64,
         kernel_size: Sequence[int],
         dilation_map: Any,
-        stride: Sequence[int] = (1, 1),
-        padding: Sequence[int] = (0, 0),
-        dilation: Sequence[int] = (1, 1),
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
         groups: int = 1,
         aligned: bool = True,
+        padding_mode: str = "zeros",
     ) -> Any:
-        check_opset()
+        check(dilation_map, padding_mode)
+        kernel_size, stride, padding, dilation = map(per_axis, (kernel_size, stride, padding, dilation))
         taps = kernel_size[0] * kernel_size[1]
         channels, batch = columns.shape[1] // taps, size(columns, 0)
         rates, unit = rates_and_unit(dilation_map, groups)

@@ -184,7 +184,9 @@ CONVOLUTIONS = [
     ConvolutionCase("plain", 2, 3, (6, 7), padding=(1, 1), bias=False, mask=False),
     ConvolutionCase("bias", 2, 4, (6, 7), (2, 3), (1, 1), (2, 1), (2, 1), aligned=False, mask=False),
     ConvolutionCase("depthwise", 2, 4, (6, 7), padding=(1, 1), conv_groups=4, out_channels=8, bias=False),
-    ConvolutionCase("both_groups", 2, 12, (9, 8), (3, 2), (2, 1), (1, 0), (1, 2), 3, 2, True, 6, 2),
+    ConvolutionCase(
+        "both_groups", 2, 12, (9, 8), (3, 2), (2, 1), (1, 0), (1, 2), groups=3, rates=2, out_channels=6, conv_groups=2
+    ),
 ]
 
 
@@ -308,3 +310,19 @@ def test_an_opset_without_deform_conv_is_refused(name: str, opset: int) -> None:
     assert "expected torch.onnx.export to have opset_version=19 or above, but it translates for opset 18" in str(
         caught.value
     )
+
+
+@pytest.mark.parametrize(
+    "case, what",
+    [
+        (replace(OPTIONS[0], padding_mode="border"), "padding_mode to be 'zeros', but got 'border'"),
+        (Case("row", 2, 3, (7,), padding=(1,)), "dilation_map to have two axes, but got 1"),
+        (Case("volume", 1, 1, (3, 4, 5), padding=(1,)), "dilation_map to have two axes, but got 3"),
+    ],
+    ids=["padding_mode", "one_axis", "three_axes"],
+)
+def test_what_has_no_translation_is_refused_by_name(case: Case, what: str) -> None:
+    tensors = make_tensors(case, torch.float32)[:2]
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        exported(Unfold(case), *tensors, sizes=({},) * 2)
+    assert f"translations(): expected {what}" in str(caught.value)
