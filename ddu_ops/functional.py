@@ -1,6 +1,7 @@
 """The public functions: one call of the operator of the same name each."""
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -608,7 +609,7 @@ def _fold_to_traced_size(
 
 def _looks_at_sizes(positions: Any, padding: Any = 0) -> bool:
     """A number in the place of a map, or a padding that depends on the kernel and that may have to be made."""
-    return isinstance(positions, (int, float)) or (isinstance(padding, str) and padding == "same")
+    return isinstance(positions, numbers.Real) or (isinstance(padding, str) and padding == "same")
 
 
 def _window(
@@ -664,7 +665,7 @@ def _rates(axes: int, dilation_map: Any, lead: Tensor, groups: int, batched_dim:
     if isinstance(dilation_map, Tensor):
         if dilation_map.dim() != 0:
             return dilation_map
-    elif isinstance(dilation_map, (int, float)):
+    elif isinstance(dilation_map, numbers.Real):
         exact = lead.dtype == torch.float64
         dilation_map = torch.tensor(
             float(dilation_map), dtype=torch.float64 if exact else torch.float32, device=lead.device

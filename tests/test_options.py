@@ -1,6 +1,7 @@
 """Numbers in the place of options: whatever ``operator.index`` takes, one or one per axis, for everything public."""
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,9 @@ def test_any_number_of_axes(axes: int, takes: str) -> None:
         with pytest.raises(RuntimeError) as caught:
             ints(value, axes, "stride", "f")
         assert str(caught.value) == f"f(): expected stride to be {takes}, but got {value!r}"
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.int64, Fraction])
+def test_any_number_for_a_map(number: Callable[[int], Any]) -> None:
+    expected = ddu_ops.dynamic_dilation_unfold(image(), 3, 2.0, padding=1)
+    assert_bits(ddu_ops.dynamic_dilation_unfold(image(), 3, number(2), padding=1), expected)
