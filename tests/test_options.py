@@ -106,6 +106,15 @@ FUNCTIONS = [
         },
     ),
     Function(
+        "deform_unfold2d",
+        ddu_ops.deform_unfold2d,
+        {**WINDOW, "groups": (1, 2)},
+        lambda kernel_size, groups, **o: {
+            "input": image(),
+            "offset": dilation_map(2 * groups * kernel_size**2, kernel_size=kernel_size, **o),
+        },
+    ),
+    Function(
         "to_offsets",
         ddu_ops.to_offsets,
         {"kernel_size": (3, 2), "dilation": (1, 2), "dilation_groups": (1, 2)},
