@@ -121,7 +121,7 @@ def forward(self, L_self_parameters_weight_ : torch.nn.parameter.Parameter, L_se
     l_input_ = L_input_
     conv2d = torch.conv2d(l_input_, l_self_modules_rate_parameters_weight_, l_self_modules_rate_parameters_bias_, (1, 1), (1, 1), (1, 1), 1);  l_self_modules_rate_parameters_weight_ = l_self_modules_rate_parameters_bias_ = None
     softplus = torch._C._nn.softplus(conv2d);  conv2d = None
-    dynamic_dilation_unfold = torch.ops.ddu.dynamic_dilation_unfold(l_input_, (3, 3), softplus, (1, 1), (1, 1), (1, 1), 1, True);  l_input_ = softplus = None
+    dynamic_dilation_unfold = torch.ops.ddu.dynamic_dilation_unfold(l_input_, (3, 3), softplus, (1, 1), (1, 1), (1, 1), 1, aligned = True, padding_mode = 'zeros');  l_input_ = softplus = None
     matmul = l_self_parameters_weight_ @ dynamic_dilation_unfold;  l_self_parameters_weight_ = dynamic_dilation_unfold = None
     return (matmul,)
 """,
@@ -132,7 +132,7 @@ def forward(self, L_self_parameters_weight_ : torch.nn.parameter.Parameter, L_se
 def forward(self, arg0_1, arg1_1, arg2_1, arg3_1):
     convolution = torch.ops.aten.convolution.default(arg3_1, arg1_1, arg2_1, [1, 1], [1, 1], [1, 1], False, [0, 0], 1);  arg1_1 = arg2_1 = None
     softplus = torch.ops.aten.softplus.default(convolution);  convolution = None
-    unfold = torch.ops.ddu.unfold.default(arg3_1, [3, 3], softplus, [1, 1], [1, 1]);  arg3_1 = softplus = None
+    unfold = torch.ops.ddu.unfold.default(arg3_1, [3, 3], softplus, [1, 1], [1, 1], [1, 1]);  arg3_1 = softplus = None
     transpose = torch.ops.aten.transpose.int(unfold, -2, -1);  unfold = None
     t = torch.ops.aten.t.default(arg0_1);  arg0_1 = None
     clone = torch.ops.aten.clone.default(transpose, memory_format = torch.contiguous_format);  transpose = None
@@ -155,7 +155,7 @@ def forward(self, primals, tangents):
     primals_1, primals_2, primals_3, primals_4, tangents_1, = fx_pytree.tree_flatten_spec([primals, tangents], self._in_spec)
     convolution = torch.ops.aten.convolution.default(primals_4, primals_2, primals_3, [1, 1], [1, 1], [1, 1], False, [0, 0], 1);  primals_3 = None
     softplus = torch.ops.aten.softplus.default(convolution)
-    unfold = torch.ops.ddu.unfold.default(primals_4, [3, 3], softplus, [1, 1], [1, 1])
+    unfold = torch.ops.ddu.unfold.default(primals_4, [3, 3], softplus, [1, 1], [1, 1], [1, 1])
     transpose = torch.ops.aten.transpose.int(unfold, -2, -1);  unfold = None
     t = torch.ops.aten.t.default(primals_1);  primals_1 = None
     clone = torch.ops.aten.clone.default(transpose, memory_format = torch.contiguous_format);  transpose = None
@@ -175,7 +175,7 @@ def forward(self, primals, tangents):
     view = torch.ops.aten.view.default(mm_2, [2, 42, 36]);  mm_2 = None
     t_4 = torch.ops.aten.t.default(t_2);  t_2 = None
     transpose_3 = torch.ops.aten.transpose.int(view, -2, -1);  view = None
-    unfold_backward = torch.ops.ddu.unfold_backward.default(transpose_3, primals_4, [3, 3], softplus, [1, 1], [1, 1], [1, 1], 1, True);  transpose_3 = softplus = None
+    unfold_backward = torch.ops.ddu.unfold_backward.default(transpose_3, primals_4, [3, 3], softplus, [1, 1], [1, 1], [1, 1], 1, True, 'zeros');  transpose_3 = softplus = None
     getitem = unfold_backward[0]
     getitem_1 = unfold_backward[1];  unfold_backward = None
     softplus_backward = torch.ops.aten.softplus_backward.default(getitem_1, convolution, 1, 20);  getitem_1 = convolution = None
@@ -201,18 +201,18 @@ def test_graph_with_dynamic_shapes() -> None:
         graphs.forward[0],
         """\
 def forward(self, primals_1, primals_2, primals_3, primals_4, primals_5, primals_6):
-    unfold = torch.ops.ddu.unfold.default(primals_5, [3, 3], primals_6, [1, 1], [1, 1]);  primals_5 = None
-    fold = torch.ops.ddu.fold.default(unfold, [primals_3, primals_4], [3, 3], primals_6, [1, 1], [1, 1]);  unfold = None
-    return (fold, primals_6, primals_3, primals_4, primals_1, primals_2)
+    unfold = torch.ops.ddu.unfold.default(primals_6, [3, 3], primals_4, [1, 1], [1, 1], [1, 1]);  primals_6 = None
+    fold = torch.ops.ddu.fold.default(unfold, [primals_2, primals_3], [3, 3], primals_4, [1, 1], [1, 1], [1, 1]);  unfold = None
+    return (fold, primals_4, primals_2, primals_3, primals_1, primals_5)
 """,
     )
     assert_expected_inline(
         graphs.backward[0],
         """\
-def forward(self, primals_3, primals_4, primals_1, primals_2, primals_6, tangents_1):
-    sample = torch.ops.ddu.sample.default(tangents_1, [3, 3], primals_6, [1, 1], [1, 1], [1, 1], 1, True, [0]);  tangents_1 = None
-    splat = torch.ops.ddu.splat.default(sample, [primals_3, primals_4], [3, 3], primals_6, [1, 1], [1, 1], [1, 1], 1, True, [0]);  sample = primals_3 = primals_4 = primals_6 = None
-    return (None, None, None, None, splat, None)
+def forward(self, primals_2, primals_3, primals_1, primals_5, primals_4, tangents_1):
+    sample = torch.ops.ddu.sample.default(tangents_1, primals_4, 'rates', [3, 3], [1, 1], [1, 1], [1, 1], 1, True, 'zeros', [0]);  tangents_1 = None
+    splat = torch.ops.ddu.splat.default(sample, [primals_2, primals_3], primals_4, 'rates', [3, 3], [1, 1], [1, 1], [1, 1], 1, True, 'zeros', [0]);  sample = primals_2 = primals_3 = primals_4 = None
+    return (None, None, None, None, None, splat)
 """,
     )
 
@@ -231,8 +231,8 @@ def test_graph_of_what_the_public_operators_add() -> None:
         one.forward[0],
         """\
 def forward(self, arg0_1, arg1_1):
-    unsqueeze = torch.ops.aten.unsqueeze.default(arg1_1, 0);  arg1_1 = None
-    unsqueeze_1 = torch.ops.aten.unsqueeze.default(arg0_1, 0);  arg0_1 = None
+    unsqueeze = torch.ops.aten.unsqueeze.default(arg0_1, 0);  arg0_1 = None
+    unsqueeze_1 = torch.ops.aten.unsqueeze.default(arg1_1, 0);  arg1_1 = None
     unfold = torch.ops.ddu.unfold.default(unsqueeze_1, [3, 2], unsqueeze, [2, 2], [1, 0], [1, 1], 2, False);  unsqueeze_1 = unsqueeze = None
     squeeze = torch.ops.aten.squeeze.dim(unfold, 0);  unfold = None
     return (squeeze,)
@@ -242,8 +242,8 @@ def forward(self, arg0_1, arg1_1):
         broadcast.forward[0],
         """\
 def forward(self, arg0_1, arg1_1):
-    expand = torch.ops.aten.expand.default(arg1_1, [3, 4, 3, 3]);  arg1_1 = None
-    unfold = torch.ops.ddu.unfold.default(arg0_1, [3, 2], expand, [2, 2], [1, 0], [1, 1], 2, False);  arg0_1 = expand = None
+    expand = torch.ops.aten.expand.default(arg0_1, [3, 4, 3, 3]);  arg0_1 = None
+    unfold = torch.ops.ddu.unfold.default(arg1_1, [3, 2], expand, [2, 2], [1, 0], [1, 1], 2, False);  arg1_1 = expand = None
     return (unfold,)
 """,
     )
