@@ -34,8 +34,8 @@ def close(actual: Tensor, expected: Tensor) -> None:
 
 
 @given(drawn_cases(), seeds)
-def test_agrees_with_the_reference(case: Case, seed: int) -> None:
-    tensors = make_tensors(case, torch.float32, kinks=False, seed=seed)
+def test_agrees_with_the_reference(device: torch.device, case: Case, seed: int) -> None:
+    tensors = make_tensors(case, torch.float32, kinks=False, seed=seed, device=device)
     wide, leaves = tensors.to(torch.float64).requires_grad(), tensors.requires_grad()
     output, expected = unfold(case, *leaves[:2]), unfold_reference(case, *wide[:2])
     assert_near(output, expected)
@@ -50,9 +50,9 @@ def test_agrees_with_the_reference(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(), seeds, st.floats(-4, 4), st.floats(-4, 4))
-def test_linear_in_the_input(case: Case, seed: int, alpha: float, beta: float) -> None:
-    x, dilation_map, u = make_tensors(case, seed=seed)
-    y, _, v = make_tensors(case, seed=seed + 1)
+def test_linear_in_the_input(device: torch.device, case: Case, seed: int, alpha: float, beta: float) -> None:
+    x, dilation_map, u = make_tensors(case, seed=seed, device=device)
+    y, _, v = make_tensors(case, seed=seed + 1, device=device)
     close(
         unfold(case, alpha * x + beta * y, dilation_map),
         alpha * unfold(case, x, dilation_map) + beta * unfold(case, y, dilation_map),
@@ -64,16 +64,16 @@ def test_linear_in_the_input(case: Case, seed: int, alpha: float, beta: float) -
 
 
 @given(drawn_cases(), seeds)
-def test_fold_is_the_adjoint_of_unfold(case: Case, seed: int) -> None:
-    input, dilation_map, columns = make_tensors(case, seed=seed)
+def test_fold_is_the_adjoint_of_unfold(device: torch.device, case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, seed=seed, device=device)
     image = fold(case, columns, dilation_map)
     close((unfold(case, input, dilation_map) * columns).sum(), (input * image).sum())
     close(unfold_backward(case, columns, input, dilation_map)[0], image)
 
 
 @given(drawn_cases(), seeds)
-def test_items_of_a_batch_do_not_meet(case: Case, seed: int) -> None:
-    tensors = make_tensors(case, torch.float32, seed=seed)
+def test_items_of_a_batch_do_not_meet(device: torch.device, case: Case, seed: int) -> None:
+    tensors = make_tensors(case, torch.float32, seed=seed, device=device)
     one = replace(case, batch=1)
     for b in range(case.batch):
         alone = Tensors(*(t[b : b + 1] for t in tensors))
@@ -84,9 +84,9 @@ def test_items_of_a_batch_do_not_meet(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(max_batch=1), seeds, st.randoms(use_true_random=False))
-def test_groups_in_another_order(case: Case, seed: int, random: object) -> None:
+def test_groups_in_another_order(device: torch.device, case: Case, seed: int, random: object) -> None:
     """Groups of channels, each with its map, may change places."""
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
     order = list(range(case.groups))
     random.shuffle(order)  # type: ignore[attr-defined]
 
@@ -101,8 +101,8 @@ def test_groups_in_another_order(case: Case, seed: int, random: object) -> None:
 
 
 @given(drawn_cases(), seeds)
-def test_groups_are_calls_of_their_own(case: Case, seed: int) -> None:
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+def test_groups_are_calls_of_their_own(device: torch.device, case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
     per_group = case.channels // case.groups
     one = replace(case, channels=per_group, groups=1)
     output, image = unfold(case, input, dilation_map), fold(case, columns, dilation_map)
@@ -115,9 +115,9 @@ def test_groups_are_calls_of_their_own(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(), seeds)
-def test_channels_in_another_order(case: Case, seed: int) -> None:
+def test_channels_in_another_order(device: torch.device, case: Case, seed: int) -> None:
     """Channels of a group read one map, so they may change places."""
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
 
     def flipped(t: Tensor) -> Tensor:
         return t.unflatten(1, (case.groups, case.channels // case.groups, -1)).flip(2).flatten(1, 3)
@@ -127,15 +127,15 @@ def test_channels_in_another_order(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(), seeds)
-def test_a_rate_of_zero_collapses_the_window(case: Case, seed: int) -> None:
-    input = make_tensors(case, torch.float32, seed=seed).input
-    taps = unfold(case, input, flat_map(case, 0.0, torch.float32)).unflatten(1, (case.channels, case.taps))
+def test_a_rate_of_zero_collapses_the_window(device: torch.device, case: Case, seed: int) -> None:
+    input = make_tensors(case, torch.float32, seed=seed, device=device).input
+    taps = unfold(case, input, flat_map(case, 0.0, torch.float32, device)).unflatten(1, (case.channels, case.taps))
     assert_same(taps, taps[:, :, :1].expand_as(taps).contiguous())
 
 
 @given(drawn_cases(source="rates"), seeds)
-def test_a_negative_rate_mirrors_the_window(case: Case, seed: int) -> None:
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+def test_a_negative_rate_mirrors_the_window(device: torch.device, case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
 
     def mirrored(t: Tensor) -> Tensor:
         taps = range(2, 2 + case.axes)
@@ -147,8 +147,8 @@ def test_a_negative_rate_mirrors_the_window(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(rates=1), seeds)
-def test_one_rate_is_the_same_rate_for_all_axes(case: Case, seed: int) -> None:
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+def test_one_rate_is_the_same_rate_for_all_axes(device: torch.device, case: Case, seed: int) -> None:
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
     each = replace(case, rates=case.axes)
     repeated = dilation_map.repeat_interleave(case.axes, 1)
     assert_same(unfold(case, input, dilation_map), unfold(each, input, repeated))
@@ -165,8 +165,8 @@ def test_one_rate_is_the_same_rate_for_all_axes(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(source="rates"), seeds)
-def test_axes_may_change_places(case: Case, seed: int) -> None:
-    input, dilation_map, _ = make_tensors(case, torch.float64, seed=seed)
+def test_axes_may_change_places(device: torch.device, case: Case, seed: int) -> None:
+    input, dilation_map, _ = make_tensors(case, torch.float64, seed=seed, device=device)
     fields = ("size", "kernel_size", "stride", "padding", "dilation")
     turned = replace(case, **{field: getattr(case, field)[::-1] for field in fields})
 
@@ -184,7 +184,7 @@ def test_axes_may_change_places(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(aligned=True, source="rates"), seeds)
-def test_dilation_multiplies_the_map(case: Case, seed: int) -> None:
+def test_dilation_multiplies_the_map(device: torch.device, case: Case, seed: int) -> None:
     """Scaling the window by the rate or by ``dilation`` is the same, where both keep its centre."""
     kernel = tuple(k | 1 for k in case.kernel_size)  # odd, so that the centre is a pixel
     once = replace(case, kernel_size=kernel, dilation=(1,) * case.axes, size=tuple(n + 8 for n in case.size))
@@ -192,26 +192,30 @@ def test_dilation_multiplies_the_map(case: Case, seed: int) -> None:
         once, dilation=(2,) * case.axes, padding=tuple(p + (k - 1) // 2 for p, k in zip(once.padding, kernel))
     )
     assert once.output_size == twice.output_size
-    input, dilation_map, _ = make_tensors(once, torch.float32, seed=seed)
+    input, dilation_map, _ = make_tensors(once, torch.float32, seed=seed, device=device)
     assert_same(unfold(once, input, 2 * dilation_map), unfold(twice, input, dilation_map))
 
 
 @given(drawn_cases(padding_mode="zeros", source="rates", aligned=False), seeds)
-def test_padding_moves_the_windows(case: Case, seed: int) -> None:
+def test_padding_moves_the_windows(device: torch.device, case: Case, seed: int) -> None:
     """Padding is zeros around the image, whatever the rates."""
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed)
+    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
     sizes = tuple(n + 2 * p for n, p in zip(case.size, case.padding, strict=True))
     padded = replace(case, size=sizes, padding=(0,) * case.axes)
     assert padded.output_size == case.output_size
     border = [p for p in reversed(case.padding) for _ in range(2)]
     assert_same(unfold(padded, F.pad(input, border), dilation_map), unfold(case, input, dilation_map))
     inner = F.pad(fold(padded, columns, dilation_map), [-p for p in border])
-    assert_same(inner, fold(case, columns, dilation_map))
+    expected = fold(case, columns, dilation_map)
+    if device.type == "cuda":  # tiles add along the rows in memory, and padding makes these longer: other roundings
+        assert_near(inner, expected.double())
+    else:
+        assert_same(inner, expected)
 
 
 @given(drawn_cases(), seeds)
-def test_samples_lie_between_the_pixels_and_zero(case: Case, seed: int) -> None:
-    input, dilation_map, _ = make_tensors(case, torch.float32, seed=seed)
+def test_samples_lie_between_the_pixels_and_zero(device: torch.device, case: Case, seed: int) -> None:
+    input, dilation_map, _ = make_tensors(case, torch.float32, seed=seed, device=device)
     columns = unfold(case, input, dilation_map)
     slack = 1 + 1e-6
     assert columns.max() <= max(input.max().item(), 0.0) * slack
@@ -219,8 +223,8 @@ def test_samples_lie_between_the_pixels_and_zero(case: Case, seed: int) -> None:
 
 
 @given(drawn_cases(), seeds, st.permutations(range(5)), st.booleans())
-def test_strides_do_not_matter(case: Case, seed: int, order: list[int], spread: bool) -> None:
-    tensors = make_tensors(case, torch.float32, seed=seed)
+def test_strides_do_not_matter(device: torch.device, case: Case, seed: int, order: list[int], spread: bool) -> None:
+    tensors = make_tensors(case, torch.float32, seed=seed, device=device)
 
     def laid_out(t: Tensor) -> Tensor:
         dims = [d for d in order if d < t.dim()]
@@ -264,11 +268,11 @@ def test_threads_do_not_matter(case: Case, seed: int, number: int) -> None:
         max_size=8,
     ),
 )
-def test_any_rates(case: Case, seed: int, values: list[float]) -> None:
+def test_any_rates(device: torch.device, case: Case, seed: int, values: list[float]) -> None:
     """Every float there is, NaN and infinity included, gives what the reference gives; offsets too."""
-    input, positions, columns = make_tensors(case, torch.float32, seed=seed)
-    index = torch.randint(len(values), positions.shape, generator=torch.Generator().manual_seed(seed))
-    positions = torch.where(index % 2 == 0, torch.tensor(values)[index], positions)
+    input, positions, columns = make_tensors(case, torch.float32, seed=seed, device=device)
+    index = torch.randint(len(values), positions.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    positions = torch.where(index % 2 == 0, torch.tensor(values, device=device)[index], positions)
     assert_near(unfold(case, input, positions), unfold_reference(case, input.double(), positions.double()))
     assert_near(fold(case, columns, positions), fold_reference(case, columns.double(), positions.double()))
     grad_input, grad_positions = unfold_backward(case, columns, input, positions)
