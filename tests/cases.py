@@ -613,28 +613,32 @@ class Model(nn.Module):
 @st.composite
 def drawn_cases(draw: st.DrawFn, max_batch: int = 2, **fixed: Any) -> Case:
     """Small cases of every kind; ``fixed`` are fields of :class:`Case` that the caller chooses."""
+    axes = draw(st.integers(1, 3))
 
-    def pair(low: int, high: int) -> Pair:
-        return draw(st.integers(low, high)), draw(st.integers(low, high))
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw(st.integers(low, high)) for _ in range(axes))
 
     groups = fixed.get("groups", draw(st.integers(1, 3)))
+    of_rates = fixed.get("source", draw(st.sampled_from(["rates", "offsets"]))) == "rates"
+    of_rates |= "rates" in fixed or not fixed.get("aligned", True)
+    kernel_size, padding, dilation = each(1, 4 if axes < 3 else 3), each(0, 2), each(1, 2)
+    sizes = zip(kernel_size, padding, dilation, each(0, 4 if axes < 3 else 2), strict=True)
     case = Case(
         "drawn",
         batch=draw(st.integers(1, max_batch)),
         channels=groups * draw(st.integers(1, 3)),
-        kernel_size=pair(1, 4),
-        stride=pair(1, 3),
-        padding=pair(0, 2),
-        dilation=pair(1, 2),
+        size=tuple(max(d * (k - 1) + 1 - 2 * p, 1) + spare for k, p, d, spare in sizes),
+        kernel_size=kernel_size,
+        stride=each(1, 3),
+        padding=padding,
+        dilation=dilation,
         groups=groups,
-        rates=draw(st.sampled_from([1, 2])),
-        aligned=draw(st.booleans()),
+        rates=draw(st.sampled_from([1, axes])) if of_rates else 1,
+        aligned=draw(st.booleans()) if of_rates else True,
+        source="rates" if of_rates else "offsets",
+        padding_mode=draw(st.sampled_from(["zeros", "border", "reflection"])),
     )
-    case = replace(case, **fixed)
-    spare = pair(0, 4)
-    sizes = zip(case.kernel_size, case.padding, case.dilation, spare, strict=True)
-    height, width = (max(d * (k - 1) + 1 - 2 * p, 1) + extra for k, p, d, extra in sizes)
-    return replace(case, size=(height, width))
+    return replace(case, **fixed)
 
 
 seeds = st.integers(0, 2**16)

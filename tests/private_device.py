@@ -13,6 +13,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 from torch.utils.cpp_extension import load
 
 from cases import (
+    FAMILY,
     Case,
     Tensors,
     as_list,
@@ -97,14 +98,15 @@ def test_errors(name: str) -> None:
     """The words of the CPU."""
     arguments = {argument.name for argument in getattr(torch.ops.ddu, name).default._schema.arguments}
     leading = next(a for a in ("grad_output", "columns", "input") if a in arguments)
+    positions = "positions" if name in FAMILY else "dilation_map"
     call(name, "foreign:0")
     for changes in (
         {leading: lambda device: torch.zeros(2, 3, device=device)},
-        {"dilation_map": lambda device: torch.zeros(2, 1, 7, 8, device=device)},
-        {"dilation_map": lambda device: torch.zeros(2, 1, 8, 8, dtype=torch.float64, device=device)},
+        {positions: lambda device: torch.zeros(2, 1, 7, 8, device=device)},
+        {positions: lambda device: torch.zeros(2, 1, 8, 8, dtype=torch.float64, device=device)},
         {"stride": 0},
         {"groups": 3},
     ):
         assert refusal(name, "foreign:0", **changes) == refusal(name, "cpu", **changes)
-    mixed = refusal(name, "foreign:0", dilation_map=lambda _: torch.ones(2, 1, 8, 8))
-    assert "expected dilation_map on the device of" in mixed and "foreign:0, but got one on cpu" in mixed
+    mixed = refusal(name, "foreign:0", **{positions: lambda _: torch.ones(2, 1, 8, 8)})
+    assert f"expected {positions} on the device of" in mixed and "foreign:0, but got one on cpu" in mixed

@@ -20,7 +20,7 @@ from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ddu_ops
-from cases import Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
+from cases import FAMILY, Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
 from test_backward import (  # noqa: F401
     test_a_tiny_displacement_keeps_a_tap_on_its_side_of_a_pixel,
     test_every_order_of_the_family,
@@ -108,10 +108,11 @@ def test_a_tap_lies_in_the_cell_of_exact_arithmetic(device: torch.device) -> Non
 def test_errors(name: str) -> None:
     """With the words of the kernels."""
     leading = next(iter(argument for argument in ("grad_output", "columns", "input") if argument in _arguments(name)))
+    positions = "positions" if name in FAMILY else "dilation_map"
     for changes in (
         {leading: lambda device: torch.zeros(2, 3, device=device)},
-        {"dilation_map": lambda device: torch.zeros(2, 1, 7, 8, device=device)},
-        {"dilation_map": lambda device: torch.zeros(2, 1, 8, 8, dtype=torch.float64, device=device)},
+        {positions: lambda device: torch.zeros(2, 1, 7, 8, device=device)},
+        {positions: lambda device: torch.zeros(2, 1, 8, 8, dtype=torch.float64, device=device)},
         {"kernel_size": 0},
         {"groups": 3},
     ):

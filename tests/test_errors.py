@@ -44,14 +44,21 @@ WINDOW = {
     "dilation": 1,
     "groups": 1,
     "aligned": True,
+    "padding_mode": "zeros",
+}
+SOURCED = {
+    "positions": MAP,
+    "source": "rates",
+    **{key: value for key, value in WINDOW.items() if key != "dilation_map"},
 }
 CALLS: dict[str, dict[str, Any]] = {
     "unfold": {"input": INPUT, **WINDOW},
     "unfold_backward": {"grad_output": COLUMNS, "input": INPUT, **WINDOW},
     "fold": {"columns": COLUMNS, "output_size": [8], **WINDOW},
-    "sample": {"input": INPUT, **WINDOW, "order": []},
-    "splat": {"columns": COLUMNS, "output_size": [8], **WINDOW, "order": []},
-    "dot": {"columns": COLUMNS, "input": INPUT, **WINDOW, "order": []},
+    "sample": {"input": INPUT, **SOURCED, "order": []},
+    "sample_backward": {"grad_output": COLUMNS, "input": INPUT, **SOURCED, "order": []},
+    "splat": {"columns": COLUMNS, "output_size": [8, 8], **SOURCED, "order": []},
+    "dot": {"columns": COLUMNS, "input": INPUT, **SOURCED, "order": []},
     "dynamic_dilation_unfold": {"input": INPUT, **WINDOW},
     "dynamic_dilation_fold": {"columns": COLUMNS, "output_size": [8], **WINDOW},
 }

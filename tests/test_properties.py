@@ -1,5 +1,6 @@
 """What holds for every problem, on problems that hypothesis draws."""
 
+import math
 from dataclasses import replace
 
 import torch
@@ -13,11 +14,13 @@ from cases import (
     Tensors,
     assert_near,
     assert_same,
+    by_mover,
     drawn_cases,
     flat_map,
     fold,
     fold_reference,
     make_tensors,
+    orders,
     sample,
     seeds,
     unfold,
@@ -130,12 +133,13 @@ def test_a_rate_of_zero_collapses_the_window(device: torch.device, case: Case, s
     assert_same(taps, taps[:, :, :1].expand_as(taps).contiguous())
 
 
-@given(drawn_cases(), seeds)
+@given(drawn_cases(source="rates"), seeds)
 def test_a_negative_rate_mirrors_the_window(device: torch.device, case: Case, seed: int) -> None:
     input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
 
     def mirrored(t: Tensor) -> Tensor:
-        return t.unflatten(1, (-1, *case.kernel_size)).flip(2, 3).flatten(1, 3)
+        taps = range(2, 2 + case.axes)
+        return t.unflatten(1, (-1, *case.kernel_size)).flip(*taps).flatten(1, 1 + case.axes)
 
     assert_same(unfold(case, input, -dilation_map), mirrored(unfold(case, input, dilation_map)))
     close(fold(case, columns.double(), -dilation_map.double()),
@@ -143,57 +147,65 @@ def test_a_negative_rate_mirrors_the_window(device: torch.device, case: Case, se
 
 
 @given(drawn_cases(rates=1), seeds)
-def test_one_rate_is_the_same_rate_for_both_axes(device: torch.device, case: Case, seed: int) -> None:
+def test_one_rate_is_the_same_rate_for_all_axes(device: torch.device, case: Case, seed: int) -> None:
     input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
-    two = replace(case, rates=2)
-    doubled = dilation_map.repeat_interleave(2, 1)
-    assert_same(unfold(case, input, dilation_map), unfold(two, input, doubled))
-    assert_same(fold(case, columns, dilation_map), fold(two, columns, doubled))
-    input, dilation_map, columns, doubled = (t.double() for t in (input, dilation_map, columns, doubled))
+    each = replace(case, rates=case.axes)
+    repeated = dilation_map.repeat_interleave(case.axes, 1)
+    assert_same(unfold(case, input, dilation_map), unfold(each, input, repeated))
+    assert_same(fold(case, columns, dilation_map), fold(each, columns, repeated))
+    input, dilation_map, columns, repeated = (t.double() for t in (input, dilation_map, columns, repeated))
     grad_input, grad_map = unfold_backward(case, columns, input, dilation_map)
-    grad_input_two, grad_maps = unfold_backward(two, columns, input, doubled)
-    close(grad_input, grad_input_two)
-    close(grad_map, grad_maps.unflatten(1, (-1, 2)).sum(2))
-    by_rate = sample(two, input, doubled, [1, 0]) + sample(two, input, doubled, [0, 1])
-    close(sample(case, input, dilation_map, [1]), by_rate)
-    close(sample(case, input, dilation_map, [2]), 2 * sample(two, input, doubled, [1, 1]))
+    grad_input_each, grad_maps = unfold_backward(each, columns, input, repeated)
+    close(grad_input, grad_input_each)
+    close(grad_map, grad_maps.unflatten(1, (-1, case.axes)).sum(2))
+    for order in range(1, case.axes + 1):  # a derivative by the one rate is one by as many, in any sequence
+        mixed = [o for o in orders(each, beyond=False) if sum(o) == order]
+        by_rates = math.factorial(order) * sum(sample(each, input, repeated, o) for o in mixed)
+        close(sample(case, input, dilation_map, [order]), by_rates)
 
 
-@given(drawn_cases(), seeds)
-def test_height_and_width_may_change_places(device: torch.device, case: Case, seed: int) -> None:
+@given(drawn_cases(source="rates"), seeds)
+def test_axes_may_change_places(device: torch.device, case: Case, seed: int) -> None:
     input, dilation_map, _ = make_tensors(case, torch.float64, seed=seed, device=device)
-    swapped = replace(
-        case,
-        **{field: getattr(case, field)[::-1] for field in ("size", "kernel_size", "stride", "padding", "dilation")},
-    )
-    map_swapped = dilation_map.unflatten(1, (case.groups, case.rates)).flip(2).flatten(1, 2).transpose(2, 3)
-    actual = unfold(swapped, input.transpose(2, 3), map_swapped)
-    actual = actual.unflatten(1, (-1, *swapped.kernel_size)).unflatten(-1, swapped.output_size)
-    actual = actual.transpose(2, 3).transpose(4, 5).flatten(4).flatten(1, 3)
-    close(actual, unfold(case, input, dilation_map))
+    fields = ("size", "kernel_size", "stride", "padding", "dilation")
+    turned = replace(case, **{field: getattr(case, field)[::-1] for field in fields})
+
+    def turn(t: Tensor, *first: int) -> Tensor:
+        """The axes that begin at each of the dimensions ``first``."""
+        dims = list(range(t.dim()))
+        for dim in first:
+            dims[dim : dim + case.axes] = dims[dim : dim + case.axes][::-1]
+        return t.permute(dims)
+
+    turned_map = turn(dilation_map.unflatten(1, (case.groups, case.rates)).flip(2).flatten(1, 2), 2)
+    actual = unfold(turned, turn(input, 2), turned_map)
+    actual = actual.unflatten(2, turned.output_size).unflatten(1, (-1, *turned.kernel_size))
+    close(turn(actual, 2, 2 + case.axes).reshape(case.columns_shape), unfold(case, input, dilation_map))
 
 
-@given(drawn_cases(aligned=True), seeds)
+@given(drawn_cases(aligned=True, source="rates"), seeds)
 def test_dilation_multiplies_the_map(device: torch.device, case: Case, seed: int) -> None:
     """Scaling the window by the rate or by ``dilation`` is the same, where both keep its centre."""
     kernel = tuple(k | 1 for k in case.kernel_size)  # odd, so that the centre is a pixel
-    once = replace(case, kernel_size=kernel, dilation=(1, 1), size=tuple(n + 8 for n in case.size))
-    twice = replace(once, dilation=(2, 2), padding=tuple(p + (k - 1) // 2 for p, k in zip(once.padding, kernel)))
+    once = replace(case, kernel_size=kernel, dilation=(1,) * case.axes, size=tuple(n + 8 for n in case.size))
+    twice = replace(
+        once, dilation=(2,) * case.axes, padding=tuple(p + (k - 1) // 2 for p, k in zip(once.padding, kernel))
+    )
     assert once.output_size == twice.output_size
     input, dilation_map, _ = make_tensors(once, torch.float32, seed=seed, device=device)
     assert_same(unfold(once, input, 2 * dilation_map), unfold(twice, input, dilation_map))
 
 
-@given(drawn_cases(aligned=False), seeds)
+@given(drawn_cases(padding_mode="zeros", source="rates", aligned=False), seeds)
 def test_padding_moves_the_windows(device: torch.device, case: Case, seed: int) -> None:
     """Padding is zeros around the image, whatever the rates."""
     input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
-    (above, beside) = case.padding
-    padded = replace(case, size=(case.size[0] + 2 * above, case.size[1] + 2 * beside), padding=(0, 0))
+    sizes = tuple(n + 2 * p for n, p in zip(case.size, case.padding, strict=True))
+    padded = replace(case, size=sizes, padding=(0,) * case.axes)
     assert padded.output_size == case.output_size
-    border = (beside, beside, above, above)
+    border = [p for p in reversed(case.padding) for _ in range(2)]
     assert_same(unfold(padded, F.pad(input, border), dilation_map), unfold(case, input, dilation_map))
-    inner = fold(padded, columns, dilation_map)[:, :, above : above + case.size[0], beside : beside + case.size[1]]
+    inner = F.pad(fold(padded, columns, dilation_map), [-p for p in border])
     expected = fold(case, columns, dilation_map)
     if device.type == "cuda":  # tiles add along the rows in memory, and padding makes these longer: other roundings
         assert_near(inner, expected.double())
@@ -210,7 +222,7 @@ def test_samples_lie_between_the_pixels_and_zero(device: torch.device, case: Cas
     assert columns.min() >= min(input.min().item(), 0.0) * slack
 
 
-@given(drawn_cases(), seeds, st.permutations(range(4)), st.booleans())
+@given(drawn_cases(), seeds, st.permutations(range(5)), st.booleans())
 def test_strides_do_not_matter(device: torch.device, case: Case, seed: int, order: list[int], spread: bool) -> None:
     tensors = make_tensors(case, torch.float32, seed=seed, device=device)
 
@@ -248,7 +260,7 @@ def test_threads_do_not_matter(case: Case, seed: int, number: int) -> None:
 
 
 @given(
-    drawn_cases(),
+    drawn_cases(padding_mode="zeros"),  # in the other modes too large a number is any place of the image
     seeds,
     st.lists(
         st.floats(width=32) | st.sampled_from([0.0, -0.0, 1e30, -1e30, 3.4e38, 2.0**31, 2.0**63]),
@@ -257,13 +269,13 @@ def test_threads_do_not_matter(case: Case, seed: int, number: int) -> None:
     ),
 )
 def test_any_rates(device: torch.device, case: Case, seed: int, values: list[float]) -> None:
-    """Every float there is, NaN and infinity included, gives what the reference gives."""
-    input, dilation_map, columns = make_tensors(case, torch.float32, seed=seed, device=device)
-    index = torch.randint(len(values), case.map_shape, generator=torch.Generator().manual_seed(seed)).to(device)
-    dilation_map = torch.where(index % 2 == 0, torch.tensor(values, device=device)[index], dilation_map)
-    assert_near(unfold(case, input, dilation_map), unfold_reference(case, input.double(), dilation_map.double()))
-    assert_near(fold(case, columns, dilation_map), fold_reference(case, columns.double(), dilation_map.double()))
-    grad_input, grad_map = unfold_backward(case, columns, input, dilation_map)
+    """Every float there is, NaN and infinity included, gives what the reference gives; offsets too."""
+    input, positions, columns = make_tensors(case, torch.float32, seed=seed, device=device)
+    index = torch.randint(len(values), positions.shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    positions = torch.where(index % 2 == 0, torch.tensor(values, device=device)[index], positions)
+    assert_near(unfold(case, input, positions), unfold_reference(case, input.double(), positions.double()))
+    assert_near(fold(case, columns, positions), fold_reference(case, columns.double(), positions.double()))
+    grad_input, grad_positions = unfold_backward(case, columns, input, positions)
     assert not grad_input.isnan().any()
-    windows = dilation_map.isfinite().unflatten(1, (case.groups, case.rates)).all(2)
-    assert torch.equal(~grad_map.isnan(), windows.repeat_interleave(case.rates, 1))
+    finite = by_mover(case, positions).isfinite()
+    assert torch.equal(~by_mover(case, grad_positions).isnan(), finite.all(3, keepdim=True).expand_as(finite))
