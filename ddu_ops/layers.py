@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddu_ops._pairs import IntOrPair
-from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d
+from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, _StartsAtZero
 
 
 class AdaptiveDilationConv2d(nn.Module):
@@ -27,7 +27,7 @@ class AdaptiveDilationConv2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
         dilation_groups: number of channel groups that have rates and factors of their own. Default: 1.
-        bounds: what the rates lie between: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, a softplus.
+        bounds, pace: of the rates: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, no upper bound, and 0.1.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
@@ -52,6 +52,7 @@ class AdaptiveDilationConv2d(nn.Module):
         *,
         dilation_groups: int = 1,
         bounds: tuple[float, float] | None = None,
+        pace: float = 0.1,
     ) -> None:
         super().__init__()
         self.conv = DynamicDilationConv2d(
@@ -65,9 +66,10 @@ class AdaptiveDilationConv2d(nn.Module):
             bias,
             dilation_groups=dilation_groups,
             bounds=bounds,
+            pace=pace,
         )
         height, width = self.conv.kernel_size
-        self.mask = nn.Conv2d(
+        self.mask = _StartsAtZero(
             in_channels,
             dilation_groups * height * width,
             self.conv.kernel_size,
@@ -75,9 +77,6 @@ class AdaptiveDilationConv2d(nn.Module):
             self.conv.padding,
             self.conv.dilation,
         )
-        nn.init.zeros_(self.mask.weight)
-        assert self.mask.bias is not None
-        nn.init.zeros_(self.mask.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv(input, mask=self.mask(input).sigmoid())
@@ -95,7 +94,7 @@ class DynamicASPP(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of every branch, and of the output. Default: 256.
         rates: the fixed rates of the dilated branches. Default: (6, 12, 18).
-        bounds: what the dynamic rate lies between. Default: (0, 4).
+        bounds, pace: of the dynamic rate: see :class:`~ddu_ops.DilationPredictor`. Default: (0, 4) and 0.1.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -114,9 +113,10 @@ class DynamicASPP(nn.Module):
         rates: Sequence[int] = (6, 12, 18),
         *,
         bounds: tuple[float, float] | None = (0.0, 4.0),
+        pace: float = 0.1,
     ) -> None:
         super().__init__()
-        self.rate = DilationPredictor(in_channels, 3, padding=1, bounds=bounds)
+        self.rate = DilationPredictor(in_channels, 3, padding=1, bounds=bounds, pace=pace)
         self.point = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.pyramid = nn.ModuleList(
             DynamicDilationConv2d(in_channels, out_channels, 3, padding=rate, dilation=rate, bias=False, predict=False)
