@@ -176,6 +176,12 @@ class DilationPredictor(_StartsAtZero):
 
     which has slope :math:`p` at 0 from both sides. On the side of an infinite bound it is :math:`1 + p z`.
 
+    The pace keeps the rates behind the weights. Early in training smaller rates smooth, which pays at once, and rates
+    near zero find no way back: with a pace of 1, on digits at three sizes, two thirds of all rates fell below a half. With
+    0.1 it was one in a hundred, and the head was better than the fixed one by 0.06 in mIoU with AdamW and by 0.02 to
+    0.04 with SGD, with all parameters in one group; ``docs/study.md`` has the tables. What starts at one by another way,
+    as :math:`\exp(p z)`, did as well, and what only grows, as :math:`1 + |p z|`, gained nothing.
+
     Args:
         in_channels: channels of the input.
         kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`. With those of the layer that reads the

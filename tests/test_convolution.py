@@ -596,7 +596,9 @@ def test_bad_options_of_rates() -> None:
         with pytest.raises(ValueError, match=r"^DilationPredictor\(\): expected bounds on both sides of 1, but got "):
             ddu_ops.DilationPredictor(3, 3, bounds=bounds)
     for pace in (0.0, -1.0, INF, math.nan):
-        with pytest.raises(ValueError, match=r"^DilationPredictor\(\): expected pace to be positive and finite, but got "):
+        with pytest.raises(
+            ValueError, match=r"^DilationPredictor\(\): expected pace to be positive and finite, but got "
+        ):
             ddu_ops.DilationPredictor(3, 3, pace=pace)
 
 
