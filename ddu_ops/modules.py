@@ -177,10 +177,10 @@ class DilationPredictor(_StartsAtZero):
     which has slope :math:`p` at 0 from both sides. On the side of an infinite bound it is :math:`1 + p z`.
 
     The pace keeps the rates behind the weights. Early in training smaller rates smooth, which pays at once, and rates
-    near zero find no way back: with a pace of 1, on digits at three sizes, two thirds of all rates fell below a half. With
-    0.1 it was one in a hundred, and the head was better than the fixed one by 0.06 in mIoU with AdamW and by 0.02 to
-    0.04 with SGD, with all parameters in one group; ``docs/study.md`` has the tables. What starts at one by another way,
-    as :math:`\exp(p z)`, did as well, and what only grows, as :math:`1 + |p z|`, gained nothing.
+    near zero find no way back. On digits at three sizes, with AdamW, two thirds of all rates fell below a half with a
+    pace of 1, and one in a hundred with 0.1. The head with 0.1 was better than the fixed one by 0.06 in mIoU with AdamW
+    and by 0.02 to 0.04 with SGD, with all parameters in one group. In the place of :math:`f`, :math:`\exp(p z)` did as
+    well, and :math:`1 + |p z|`, which only grows, gained nothing. ``docs/study.md`` has the tables.
 
     Args:
         in_channels: channels of the input.

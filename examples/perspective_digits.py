@@ -210,13 +210,13 @@ def draw(output: Path, network: Network, test: Pictures, results: Sequence[Resul
     axes[1, 1].plot(true_scale()[:, 0], rows, ".")
     axes[1, 1].set(title="Row by row", xlabel="true scale", ylabel="mean predicted dilation", ylim=(0, None))
 
-    runs_of = digits.grouped(results, lambda job: job.name)
-    for index, runs in enumerate(runs_of.values()):
+    for index, (name, runs) in enumerate(digits.grouped(results, lambda job: job.name).items()):
         values = [run["mIoU"] for run in runs]
-        axes[1, 2].bar(index, np.mean(values), yerr=np.std(values), color="0.8", capsize=4)
-        axes[1, 2].plot([index] * len(values), values, "k.", markersize=5)
-    axes[1, 2].set_xticks(range(len(runs_of)), [name.replace(" ", "\n") for name in runs_of], fontsize=7)
-    axes[1, 2].set(title=f"Mean IoU of the ten digits, {len(runs)} seeds")
+        axes[1, 2].barh(index, np.mean(values), color="0.85")
+        axes[1, 2].plot(values, [index] * len(values), "k.", markersize=5)
+        axes[1, 2].text(0.01, index, name, fontsize=8, va="center")
+    axes[1, 2].invert_yaxis()
+    axes[1, 2].set(title=f"Mean IoU of the ten digits, {len(runs)} seeds", yticks=[])
 
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110, metadata={"Software": None})

@@ -159,8 +159,9 @@ network = Network()
 # --------
 #
 # As any network. While the weights are still random, small rates are the easy way to a lower loss, and rates that have
-# become small see too little to grow again. The predictor's default pace keeps the rates from that. Here, where the scale
-# follows the position, they go further still if the weights learn alone at first, at the rates where the layers start.
+# become small see too little to grow again. The predictor's default pace keeps the rates from that. Here, where the
+# scale follows the position, it helps besides to let the weights learn alone at first, at the rates where the layers
+# start.
 
 STEPS, SETTLE = 200, 60
 optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
