@@ -25,13 +25,18 @@ raced_tests := -q tests/test_forward.py tests/test_backward.py -k "plain or lops
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo docs test bench build cuda asan tsan fuzz soak packages wheel sdist try lock lint format clean
+.PHONY: help demo study docs test bench build cuda asan tsan fuzz soak packages wheel sdist try lock lint format clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
+
+study: build $(call installed,demo)  ## train the networks of docs/study.md: a GPU or an afternoon; ARGS="--workers 16"
+	PYTHONPATH=.:$$PYTHONPATH $(python) examples/three_sizes.py --seeds 5 --results examples/three_sizes $(ARGS)
+	PYTHONPATH=.:$$PYTHONPATH $(python) examples/perspective_digits.py --seeds 5 --results examples/perspective_digits \
+	  --output examples/perspective_digits.png $(ARGS)
 
 docs: build $(call installed,demo docs)  ## build the documentation into build/docs, running its examples
 	$(python) -m sphinx -b html -W --keep-going $(ARGS) docs build/docs

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ddu_ops._options import Ints, integer
-from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d
+from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, _StartsAtZero
 
 
 class AdaptiveDilationConv2d(nn.Module):
@@ -28,7 +28,7 @@ class AdaptiveDilationConv2d(nn.Module):
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
         dilation_groups: number of channel groups that have rates and factors of their own. Default: 1.
-        bounds: what the rates lie between: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, a softplus.
+        bounds, pace: of the rates: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, no upper bound, and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
@@ -54,6 +54,7 @@ class AdaptiveDilationConv2d(nn.Module):
         *,
         dilation_groups: int = 1,
         bounds: tuple[float, float] | None = None,
+        pace: float = 0.1,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -70,10 +71,11 @@ class AdaptiveDilationConv2d(nn.Module):
             bias,
             dilation_groups=dilation_groups,
             bounds=bounds,
+            pace=pace,
             **options,
         )
         height, width = self.conv.kernel_size
-        self.mask = nn.Conv2d(
+        self.mask = _StartsAtZero(
             self.conv.in_channels,
             self.conv.dilation_groups * height * width,
             self.conv.kernel_size,
@@ -82,18 +84,11 @@ class AdaptiveDilationConv2d(nn.Module):
             self.conv.dilation,
             **options,
         )
-        self._reset_mask()
-
-    def _reset_mask(self) -> None:
-        """Starts at factors of one half everywhere."""
-        nn.init.zeros_(self.mask.weight)
-        assert self.mask.bias is not None
-        nn.init.zeros_(self.mask.bias)
 
     def reset_parameters(self) -> None:
         """Starts again, as a new layer does."""
         self.conv.reset_parameters()
-        self._reset_mask()
+        self.mask.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
         return self.conv(input, mask=self.mask(input).sigmoid())
@@ -111,7 +106,7 @@ class DynamicASPP(nn.Module):
         in_channels: channels of the input.
         out_channels: channels of every branch, and of the output. Default: 256.
         rates: the fixed rates of the dilated branches. Default: (6, 12, 18).
-        bounds: what the dynamic rate lies between. Default: (0, 4).
+        bounds, pace: of the dynamic rate: see :class:`~ddu_ops.DilationPredictor`. Default: (0, 4) and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
@@ -131,6 +126,7 @@ class DynamicASPP(nn.Module):
         rates: Sequence[int] = (6, 12, 18),
         *,
         bounds: tuple[float, float] | None = (0.0, 4.0),
+        pace: float = 0.1,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -145,7 +141,7 @@ class DynamicASPP(nn.Module):
         def norm() -> nn.BatchNorm2d:
             return nn.BatchNorm2d(out_channels, **options)
 
-        self.rate = DilationPredictor(in_channels, 3, padding=1, bounds=bounds, **options)
+        self.rate = DilationPredictor(in_channels, 3, padding=1, bounds=bounds, pace=pace, **options)
         self.point = point(in_channels)
         self.pyramid = nn.ModuleList(
             DynamicDilationConv2d(

@@ -11,76 +11,42 @@ parameters to within a few per cent, learn from the same pictures:
 - a map of rates, predicted from the picture, that all layers share.
 """
 
-import argparse
-import contextlib
 import functools
-import json
-import multiprocessing
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
+import digits
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot
-from matplotlib.axes import Axes
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from digits import CLASSES, SIZE, Job, Pictures, Result, Scores
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ddu_ops import DilationPredictor, DynamicDilationConv2d
 
-SIZE = 64  # of a picture, in pixels
-SCALES = 1.25, 4.0  # of the digits, from the top to the bottom: a digit of scale 1 has 8 x 8 pixels
-CLASSES = 11  # the ten digits and the ground
+SCALES = 1.25, 4.0  # of the digits, from the top to the bottom
 CHANNELS = 12
 LAYERS = 4
-BATCH = 8
-LEARNING_RATE = 5e-3
 START = 2  # the dilation at which learned rates start
-BOUNDS = 0.5, 3.0  # of what they multiply it by
-SETTLE = 1 / 3  # of the steps: until then the weights learn alone, and the rates stay where they start
+THIRDS = "far", "middle", "near"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    args = parse_args(arguments)
-    jobs = [Job(name, seed, args.steps, args.pictures) for seed in range(args.seeds) for name in VARIANTS]
-    results: dict[str, list[Scores]] = {name: [] for name in VARIANTS}
-    shown: Network | None = None
-    start = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        trained = map(train, jobs)
-        if args.workers > 1:
-            pool = ProcessPoolExecutor(args.workers, multiprocessing.get_context("spawn"))
-            trained = stack.enter_context(pool).map(train, jobs)
-        for job, (network, scores) in zip(jobs, tqdm(trained, "networks", len(jobs)), strict=True):
-            results[job.name].append(scores)
-            if shown is None and job.name == PREDICTED:
-                shown = network
-    print(f"{len(jobs)} networks, {args.steps} steps each: {time.perf_counter() - start:.0f} s")
-    print(table(results))
-    if args.results is not None:
-        args.results.parent.mkdir(parents=True, exist_ok=True)
-        args.results.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        args.results.with_suffix(".md").write_text(table(results), encoding="utf-8")
-    assert shown is not None
-    draw(args.output, shown, make_pictures(0, args.pictures)[1], results)
-    print(f"wrote {args.output}")
-
-
-def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=1, help="networks of every kind [%(default)s]")
-    parser.add_argument("--steps", type=int, default=800, help="steps of training for each [%(default)s]")
-    parser.add_argument("--pictures", type=int, default=400, help="to train on [%(default)s]")
-    parser.add_argument("--workers", type=int, default=2, help="networks at a time, on a core each [%(default)s]")
+    parser = digits.parser(__doc__, steps=800)
     parser.add_argument("--output", type=Path, default="perspective_digits.png", help="picture to write [%(default)s]")
-    parser.add_argument("--results", type=Path, help="file to write all scores to, as .json, and their table, as .md")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    jobs = [
+        Job(name, "AdamW", 5e-3, seed, args.steps, args.pictures, args.device)
+        for seed in range(args.seeds)
+        for name in VARIANTS
+    ]
+    networks, results = {}, []
+    for job, (network, scores) in zip(jobs, digits.side_by_side(train, jobs, args.workers), strict=True):
+        networks.setdefault(job.name, network)
+        results.append(Result(job, scores))
+    digits.write(args.results, results, table(results))
+    draw(args.output, networks[SHOWN], make_pictures(0, args.pictures)[1], results)
+    print(f"wrote {args.output}")
 
 
 # The pictures --------------------------------------------------------------------------------------------------------
@@ -91,43 +57,17 @@ def true_scale() -> Tensor:
     return torch.linspace(*SCALES, SIZE).view(-1, 1).expand(SIZE, SIZE)
 
 
-Pictures = tuple[Tensor, Tensor]  # (N, 2, SIZE, SIZE): the picture and its rows' height; (N, SIZE, SIZE): classes
+def scale(y: int, rng: np.random.Generator) -> float:
+    return true_scale()[y, 0].item()
 
 
-@functools.lru_cache(1)
-def make_pictures(seed: int, count: int) -> tuple[Pictures, Pictures]:
-    """For training and for testing, with no digit in common."""
-    digits = load_digits()
-    images = torch.tensor(digits.images / 16, dtype=torch.float32)
-    labels = torch.tensor(digits.target)
-    rng = np.random.default_rng(seed)
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.4, random_state=seed, stratify=digits.target)
-    return compose(images[train], labels[train], count, rng), compose(images[test], labels[test], 100, rng)
-
-
-def compose(images: Tensor, labels: Tensor, count: int, rng: np.random.Generator) -> Pictures:
-    ink = torch.zeros(count, SIZE, SIZE)
-    classes = torch.zeros(count, SIZE, SIZE, dtype=torch.long)
-    scale = true_scale()[:, 0]
-    for picture, truth in zip(ink, classes, strict=True):
-        taken = torch.zeros(SIZE, SIZE, dtype=torch.bool)
-        for _ in range(40):  # attempts, of which those count that find a free place
-            y, x = rng.integers(0, SIZE, 2)
-            size = round(8 * scale[y].item())
-            top, left = y - size // 2, x - size // 2
-            if min(top, left) < 0 or max(top, left) + size > SIZE:
-                continue
-            place = slice(top, top + size), slice(left, left + size)
-            if taken[place].any():
-                continue
-            taken[place] = True
-            index = rng.integers(len(labels))
-            drawn = F.interpolate(images[index][None, None], (size, size), mode="bilinear")[0, 0]
-            picture[place] = drawn
-            truth[place] = torch.where(drawn > 0.4, labels[index] + 1, 0)
-    ink += 0.1 * torch.tensor(rng.standard_normal(ink.shape), dtype=torch.float32)
-    height = torch.linspace(-1, 1, SIZE).view(-1, 1).expand(count, SIZE, SIZE)
-    return torch.stack([ink, height], 1), classes
+def make_pictures(seed: int, count: int) -> list[Pictures]:
+    """For training and for testing: the ink, and the height of each row as a second channel."""
+    height = torch.linspace(-1, 1, SIZE).view(-1, 1)
+    return [
+        (torch.cat([ink, height.expand_as(ink)], 1), classes)
+        for ink, classes in digits.make_pictures(scale, seed, count)
+    ]
 
 
 # The networks --------------------------------------------------------------------------------------------------------
@@ -185,121 +125,78 @@ class Learned(nn.Module):
 
 
 class Constant(Learned):
+    """Its predictors see nothing: a bias is all that they learn, and goes at the pace of the weights."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.predictors = nn.ModuleList(DilationPredictor(1, 1, bounds=BOUNDS) for _ in range(LAYERS))
+        self.predictors = nn.ModuleList(DilationPredictor(1, 1, pace=1.0) for _ in range(LAYERS))
 
     def rates(self, features: Tensor) -> list[Tensor]:
         return [predictor(torch.zeros_like(features[:, :1])) for predictor in self.predictors]
 
 
 class Predicted(Learned):
-    def __init__(self) -> None:
+    def __init__(self, **options: float) -> None:
         super().__init__()
-        self.predictor = DilationPredictor(CHANNELS, 3, padding=1, bounds=BOUNDS)
+        self.predictor = DilationPredictor(CHANNELS, 3, padding=1, **options)
 
     def rates(self, features: Tensor) -> list[Tensor]:
         return [self.predictor(features)] * LAYERS
 
 
-PREDICTED = "predicted map"
+FROZEN = ", frozen at first"
+SHOWN = "predicted map, pace 1" + FROZEN
 VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "dilation 1": functools.partial(Fixed, 1),
     "dilation 2": functools.partial(Fixed, 2),
     "dilation 4": functools.partial(Fixed, 4),
     "ASPP 1, 2, 4": functools.partial(Fixed, 1, 2, 4),
     "learned constant": Constant,
-    PREDICTED: Predicted,
+    "learned constant" + FROZEN: Constant,
+    "predicted map": Predicted,
+    "predicted map" + FROZEN: Predicted,
+    SHOWN: functools.partial(Predicted, pace=1.0),
 }
 
 
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-Scores = dict[str, float]
-
-
-class Job(NamedTuple):
-    """One network to be trained."""
-
-    name: str
-    seed: int
-    steps: int
-    pictures: int
-
-
 def train(job: Job) -> tuple[Network, Scores]:
-    torch.set_num_threads(1)
-    (pictures, classes), test = make_pictures(job.seed, job.pictures)
+    pictures, test = make_pictures(job.seed, job.pictures)
     torch.manual_seed(job.seed)
-    network = Network(VARIANTS[job.name])
-    fit(network, pictures, classes, job.steps)
-    return network, evaluate(network, *test)
-
-
-def fit(network: nn.Module, pictures: Tensor, classes: Tensor, steps: int) -> None:
+    network = Network(VARIANTS[job.name]).to(job.device)
     predictors = [module for module in network.modules() if isinstance(module, DilationPredictor)]
-    of_rates = [parameter for predictor in predictors for parameter in predictor.parameters()]
-    others = [parameter for parameter in network.parameters() if all(parameter is not rate for rate in of_rates)]
-    groups = [{"params": others}, {"params": of_rates}]
-    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], LEARNING_RATE)
-
-    def pace(step: int) -> float:
-        return min(1.0, 10 * step / steps, 1.5 * (1 - step / steps))
-
-    paces = [pace, lambda step: pace(step) if step >= SETTLE * steps else 0.0]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, paces[: len(optimizer.param_groups)])
-    weight = torch.ones(CLASSES)
-    weight[0] = 0.3  # most of a picture is ground
-    network.train()
-    for _ in range(steps):
-        batch = torch.randint(len(pictures), (BATCH,))
-        loss = F.cross_entropy(network(pictures[batch]), classes[batch], weight)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    digits.fit(network, pictures, job, predictors if job.name.endswith(FROZEN) else [])
+    scores = digits.evaluate(network, test, THIRDS)
+    return network.cpu(), scores
 
 
-@torch.no_grad()
-def evaluate(network: Network, pictures: Tensor, classes: Tensor) -> Scores:
-    network.eval()
-    predicted = torch.cat([network(part).argmax(1) for part in pictures.split(50)])
-    union = [((predicted == c) | (classes == c)).sum() for c in range(1, CLASSES)]
-    both = [((predicted == c) & (classes == c)).sum() for c in range(1, CLASSES)]
-    ink = classes > 0
-    right = (predicted == classes) & ink
-    thirds = [right[:, rows].sum() / ink[:, rows].sum() for rows in torch.arange(SIZE).chunk(3)]
-    return {
-        "mIoU": torch.stack([b / u for b, u in zip(both, union, strict=True)]).mean().item(),
-        **{name: share.item() for name, share in zip(("far", "middle", "near"), thirds, strict=True)},
-        "parameters": float(sum(parameter.numel() for parameter in network.parameters())),
-    }
-
-
-def table(results: dict[str, list[Scores]]) -> str:
+def table(results: Sequence[Result]) -> str:
     """Mean and standard deviation over the seeds, as Markdown."""
-    keys = ["mIoU", "far", "middle", "near"]
-    lines = [f"| {' | '.join(['rates', 'parameters', *keys])} |", "| --- " * (2 + len(keys)) + "|"]
-    for name, runs in results.items():
-        cells = [
-            f"{np.mean([run[key] for run in runs]):.3f} ± {np.std([run[key] for run in runs]):.3f}" for key in keys
-        ]
-        lines.append(f"| {' | '.join([name, str(int(runs[0]['parameters'])), *cells])} |")
-    return "\n".join(lines) + "\n"
+    keys = ["mIoU", *THIRDS]
+    return digits.markdown(
+        ["rates", "parameters", *keys],
+        [
+            [name, f"{runs[0]['parameters']:.0f}", *(digits.spread([run[key] for run in runs]) for key in keys)]
+            for name, runs in digits.grouped(results, lambda job: job.name).items()
+        ],
+    )
 
 
 @torch.no_grad()
-def draw(output: Path, network: Network, test: Pictures, results: dict[str, list[Scores]]) -> None:
+def draw(output: Path, network: Network, test: Pictures, results: Sequence[Result]) -> None:
     """A picture, the sizes in it, the dilation that the network predicts for it, and how well all networks do."""
+    from matplotlib import pyplot
+    from matplotlib.axes import Axes
+
     pictures, _ = test
-    network.eval()
     rates = torch.cat([network.layers.rates(network.stem(part))[0] for part in pictures.split(50)])
     dilation = START * F.interpolate(rates, (SIZE, SIZE), mode="bilinear")[:, 0]
     figure, axes = pyplot.subplots(2, 3, figsize=(12, 7.2), layout="constrained")
 
     def show(ax: Axes, title: str, image: Tensor, **options: object) -> None:
-        shown = ax.imshow(image, **options)
+        shown = ax.imshow(image.numpy(), **options)
         ax.set(title=title, xticks=[], yticks=[])
         if "cmap" not in options:
             figure.colorbar(shown, ax=ax, shrink=0.8)
@@ -313,15 +210,17 @@ def draw(output: Path, network: Network, test: Pictures, results: dict[str, list
     axes[1, 1].plot(true_scale()[:, 0], rows, ".")
     axes[1, 1].set(title="Row by row", xlabel="true scale", ylabel="mean predicted dilation", ylim=(0, None))
 
-    for index, runs in enumerate(results.values()):
+    for index, (name, runs) in enumerate(digits.grouped(results, lambda job: job.name).items()):
         values = [run["mIoU"] for run in runs]
-        axes[1, 2].bar(index, np.mean(values), yerr=np.std(values), color="0.8", capsize=4)
-        axes[1, 2].plot([index] * len(values), values, "k.", markersize=5)
-    axes[1, 2].set_xticks(range(len(results)), [name.replace(" ", "\n", 1) for name in results], fontsize=7)
-    axes[1, 2].set(title=f"Mean IoU of the ten digits, {len(runs)} seeds")
+        axes[1, 2].barh(index, np.mean(values), color="0.85")
+        axes[1, 2].plot(values, [index] * len(values), "k.", markersize=5)
+        axes[1, 2].text(0.01, index, name, fontsize=8, va="center")
+    axes[1, 2].invert_yaxis()
+    axes[1, 2].set(title=f"Mean IoU of the ten digits, {len(runs)} seeds", yticks=[])
 
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -564,7 +564,8 @@ def test_messages_of_to_offsets() -> None:
 # ---- the predictor ----
 
 
-BOUNDS = [(0.0, 4.0), (0.3, 1.7), (-2.0, 9.1), None]
+INF = math.inf
+BOUNDS = [(0.0, 4.0), (0.3, 1.7), (-2.0, 9.1), (0.0, INF), (-INF, 4.0), (-INF, INF), None]
 bounds_of_rates = pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 
 
@@ -582,30 +583,82 @@ def test_rates_start_at_one(bounds: Any, dtype: torch.dtype, device: torch.devic
 
 
 @bounds_of_rates
-def test_rates_and_their_bounds(bounds: Any) -> None:
-    predictor = ddu_ops.DilationPredictor(1, 1, bounds=bounds).double()
+@pytest.mark.parametrize("pace", [0.1, 1.0])
+def test_rates_and_their_bounds(bounds: Any, pace: float) -> None:
+    """An infinite end bounds nothing, and leaves the other as it is."""
+    predictor = ddu_ops.DilationPredictor(1, 1, bounds=bounds, pace=pace).double()
     nn.init.ones_(predictor.weight)
-    z = torch.linspace(-40, 40, 1601, dtype=torch.float64).view(1, 1, 1, -1)
+    z = torch.linspace(-40, 40, 1601, dtype=torch.float64).view(1, 1, 1, -1) / pace
     rates = predictor(z).flatten().detach()
-    lower, upper = bounds or (0, math.inf)
+    lower, upper = bounds or (0.0, INF)
     assert (rates.diff() >= 0).all()
     assert rates.min() >= lower
     assert rates.max() <= upper
-    if bounds is not None:
-        assert rates[0] == pytest.approx(lower, abs=1e-3)
-        assert rates[-1] == pytest.approx(upper, abs=1e-2)
-    else:
-        torch.testing.assert_close(rates, torch.logaddexp2(z, torch.zeros_like(z)).flatten())
-    near = z[..., 700:900].requires_grad_()
-    assert torch.autograd.gradcheck(predictor, near[..., ::9].detach().requires_grad_())
+    assert rates[0] == pytest.approx(lower if lower > -INF else -39, abs=1e-3)
+    assert rates[-1] == pytest.approx(upper if upper < INF else 41, abs=1e-2)
+    near = z[..., 700:900:9].clone().requires_grad_()
+    assert torch.autograd.gradcheck(predictor, near)
     slope = torch.autograd.functional.jacobian(predictor, torch.zeros(1, 1, 1, 1, dtype=torch.float64))
-    assert slope.item() == (1 if bounds else 0.5)
+    assert slope.item() == pytest.approx(pace)
 
 
-def test_bad_bounds() -> None:
-    for bounds in ((1.0, 2.0), (0.0, 1.0), (2.0, 3.0)):
+def test_bad_options_of_rates() -> None:
+    for bounds in ((1.0, 2.0), (0.0, 1.0), (2.0, 3.0), (math.nan, 4.0)):
         with pytest.raises(ValueError, match=r"^DilationPredictor\(\): expected bounds on both sides of 1, but got "):
             ddu_ops.DilationPredictor(3, 3, bounds=bounds)
+    for pace in (0.0, -1.0, INF, math.nan):
+        with pytest.raises(
+            ValueError, match=r"^DilationPredictor\(\): expected pace to be positive and finite, but got "
+        ):
+            ddu_ops.DilationPredictor(3, 3, pace=pace)
+
+
+def test_loops_that_initialise_convolutions_leave_rates_and_masks_alone() -> None:
+    """By the type of a module, as those of torchvision, or by the name of its class, as that of DCGAN."""
+
+    def by_type(module: nn.Module) -> None:
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+
+    def by_name(module: nn.Module) -> None:
+        if "Conv" in type(module).__name__ and hasattr(module, "weight"):
+            nn.init.normal_(module.weight)
+
+    input = torch.randn(2, 4, 9, 9)
+    for initialise in (by_type, by_name):
+        model = nn.Sequential(
+            layers.AdaptiveDilationConv2d(4, 4, 3, padding=1), layers.DynamicASPP(4, 4, rates=(1, 2))
+        ).apply(initialise)
+        assert (model[0].conv.rate(input) == 1).all()
+        assert (model[1].rate(input) == 1).all()
+        assert (model[0].mask(input) == 0).all()
+
+
+def test_a_predictor_is_made_as_a_convolution() -> None:
+    """With its parameters, attributes and checks; on meta, of another type, and without initial values."""
+    conv = nn.Conv2d(4, 2, (3, 5), (2, 1), (1, 2), (2, 1))
+    predictor = ddu_ops.DilationPredictor(4, (3, 5), (2, 1), (1, 2), (2, 1), dilation_groups=2)
+    predictor.load_state_dict(conv.state_dict())
+    input = torch.randn(2, 4, 9, 11)
+    torch.testing.assert_close(predictor(input), 1 + 0.1 * conv(input), rtol=0, atol=0.05)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation"):
+        assert getattr(predictor, name) == getattr(conv, name)
+    predictor.reset_parameters()
+    assert (predictor(input) == 1).all()
+
+    with torch.device("meta"):
+        assert ddu_ops.DilationPredictor(4, 3).weight.is_meta
+    meta = ddu_ops.DilationPredictor(4, 3, device="meta", dtype=torch.float64)
+    assert meta(torch.empty(2, 4, 5, 5, device="meta", dtype=torch.float64)).shape == (2, 1, 3, 3)
+    assert nn.utils.skip_init(ddu_ops.DilationPredictor, 4, 3).weight.device == torch.device("cpu")
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert ddu_ops.DilationPredictor(4, 3).bias.dtype == torch.float64
+    finally:
+        torch.set_default_dtype(default)
+    with pytest.raises(ValueError, match="padding='same' is not supported for strided convolutions"):
+        ddu_ops.DilationPredictor(4, 3, 2, "same")
 
 
 # ---- the module ----
@@ -839,7 +892,7 @@ def test_repr() -> None:
         """\
 DynamicDilationConv2d(
   4, 6, kernel_size=(3, 3), stride=(1, 1), padding=same, dilation=(1, 1), groups=1, bias=True, dilation_groups=2, aligned=True
-  (rate): DilationPredictor(4, 2, kernel_size=(3, 3), stride=(1, 1), padding=same, bounds=(0.0, 4.0))
+  (rate): DilationPredictor(4, 2, kernel_size=(3, 3), stride=(1, 1), padding=same, dilation=(1, 1), bounds=(0.0, 4.0), pace=0.1)
 )
 DynamicDilationConv2d(4, 6, kernel_size=(3, 2), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, bias=False, dilation_groups=1, aligned=True)""",
     )

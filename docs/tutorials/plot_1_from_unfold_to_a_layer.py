@@ -127,7 +127,7 @@ for ax, shown, title in zip(
 #
 # A stem that halves the resolution, a few adaptive layers, a classifier for each pixel. The layers share one predictor,
 # so that there is one map to look at; each could have its own, by leaving ``predict=False`` and the map out. They start
-# as convolutions of dilation 2, which the map multiplies by something between 0.5 and 3.
+# as convolutions of dilation 2, which the map multiplies.
 
 
 class Network(torch.nn.Module):
@@ -136,7 +136,7 @@ class Network(torch.nn.Module):
         self.stem = torch.nn.Sequential(
             torch.nn.Conv2d(2, channels, 5, 2, 2, bias=False), torch.nn.BatchNorm2d(channels), torch.nn.ReLU()
         )
-        self.rate = ddu_ops.DilationPredictor(channels, 3, padding=1, bounds=(0.5, 3))
+        self.rate = ddu_ops.DilationPredictor(channels, 3, padding=1)
         self.layers = torch.nn.ModuleList(
             ddu_ops.DynamicDilationConv2d(channels, channels, 3, padding=2, dilation=2, predict=False)
             for _ in range(layers)
@@ -158,9 +158,10 @@ network = Network()
 # Training
 # --------
 #
-# As any network. The one thing to know: while the weights are still random, small rates are the easy way to a lower
-# loss, and rates that have become small see too little to grow again. Two things help: a lower bound, and to let the
-# weights learn alone at first, at the rates where the layers start.
+# As any network. While the weights are still random, small rates are the easy way to a lower loss, and rates that have
+# become small see too little to grow again. The predictor's default pace keeps the rates from that. Here, where the
+# scale follows the position, it helps besides to let the weights learn alone at first, at the rates where the layers
+# start.
 
 STEPS, SETTLE = 200, 60
 optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
