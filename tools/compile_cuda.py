@@ -54,9 +54,10 @@ def main() -> None:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     architectures = [a for a in args.architectures if f"sm_{a}" in known]
-    sources = sorted((ROOT / "csrc" / "backends" / "cuda").glob("*.cu"))
+    folder = ROOT / "csrc" / "backends" / "cuda"
+    sources = sorted(folder.glob("*.cu"))
     jobs = [(source, architecture) for source in sources for architecture in architectures]
-    jobs += [(source, architectures[0]) for source in sorted((ROOT / "csrc" / "backends" / "cuda").glob("*.cpp"))]  # the host's part
+    jobs += [(source, architectures[0]) for source in sorted(folder.glob("*.cpp"))]  # the host's part
     with ThreadPoolExecutor(args.jobs) as pool:
         reports = pool.map(lambda job: compile_one(nvcc, *job), jobs)
         kernels = [kernel for report in reports for kernel in report]
