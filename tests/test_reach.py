@@ -39,12 +39,15 @@ def test_a_launch_is_counted_and_the_fast_kernels_can_be_forced() -> None:
         unfold(case, tensors.input, tensors.dilation_map)
         return {name for name, count in _C.cuda_launches().items() if count == before[name] + 1}
 
-    assert launched() == {"sample_kernel<float, int>"}
+    assert launched() == {"sample_kernel<float, int, 2, true>"}
     with taking("wide"):
-        assert launched() in ({"sample_kernel<float, long int>"}, {"sample_kernel<float, long>"})  # gcc's name, clang's
+        assert launched() in (
+            {"sample_kernel<float, long int, 2, true>"},
+            {"sample_kernel<float, long, 2, true>"},
+        )  # gcc's name, clang's
     with taking("fast"):
-        assert launched() == {"sample_tile_kernel<float, 1>"}
-    assert launched() == {"sample_kernel<float, int>"}
+        assert launched() == {"sample_tile_kernel<float, 1, true>"}
+    assert launched() == {"sample_kernel<float, int, 2, true>"}
 
 
 @needs_cuda

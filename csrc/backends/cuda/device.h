@@ -42,16 +42,16 @@ void dispatch_floating(c10::ScalarType type, const F& f) {
   return type == c10::ScalarType::Double ? f(double()) : dispatch_half_or_float(type, f);
 }
 
-// f(whether each tap has parameters of its own, whether the padding mode is known to be zeros), as constants: for the
-// fast kernels, whose registers are few.
+// f(the source, whether the padding mode is known to be zeros), as constants: for the fast kernels, whose registers are
+// few.
 template <class F>
 void dispatch_fast(const UnfoldParams& p, const F& f) {
-  if (per_tap(p.source)) {
-    f(std::true_type(), std::false_type());
+  if (p.source != Source::kRates) {
+    f(std::integral_constant<Source, Source::kOffsets>(), std::false_type());
   } else if (p.padding_mode == PaddingMode::kZeros) {
-    f(std::false_type(), std::true_type());
+    f(std::integral_constant<Source, Source::kRates>(), std::true_type());
   } else {
-    f(std::false_type(), std::false_type());
+    f(std::integral_constant<Source, Source::kRates>(), std::false_type());
   }
 }
 
@@ -137,21 +137,29 @@ __device__ __forceinline__ float load(const c10::BFloat16* p) {
   return __uint_as_float(static_cast<unsigned>(__ldg(reinterpret_cast<const unsigned short*>(p))) << 16);
 }
 
-// scalar_t: the type of the positions, unless they are float. `at`: of the output position, in elements.
+// A parameter along an axis; zero along one that the problem has not. `at`: in elements. scalar_t: the type of the
+// positions, unless they are float.
 template <class scalar_t>
-__device__ __forceinline__ Compute<scalar_t> load_parameter(
-    const UnfoldParams& p, const PositionsView& positions, int64_t at, int64_t group, int64_t tap, int axis) {
+__device__ __forceinline__ Compute<scalar_t> load_position(
+    const UnfoldParams& p, const PositionsView& positions, int64_t at, int axis) {
   using T = Compute<scalar_t>;
   if (axis < p.first_axis()) {
     return T(0);
   }
-  at += parameter_channel(p, group, tap, axis) * positions.channel;
   return positions.is_float ? static_cast<T>(load(static_cast<const float*>(positions.data) + at))
                             : load(static_cast<const scalar_t*>(positions.data) + at);
 }
 
+// The same for a tap of a group. `at`: of the output position.
+template <class scalar_t>
+__device__ __forceinline__ Compute<scalar_t> load_parameter(
+    const UnfoldParams& p, const PositionsView& positions, int64_t at, int64_t group, int64_t tap, int axis) {
+  return load_position<scalar_t>(p, positions, at + parameter_channel(p, group, tap, axis) * positions.channel, axis);
+}
+
 // A window of a problem that is treated as one of kAxes axes, and the tap of it that it was moved to last.
-template <class scalar_t, int kAxes>
+// kZeros: the padding mode is known to be that.
+template <class scalar_t, int kAxes, bool kZeros = false>
 struct Window {
   using T = Compute<scalar_t>;
   static constexpr int kFirst = kMaxAxes - kAxes;
@@ -202,8 +210,9 @@ struct Window {
         if (a >= moved) {
           const auto& axis = p.axis[kFirst + a];
           const auto place = tap_place<T>(axis, p.source, p.aligned, tap[a]);
-          neighbour[a] =
-              neighbours(axis.size, pixel[a] + place.pixels, place.fraction, place.slope, parameter[a], p.padding_mode);
+          neighbour[a] = neighbours(
+              axis.size, pixel[a] + place.pixels, place.fraction, place.slope, parameter[a],
+              kZeros ? PaddingMode::kZeros : p.padding_mode);
         }
       }
       visit(number);
@@ -292,45 +301,43 @@ struct CornerOffsets {
   }
 };
 
-// An axis in 32 bits, for the fast kernels, which know two.
+// An axis in 32 bits, for the fast kernels: tap_place with what is known when they are compiled.
 struct FastAxis {
   int size, out_size, kernel, stride;
   int first_pixel;  // of the window with output index 0
-  int tap_step;     // pixels from one tap to the next, that the source of positions adds to it
+  int dilation;
   float fraction;
-  float half_step, constant_slope;  // see slope
+  float half_dilation;
   PaddingMode padding_mode;
 
   __device__ __forceinline__ int pixel(int out_index) const { return out_index * stride + first_pixel; }
 
-  // By the parameter: of rates tap_distance, of others a constant.
+  // By the parameter.
+  template <Source kSource>
   __device__ __forceinline__ float slope(int tap) const {
-    return static_cast<float>(2 * tap - (kernel - 1)) * half_step + constant_slope;
+    return kSource == Source::kRates ? static_cast<float>(2 * tap - (kernel - 1)) * half_dilation : 1.f;
   }
 
   // Of a tap of the window at `pixel`. kZeros: the padding mode is that; the others cost registers.
-  template <bool kZeros>
+  template <Source kSource, bool kZeros>
   __device__ __forceinline__ Neighbours<float, int> neighbours_of(int tap, int pixel, float parameter) const {
     return neighbours<float, int>(
-        size, pixel + tap * tap_step, fraction, slope(tap), parameter, kZeros ? PaddingMode::kZeros : padding_mode);
+        size, kSource == Source::kRates ? pixel : pixel + tap * dilation, fraction, slope<kSource>(tap), parameter,
+        kZeros ? PaddingMode::kZeros : padding_mode);
   }
 };
 
 inline FastAxis fast_axis(const UnfoldParams& p, int a) {
   const auto& axis = p.axis[a];
-  const bool rates = p.source == Source::kRates;
-  const auto first = tap_place<float>(axis, p.source, p.aligned, 0);
-  const auto second = tap_place<float>(axis, p.source, p.aligned, 1);
   return {
       static_cast<int>(axis.size),
       static_cast<int>(axis.out_size),
       static_cast<int>(axis.kernel),
       static_cast<int>(axis.stride),
       static_cast<int>(first_pixel(axis, p.source, p.aligned)),
-      static_cast<int>(second.pixels - first.pixels),
-      first.fraction,
-      rates ? static_cast<float>(axis.dilation) / 2 : 0.f,
-      rates ? 0.f : first.slope,
+      static_cast<int>(axis.dilation),
+      centre_fraction<float>(axis, p.source, p.aligned),
+      static_cast<float>(axis.dilation) / 2,
       p.padding_mode};
 }
 

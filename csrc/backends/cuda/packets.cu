@@ -28,8 +28,7 @@ struct Shape {
   int packets_in_group;
 };
 
-// kPerTap: whether each tap has parameters of its own.
-template <class scalar_t, int kPackets, int kAxes, bool kPerTap, bool kZeros>
+template <class scalar_t, int kPackets, int kAxes, Source kSource, bool kZeros>
 __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
     const UnfoldParams p,
     const Shape shape,
@@ -38,6 +37,7 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
     scalar_t* __restrict__ columns) {   // [B, C, taps, L]
   constexpr int kElements = kPacket<scalar_t>;
   constexpr int kFirst = kMaxAxes - kAxes;
+  constexpr bool kPerTap = per_tap(kSource);
   const int block = static_cast<int>(blockIdx.x % shape.position_blocks);
   const int chunk = static_cast<int>(blockIdx.x / shape.position_blocks % shape.chunks);
   const int group = static_cast<int>(blockIdx.x / shape.position_blocks / shape.chunks);  // of the batch's B * G
@@ -63,16 +63,21 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
     at += index[a] * positions.axis[a];
     window[a] = shape.axis[a].pixel(index[a]);
   }
-  const auto load_parameters = [&](int tap) {
+  int64_t of_tap = at + parameter_channel(p, g, 0, kFirst) * positions.channel;
+  const int64_t shared = p.parameters == 1 ? 0 : positions.channel;
+  const auto load_parameters = [&] {
     finite = true;
+    int64_t of_axis = of_tap;
 #pragma unroll
     for (int a = kFirst; a < kMaxAxes; ++a) {
-      parameter[a] = load_parameter<scalar_t>(p, positions, at, g, tap, a);
+      parameter[a] = load_position<scalar_t>(p, positions, of_axis, a);
       finite = finite && is_finite(parameter[a]);
+      of_axis += a < p.first_axis() ? 0 : shared;
     }
+    of_tap += p.parameters * positions.channel;
   };
   if (!kPerTap) {
-    load_parameters(0);
+    load_parameters();
   }
 
   const int pitch = static_cast<int>(packed_row(p));
@@ -89,11 +94,11 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
       columns + (static_cast<int64_t>(group) * shape.per_group + first_packet * kElements) * channel_stride + position;
 
   const auto locate = [&](int a, int tap) {
-    return shape.axis[a].template neighbours_of<kZeros>(tap, window[a], parameter[a]);
+    return shape.axis[a].template neighbours_of<kSource, kZeros>(tap, window[a], parameter[a]);
   };
   Neighbours<float, int> z = {0, 0.f, 0.f};
   Neighbours<float, int> y = {0, 0.f, 0.f};
-  for (int l = 0, tap = 0; l < depth.kernel; ++l) {
+  for (int l = 0; l < depth.kernel; ++l) {
     if (!kPerTap && kAxes == 3) {
       z = locate(0, l);
     }
@@ -101,9 +106,9 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
       if (!kPerTap) {
         y = locate(1, m);
       }
-      for (int n = 0; n < width.kernel; ++n, ++tap, to += length) {
+      for (int n = 0; n < width.kernel; ++n, to += length) {
         if (kPerTap) {
-          load_parameters(tap);
+          load_parameters();
           if (kAxes == 3) {
             z = locate(0, l);
           }
@@ -171,18 +176,16 @@ void launch_sample_packets(
       constexpr int kAxes = decltype(axes)::value;
       shape.chunks = ceil_div(shape.packets_in_group, kPackets);
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.position_blocks);
-      dispatch_fast(p, [&](auto of_tap, auto zeros) {
-        constexpr bool kPerTap = decltype(of_tap)::value;
-        if constexpr (kAxes == 3 || kPerTap) {  // the rest: sample_tile_kernel
+      dispatch_fast(p, [&](auto source, auto zeros) {
+        constexpr Source kSource = decltype(source)::value;
+        if constexpr (kAxes == 3 || kSource != Source::kRates) {  // the rest: sample_tile_kernel
           const auto kernel =
-              counted<sample_packets_kernel<scalar_t, kPackets, kAxes, kPerTap, decltype(zeros)::value>>();
+              counted<sample_packets_kernel<scalar_t, kPackets, kAxes, kSource, decltype(zeros)::value>>();
           kernel.launch()<<<grid, kThreads, 0, stream>>>(
               p, shape, static_cast<const uint4*>(packets), positions, static_cast<scalar_t*>(columns));
         }
       });
     };
-    // The more packets to a thread, the less often a tap's address and weights are computed, and its parameters read.
-    constexpr int kMost = 2;
     const auto for_axes = [&](auto packets_of_thread) {
       if (fast_axes(p) == 3) {
         launch(packets_of_thread, std::integral_constant<int, 3>());
@@ -190,8 +193,17 @@ void launch_sample_packets(
         launch(packets_of_thread, std::integral_constant<int, 2>());
       }
     };
-    if (shape.packets_in_group >= kMost) {
-      for_axes(std::integral_constant<int, kMost>());
+    // The more packets to a thread, the less often a tap's address and weights are computed, and its parameters read;
+    // but enough blocks first.
+    constexpr int64_t kEnoughBlocks = 500;
+    const int64_t blocks = p.batch * p.groups * shape.position_blocks * shape.packets_in_group;
+    const auto pays = [&](int64_t packets) {
+      return shape.packets_in_group >= packets && (blocks >= packets * kEnoughBlocks || forced.fast);
+    };
+    if (pays(4)) {
+      for_axes(std::integral_constant<int, 4>());
+    } else if (pays(2)) {
+      for_axes(std::integral_constant<int, 2>());
     } else {
       for_axes(std::integral_constant<int, 1>());
     }

@@ -43,7 +43,8 @@ constexpr int kMostSlots = kPositions * kMostTaps;
 constexpr int kMostWarps = kMostSlots / kLanes;
 
 // Blocks that should fit on a multiprocessor together, so that some read while others add.
-constexpr int kBlocksPerMultiprocessor = 4;
+template <int kAxes>
+constexpr int kBlocksPerMultiprocessor = kAxes == 3 ? 3 : 4;
 
 // Channels of a chunk: 4 bytes for each lane.
 template <class scalar_t>
@@ -102,8 +103,9 @@ struct Tap {
 };
 
 // The first pixel of a table along an axis, in whose middle is the centre of the window at out_index.
+template <Source kSource>
 __device__ __forceinline__ int table_start(const FastAxis& axis, int out_index, int table) {
-  return axis.pixel(out_index) + axis.tap_step * (axis.kernel - 1) / 2 - table / 2;
+  return axis.pixel(out_index) + (kSource == Source::kRates ? 0 : axis.dilation * (axis.kernel - 1) / 2) - table / 2;
 }
 
 // Makes the list of a pass, for the layer `side` of three axes. Returns how many slots each warp gets, a multiple of
@@ -320,9 +322,10 @@ __device__ __forceinline__ void add_list(
   }
 }
 
-// kPerTap: whether each tap has parameters of its own. Then each slot has a product of its own, too.
-template <class scalar_t, int kAxes, bool kSplat, bool kDot, bool kPerTap, bool kZeros>
-__global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes - 2)) tile_kernel(
+// Where each tap has parameters of its own, each slot has a product of its own, too. row_t: what entries are kept as in
+// shared memory; float for half types of at most 32 channels, so that each lane has one.
+template <class scalar_t, class row_t, int kAxes, bool kSplat, bool kDot, Source kSource, bool kZeros>
+__global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) tile_kernel(
     const UnfoldParams p,
     const FastAxis d,  // of three axes
     const FastAxis h,
@@ -340,7 +343,8 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes 
     const int splits,  // of a group's chunks of channels
     const int chunks_of_split) {
   constexpr int kElements = kPacket<scalar_t>;
-  constexpr int kChannels = kChunk<scalar_t>;
+  constexpr int kChannels = kChunk<row_t>;
+  constexpr bool kPerTap = per_tap(kSource);
   constexpr int kPackets = kChannels / kElements;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<kAxes>*>(memory);
@@ -420,16 +424,16 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes 
       load_parameters(tap_index);
     }
     Tap tap;
-    tap.y =
-        h.template neighbours_of<kZeros>(m, h.pixel(i), active ? parameter_h : std::numeric_limits<float>::quiet_NaN());
-    tap.x = w.template neighbours_of<kZeros>(n, w.pixel(j), parameter_w);
+    tap.y = h.template neighbours_of<kSource, kZeros>(
+        m, h.pixel(i), active ? parameter_h : std::numeric_limits<float>::quiet_NaN());
+    tap.x = w.template neighbours_of<kSource, kZeros>(n, w.pixel(j), parameter_w);
     if constexpr (kAxes == 3) {
       const int l = tap_index / w.kernel / h.kernel;
-      tap.z = d.template neighbours_of<kZeros>(l, d.pixel(e), parameter_d);
-      tap.weights_d = axis_weights(tap.z.fraction, tap.z.direction * d.slope(l));
+      tap.z = d.template neighbours_of<kSource, kZeros>(l, d.pixel(e), parameter_d);
+      tap.weights_d = axis_weights(tap.z.fraction, tap.z.direction * d.template slope<kSource>(l));
     }
-    tap.weights_h = axis_weights(tap.y.fraction, tap.y.direction * h.slope(m));
-    tap.weights_w = axis_weights(tap.x.fraction, tap.x.direction * w.slope(n));
+    tap.weights_h = axis_weights(tap.y.fraction, tap.y.direction * h.template slope<kSource>(m));
+    tap.weights_w = axis_weights(tap.x.fraction, tap.x.direction * w.template slope<kSource>(n));
 
     [[maybe_unused]] int size[kAxes - 1];
     [[maybe_unused]] int of_warp[kAxes - 1];
@@ -438,8 +442,8 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes 
       for (int side = 0; side < kAxes - 1; ++side) {
         int slots = 0;
         const int each = make_list<kAxes>(
-            p, tap, side, table_start(h, first_i + kTileH / 2, kTableH), table_start(w, first_j + kTileW / 2, kTableW),
-            shared, slots);
+            p, tap, side, table_start<kSource>(h, first_i + kTileH / 2, kTableH),
+            table_start<kSource>(w, first_j + kTileW / 2, kTableW), shared, slots);
         size[kAxes == 3 && side == 1 ? 1 : 0] = slots;
         of_warp[kAxes == 3 && side == 1 ? 1 : 0] = each;
       }
@@ -479,12 +483,16 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes 
             corner += plane;
           }
           if constexpr (kSplat) {
-            unsigned* const row = &shared.rows[threadIdx.x][q * 4];
+            if constexpr (std::is_same_v<row_t, float>) {
+              unsigned* const row = &shared.rows[threadIdx.x][q * kElements];
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              if constexpr (kElements == 4) {
-                row[k] = __float_as_uint(raw[k]);
-              } else {
+              for (int k = 0; k < kElements; ++k) {
+                row[k] = __float_as_uint(from_raw<scalar_t>(raw[k]));
+              }
+            } else {
+              unsigned* const row = &shared.rows[threadIdx.x][q * 4];
+#pragma unroll
+              for (int k = 0; k < 4; ++k) {
                 row[k] = raw[2 * k] | static_cast<unsigned>(raw[2 * k + 1]) << 16;
               }
             }
@@ -545,7 +553,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes 
             (group * ceil_div(per_group, kChannelBlock) + first / kChannelBlock) * stride, stride, per_group - first};
 #pragma unroll
         for (int side = 0; side < kAxes - 1; ++side) {
-          add_list<scalar_t>(
+          add_list<row_t>(
               shared.lists[side], shared.rows[0], warp * of_warp[side],
               min((warp + 1) * of_warp[side], ceil_div(size[side], kAtOnce) * kAtOnce), chunk_sums,
               static_cast<int>(sums_row(p)));
@@ -583,6 +591,9 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor - (kAxes 
   }
 }
 
+// Whether there are no more channels than lanes. (Of two axes it makes no difference that would pay for the kernels.)
+bool narrow(const UnfoldParams& p) { return fast_axes(p) == 3 && p.channels / p.groups <= kLanes; }
+
 struct Grid {
   int64_t tiles_w, tiles_h, tiles, splits, chunks_of_split;
 };
@@ -594,7 +605,7 @@ Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
   int multiprocessors = 0;
   C10_CUDA_CHECK(cudaGetDevice(&device));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  const int64_t chunk = kLanes * 4 / static_cast<int64_t>(c10::elementSize(type));
+  const int64_t chunk = kLanes * 4 / (narrow(p) ? 4 : static_cast<int64_t>(c10::elementSize(type)));
   const int64_t chunks = ceil_div<int64_t>(p.channels / p.groups, chunk);
   Grid grid = {};
   grid.tiles_w = ceil_div<int64_t>(p.axis[2].out_size, kTileW);
@@ -604,8 +615,9 @@ Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
   int64_t best = std::numeric_limits<int64_t>::max();
   for (int64_t splits = 1; splits <= std::min(chunks, kMostSplits); ++splits) {
     const int64_t of_split = ceil_div(chunks, splits);
-    const int64_t rounds =
-        ceil_div<int64_t>(p.batch * p.groups * grid.tiles * splits, multiprocessors * kBlocksPerMultiprocessor);
+    const int64_t rounds = ceil_div<int64_t>(
+        p.batch * p.groups * grid.tiles * splits,
+        multiprocessors * (fast_axes(p) == 3 ? kBlocksPerMultiprocessor<3> : kBlocksPerMultiprocessor<2>));
     const int64_t time = rounds * (1 + 4 * of_split);
     if (time < best) {
       best = time;
@@ -637,15 +649,17 @@ void launch_tiles(
   const int threads = ceil_div(taps, ceil_div(taps, kMostTaps)) * kPositions;
   dispatch_half_or_float(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    const auto for_axes = [&](auto axes) {
-      dispatch_fast(p, [&](auto of_tap, auto zeros) {
+    const auto launch_as = [&](auto row, auto axes) {
+      using row_t = decltype(row);
+      dispatch_fast(p, [&](auto source, auto zeros) {
         constexpr int kAxes = decltype(axes)::value;
         constexpr int kBytes = sizeof(Shared<kAxes>);
-        constexpr bool kPerTap = decltype(of_tap)::value;
+        constexpr Source kSource = decltype(source)::value;
         constexpr bool kZeros = decltype(zeros)::value;
-        const auto kernel = sums.data == nullptr ? counted<tile_kernel<scalar_t, kAxes, false, true, kPerTap, kZeros>>()
-            : packets == nullptr                 ? counted<tile_kernel<scalar_t, kAxes, true, false, kPerTap, kZeros>>()
-                                                 : counted<tile_kernel<scalar_t, kAxes, true, true, kPerTap, kZeros>>();
+        const auto kernel = sums.data == nullptr
+            ? counted<tile_kernel<scalar_t, row_t, kAxes, false, true, kSource, kZeros>>()
+            : packets == nullptr ? counted<tile_kernel<scalar_t, row_t, kAxes, true, false, kSource, kZeros>>()
+                                 : counted<tile_kernel<scalar_t, row_t, kAxes, true, true, kSource, kZeros>>();
         C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
         const auto launch = [&](const auto&... arguments) {
           if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
@@ -661,10 +675,12 @@ void launch_tiles(
             static_cast<int>(grid.chunks_of_split));
       });
     };
-    if (fast_axes(p) == 3) {
-      for_axes(std::integral_constant<int, 3>());
+    if (fast_axes(p) == 2) {
+      launch_as(scalar_t(), std::integral_constant<int, 2>());
+    } else if (narrow(p)) {
+      launch_as(float(), std::integral_constant<int, 3>());
     } else {
-      for_axes(std::integral_constant<int, 2>());
+      launch_as(scalar_t(), std::integral_constant<int, 3>());
     }
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
