@@ -299,9 +299,9 @@ def convolutions(draw: st.DrawFn, case: Case) -> ConvolutionCase:
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> Call:
+def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
     """Any call: a problem, stated well or not."""
-    name = draw(st.sampled_from(NAMES))
+    name = draw(st.sampled_from(names))
     dims = 2 if name in CONVOLUTIONS else _axes(name) or draw(st.integers(1, 3))
     source = "offsets" if name.startswith("deform_") else "rates"
     if name in FAMILY:
