@@ -244,6 +244,7 @@ for _operator in (torch.ops.ddu.conv2d.default, torch.ops.ddu.conv2d_backward.de
 
 # In inference mode these come here as they are, and as they are they would run on the shards.
 for _name in torch._C._dispatch_get_all_op_names():
-    _operator = getattr(torch.ops.ddu, _name.removeprefix("ddu::")).default if _name.startswith("ddu::") else None
-    if _operator is not None and _operator.has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd):
-        _dispatcher._custom_op_handlers[_operator] = lambda op, args, kwargs: op.decompose(*args, **kwargs)
+    if _name.startswith("ddu::"):
+        _operator = getattr(torch.ops.ddu, _name.removeprefix("ddu::")).default
+        if _operator.has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd):
+            _dispatcher._custom_op_handlers[_operator] = lambda op, args, kwargs: op.decompose(*args, **kwargs)
