@@ -1,14 +1,16 @@
 """What :class:`torch.utils.flop_counter.FlopCounterMode` counts for the operators.
 
 As for torch's own, a multiply-add is two operations, and finding out where data lies counts for nothing. An entry of
-the columns is a sum of four pixels by their bilinear weights, or is shared out over them: 4 multiply-adds. A derivative
-by a rate has other weights, found as the others are once for all channels of a group; its product with an entry of the
-columns, added to the gradient of the window, is one more. A convolution makes its columns, multiplies each entry by the
-mask, if there is one, and then by as many weights as a group has channels of the output; its backward takes the steps
-that ``output_mask`` asks for. As in torch's own convolution, a bias counts for nothing.
+the columns is a sum of the ``2 ** N`` pixels around a position by their weights, or is shared out over them: as many
+multiply-adds. A derivative by a parameter of the positions has other weights, found as the others are once for all
+channels of a group; its product with an entry of the columns, added to the gradient of the window or the tap, is one
+more. A convolution makes its columns, multiplies each entry by the mask, if there is one, and then by as many weights
+as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in torch's own
+convolution, a bias counts for nothing.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,41 +18,88 @@ from torch.utils.flop_counter import register_flop_formula
 
 Shape = tuple[int, ...]
 
-_TOUCH = 4 * 2  # the four pixels of an entry
 _REDUCE = 1 * 2
 _MASK = 1  # nothing is added
 
 
-def _count(columns: Shape, each: int, options: tuple[Any, ...]) -> int:
-    """``options`` of the call are those after the map; the last of six is the order of a derivative."""
-    order = options[5] if len(options) == 6 else ()
-    vanishes = max(order, default=0) > (2 if len(order) == 1 else 1)
-    return 0 if vanishes else each * math.prod(columns)
+def _touch(positions: Shape) -> int:
+    """The pixels of an entry, ``2 ** N`` of them."""
+    return 2 ** (len(positions) - 2) * 2
 
 
-@register_flop_formula([torch.ops.ddu.unfold, torch.ops.ddu.sample])
-def _sample(input: Shape, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape) -> int:
-    return _count(out_shape, _TOUCH, options)
+def _parameters(positions: Shape, source: str, groups: int) -> int:
+    """How many move an entry: the rates of its window, or an offset on every axis."""
+    return positions[1] // groups if source == "rates" else len(positions) - 2
 
 
-@register_flop_formula([torch.ops.ddu.fold, torch.ops.ddu.splat])
-def _splat(
+def _vanishes(positions: Shape, source: str, order: Sequence[int]) -> bool:
+    """Whether so high a derivative is zero. By an axis there is one; the one rate moves the taps along all axes."""
+    one_rate = source == "rates" and len(order) == 1
+    return max(order, default=0) > (len(positions) - 2 if one_rate else 1)
+
+
+@register_flop_formula(torch.ops.ddu.unfold)
+def _unfold(input: Shape, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape) -> int:
+    return _touch(dilation_map) * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.ddu.fold)
+def _fold(
     columns: Shape, output_size: Any, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape
 ) -> int:
-    return _count(columns, _TOUCH, options)
-
-
-@register_flop_formula(torch.ops.ddu.dot)
-def _dot(columns: Shape, input: Shape, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape) -> int:
-    return _count(columns, _TOUCH + _REDUCE, options)
+    return _touch(dilation_map) * math.prod(columns)
 
 
 @register_flop_formula(torch.ops.ddu.unfold_backward)
 def _unfold_backward(
-    grad_output: Shape, input: Shape, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Any
+    grad_output: Shape,
+    input: Shape,
+    kernel_size: Any,
+    dilation_map: Shape,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *options: Any,
+    out_shape: Any,
 ) -> int:
-    rates = dilation_map[1] // options[3]  # by the groups
-    return _count(grad_output, _TOUCH + rates * (_TOUCH + _REDUCE), options)
+    touch = _touch(dilation_map)
+    rates = _parameters(dilation_map, "rates", groups)
+    return math.prod(grad_output) * (touch + rates * (touch + _REDUCE))
+
+
+def _order(window: tuple[Any, ...]) -> Sequence[int]:
+    """The last option of the family; ``window`` starts with the kernel size. Defaults at the end are left out."""
+    return window[7] if len(window) > 7 else ()
+
+
+@register_flop_formula(torch.ops.ddu.sample)
+def _sample(input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    return 0 if _vanishes(positions, source, _order(window)) else _touch(positions) * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.ddu.splat)
+def _splat(columns: Shape, output_size: Any, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    return 0 if _vanishes(positions, source, _order(window)) else _touch(positions) * math.prod(columns)
+
+
+@register_flop_formula(torch.ops.ddu.dot)
+def _dot(columns: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    vanishes = _vanishes(positions, source, _order(window))
+    return 0 if vanishes else (_touch(positions) + _REDUCE) * math.prod(columns)
+
+
+@register_flop_formula(torch.ops.ddu.sample_backward)
+def _sample_backward(
+    grad_output: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Any
+) -> int:
+    touch, parameters = _touch(positions), _parameters(positions, source, window[4] if len(window) > 4 else 1)
+    order = list(_order(window)) or [0] * parameters
+    each = 0 if _vanishes(positions, source, order) else touch
+    for r in range(parameters):
+        raised = [times + (index == r) for index, times in enumerate(order)]
+        each += 0 if _vanishes(positions, source, raised) else touch + _REDUCE
+    return math.prod(grad_output) * each
 
 
 def _entries_and_product(input: Shape, weight: Shape, dilation_map: Shape) -> tuple[int, int]:
@@ -70,7 +119,7 @@ def _conv2d(
     out_shape: Shape,
 ) -> int:
     entries, product = _entries_and_product(input, weight, dilation_map)
-    return entries * (_TOUCH + (_MASK if mask is not None else 0)) + product
+    return entries * (_touch(dilation_map) + (_MASK if mask is not None else 0)) + product
 
 
 @register_flop_formula(torch.ops.ddu.conv2d_backward)
@@ -85,10 +134,11 @@ def _conv2d_backward(
 ) -> int:
     entries, product = _entries_and_product(input, weight, dilation_map)
     dilation_groups, (by_input, by_weight, by_map, by_mask) = options[4], options[-1]
+    touch, rates = _touch(dilation_map), _parameters(dilation_map, "rates", dilation_groups)
     modulation = _MASK if mask is not None else 0
     each = products = 0
     if by_weight or by_mask:
-        each += _TOUCH  # the columns again
+        each += touch  # the columns again
     if by_weight:
         each += modulation
         products += 1
@@ -97,7 +147,7 @@ def _conv2d_backward(
     if by_mask:
         each += _REDUCE
     if by_input or by_map:
-        each += modulation + _TOUCH
+        each += modulation + touch
     if by_map:
-        each += dilation_map[1] // dilation_groups * (_TOUCH + _REDUCE)
+        each += rates * (touch + _REDUCE)
     return entries * each + products * product

@@ -128,7 +128,8 @@ def _register(
 
 # ---- The unfold, the fold and their derivatives ----
 
-# The tensors that the operators return and take, in the order of their schemas. A gradient has the shape of a map.
+# The tensors that the operators return and take, in the order of their schemas. The channels of the positions, "map",
+# and of what is shaped like them, "gradient", belong to groups, whatever their source and the number of axes.
 _SAMPLE = (["columns"], ["image", "map"])
 _SPLAT = (["image"], ["columns", "map"])
 _OPERATORS = {
@@ -138,6 +139,7 @@ _OPERATORS = {
     "splat": _SPLAT,
     "dot": (["gradient"], ["columns", "image", "map"]),
     "unfold_backward": (["image", "gradient"], ["columns", "image", "map"]),
+    "sample_backward": (["image", "gradient"], ["columns", "image", "map"]),
 }
 
 
@@ -171,9 +173,13 @@ def _groups_or_channels(op: OpOverload, args: _Arguments) -> int:
     """Groups, or channels of the only one."""
     if args["groups"] > 1:
         return args["groups"]
-    leading, kernel_size = args[op._schema.arguments[0].name], args["kernel_size"]
-    taps = 1 if leading.ndim == 4 else kernel_size[0] * kernel_size[-1]
-    return leading.shape[1] // taps
+    leading = op._schema.arguments[0].name
+    channels: int = args[leading].shape[1]
+    if leading == "input":
+        return channels
+    positions = "positions" if "source" in (argument.name for argument in op._schema.arguments) else "dilation_map"
+    kernel_size, axes = args["kernel_size"], args[positions].ndim - 2
+    return channels // math.prod(kernel_size * axes if len(kernel_size) == 1 else kernel_size)
 
 
 for _name in _OPERATORS:
@@ -237,9 +243,8 @@ for _operator in (torch.ops.ddu.conv2d.default, torch.ops.ddu.conv2d_backward.de
     )
 
 # In inference mode these come here as they are, and as they are they would run on the shards.
-for _composite in (
-    torch.ops.ddu.dynamic_dilation_unfold.default,
-    torch.ops.ddu.dynamic_dilation_fold.default,
-    torch.ops.ddu.dynamic_dilation_conv2d.default,
-):
-    _dispatcher._custom_op_handlers[_composite] = lambda op, args, kwargs: op.decompose(*args, **kwargs)
+for _name in torch._C._dispatch_get_all_op_names():
+    if _name.startswith("ddu::"):
+        _operator = getattr(torch.ops.ddu, _name.removeprefix("ddu::")).default
+        if _operator.has_kernel_for_dispatch_key(torch.DispatchKey.CompositeImplicitAutograd):
+            _dispatcher._custom_op_handlers[_operator] = lambda op, args, kwargs: op.decompose(*args, **kwargs)

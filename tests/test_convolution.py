@@ -346,9 +346,8 @@ def test_opcheck(name: str, device: torch.device) -> None:
     case = next(case for case in CASES if case.name == name)
     arguments = leaves(make_arguments(case, torch.float32, device, kinks=False))
     tensors = [arguments.get(key) for key in ("input", "weight", "dilation_map", "bias", "mask")]
-    options = (
-        list(case.stride), list(case.padding), list(case.dilation), case.conv_groups, case.groups, case.aligned, 2**28
-    )  # fmt: skip
+    window = [list(case.stride), list(case.padding), list(case.dilation)]
+    options = (*window, case.conv_groups, case.groups, case.aligned, case.padding_mode, 2**28)
     torch.library.opcheck(torch.ops.ddu.conv2d.default, (*tensors, *options))
     grad = torch.randn(case.batch, case.out_channels, *case.output_size, device=device)
     needs = [True, False, True, case.mask]
@@ -520,7 +519,7 @@ dynamic_dilation_conv2d(): expected workspace_limit to be at least 0, but got -1
 def test_messages_of_the_backward() -> None:
     arguments = make_arguments(FULL, torch.float32)
     tensors = [arguments[name] for name in ("input", "weight", "dilation_map")]
-    options = ([1, 1], [1, 1], [1, 1], 2, 3, True, 0)
+    options = ([1, 1], [1, 1], [1, 1], 2, 3, True, "zeros", 0)
     grad = torch.randn(2, 6, 5, 6)
     lines = []
     for bad, mask, needs in ((grad[:1], None, [True] * 3 + [False]), (grad, None, [True] * 4)):

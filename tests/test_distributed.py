@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import itertools
 import os
 import subprocess
 import sys
@@ -219,6 +220,30 @@ def test_sharded_along_channel_groups() -> None:
             check_sharding(name, case, [Shard(1), rates_at], Shard(1), [Shard(1), gradient_at], (0, 0))
 
 
+# On one axis and three, by a rate for each axis and by an offset for every tap.
+SOURCES = [
+    Case("line", 2, 4, (9,), padding=(1,)),
+    Case("volume", 2, 4, (3, 4, 2), (2, 3, 1), padding=(1, 0, 0), rates=3, padding_mode="border"),
+    Case("offsets", 2, 4, (5, 4), (3, 2), padding=(1, 0), source="offsets"),
+    Case("volume_offsets", 2, 4, (3, 2, 3), (2,), source="offsets", padding_mode="reflection"),
+]
+
+
+@in_processes
+def test_every_number_of_axes_and_source_of_positions() -> None:
+    """Along the batch, along groups, along the channels of the only one, and what is not even."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    for name, case in itertools.product(FUNCTIONS, SOURCES):
+        check_sharding(name, case, [Shard(0), Shard(0)], Shard(0), [Shard(0), Shard(0)], (0, 0))
+        check_sharding(name, case, [Shard(1), Replicate()], Shard(1), [Shard(1), Partial()], (0, 0))
+        groups = replace(case, groups=2)
+        check_sharding(name, groups, [Shard(1), Shard(1)], Shard(1), [Shard(1), Shard(1)], (0, 0))
+    for case in SOURCES:
+        uneven = replace(case, channels=3)
+        check_sharding("unfold", uneven, [Shard(1), Replicate()], Replicate(), [Replicate(), Replicate()], (1, 1))
+
+
 @in_processes
 def test_a_replicated_map_of_several_groups() -> None:
     """Every process has the groups of its channels: it cuts them out."""
@@ -283,9 +308,12 @@ def test_derivatives_of_every_order() -> None:
         first = torch.autograd.grad(function(case, *leaves).square().sum(), leaves, create_graph=True)
         return torch.autograd.grad(first[0].square().sum() + first[1].square().sum(), leaves)
 
+    problems = [(Shard(0), Case("penalty", 2, 4, padding=(1, 1), groups=2))]
+    problems += [
+        (Shard(1), replace(case, groups=2)) for case in (Case("rates", 2, 4, padding=(1, 1), rates=2), *SOURCES)
+    ]
     for name, (function, reference) in FUNCTIONS.items():
-        for along, rates in [(Shard(0), 1), (Shard(1), 2)]:
-            case = Case("penalty", 2, 4, padding=(1, 1), groups=2, rates=rates)
+        for along, case in problems:
             tensors = pick(name, make_tensors(case, kinks=False))
             expected = penalty(reference, [t.clone() for t in tensors])
             leaves = distribute(tensors, [along, along])
@@ -336,6 +364,14 @@ def test_the_public_functions() -> None:
         assert_near(batched.full_tensor(), unfold_reference(case, input, dilation_map[:1]))
         assert_near(unbatched.full_tensor(), unfold_reference(case, input, dilation_map)[0])
         assert_near(folded.full_tensor(), fold_reference(case, columns, dilation_map))
+    for case in SOURCES:
+        tensors = pick("unfold", make_tensors(case))
+        leaves = distribute(tensors, [Shard(1), Replicate()])
+        for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+            with context(), collectives(0):
+                result = operator("dynamic_dilation_unfold", case)(*leaves)
+            assert result.placements == (Shard(1),)
+            assert_near(result.full_tensor(), unfold_reference(case, *tensors))
 
 
 # ---- DTensor, the convolution ----

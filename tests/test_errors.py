@@ -64,10 +64,26 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 PUBLIC = ["dynamic_dilation_unfold", "dynamic_dilation_fold"]
 
+# The same of the operators that have names of their own on other axes and by offsets.
+LINE, VOLUME = {**WINDOW, "dilation_map": tensor(2, 1, 8)}, {**WINDOW, "dilation_map": tensor(2, 1, 3, 4, 5)}
+NAMED: dict[str, dict[str, Any]] = {
+    "dynamic_dilation_unfold1d": {"input": tensor(2, 4, 8), **LINE},
+    "dynamic_dilation_fold1d": {"columns": tensor(2, 12, 8), "output_size": [8], **LINE},
+    "dynamic_dilation_unfold3d": {"input": tensor(2, 4, 3, 4, 5), **VOLUME},
+    "dynamic_dilation_fold3d": {"columns": tensor(2, 108, 60), "output_size": [3, 4, 5], **VOLUME},
+    "deform_unfold1d": {"input": tensor(2, 4, 8), "offset": tensor(2, 3, 8)},
+    "deform_unfold2d": {"input": INPUT, "offset": tensor(2, 18, 8, 8)},
+    "deform_unfold3d": {"input": tensor(2, 4, 3, 4, 5), "offset": tensor(2, 81, 3, 4, 5)},
+}
+for _arguments in NAMED.values():
+    if "offset" in _arguments:
+        _arguments |= {key: value for key, value in WINDOW.items() if key not in ("dilation_map", "aligned")}
+
 
 def call(name: str, device: str, **changes: Any) -> Any:
-    assert set(changes) <= set(CALLS[name]), "a test of an argument that the operator does not have"
-    arguments = {**CALLS[name], **changes}
+    given = CALLS.get(name) or NAMED[name]
+    assert set(changes) <= set(given), "a test of an argument that the operator does not have"
+    arguments = {**given, **changes}
     made = {key: value(device) if callable(value) else value for key, value in arguments.items()}
     return getattr(torch.ops.ddu, name)(**made)
 
@@ -92,11 +108,18 @@ def message(name: str, **changes: Any) -> str:
 def everywhere(**changes: Any) -> str:
     """The refusal by every operator that has the arguments, without the operator's name.
 
-    All words there are for it, where an operator on columns has others than one on an input.
+    All words there are for it, where an operator on columns has others than one on an input. A map is the positions of
+    the family, and stands in its messages under that name.
     """
-    names = [name for name, arguments in CALLS.items() if set(changes) <= set(arguments)]
+    texts, names = set(), 0
+    for name, arguments in CALLS.items():
+        positions = "dilation_map" if "dilation_map" in arguments else "positions"
+        given = {positions if key == "dilation_map" else key: value for key, value in changes.items()}
+        if set(given) <= set(arguments):
+            names += 1
+            text = message(name, **given).removeprefix(f"{name}(): ")
+            texts.add(re.sub(f"^expected {positions} ", "expected dilation_map ", text))
     assert names
-    texts = {message(name, **changes).removeprefix(f"{name}(): ") for name in names}
     assert len(texts) <= 2, texts
     return "\n".join(sorted(texts))
 
@@ -106,7 +129,7 @@ def lines(*texts: str) -> str:
 
 
 def test_the_calls_work() -> None:
-    for name, device in itertools.product(OPERATORS, DEVICES):
+    for name, device in itertools.product([*OPERATORS, *NAMED], DEVICES):
         call(name, device)
     assert set(CALLS) == set(OPERATORS)
 
@@ -330,10 +353,17 @@ def test_shape_of_the_map() -> None:
             (2, 0, 8, 8),
             (3, 1, 8, 8),
             (0, 1, 8, 8),
-            (2, 1, 8),
-            (2, 1, 1, 8, 8),
-            (),
         ]
+    ]
+    texts += [  # the rank says how many axes there are, where nothing says otherwise
+        message(name, dilation_map=tensor(*shape))
+        for shape in [(2, 1, 8), (2, 1, 1, 8, 8), ()]
+        for name in ("dynamic_dilation_unfold", "dynamic_dilation_fold", "unfold", "unfold_backward", "fold")
+    ]
+    texts += [
+        message(name, positions=tensor(*shape))
+        for shape in [(2, 1, 8), (2, 1, 1, 8, 8), ()]
+        for name in ("sample", "sample_backward", "splat", "dot")
     ]
     texts += [
         everywhere(dilation_map=tensor(2, 1, 8, 8), groups=4),
@@ -355,14 +385,38 @@ expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 3, 8, 8
 expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 0, 8, 8)
 expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (3, 1, 8, 8)
 expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (0, 1, 8, 8)
-expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 8)
-expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 8, 8)
-expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+dynamic_dilation_unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 8)
+dynamic_dilation_fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 8)
+unfold(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
+unfold_backward(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
+fold(): expected columns of shape (2, 36, 8), but got (2, 36, 64)
+dynamic_dilation_unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 8, 8)
+dynamic_dilation_fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 8, 8)
+unfold(): expected input of shape (B, C, D, H, W), but got (2, 4, 8, 8)
+unfold_backward(): expected input of shape (B, C, D, H, W), but got (2, 4, 8, 8)
+fold(): expected columns to have a multiple of kD * kH * kW = 27 rows, but got shape (2, 36, 64)
+dynamic_dilation_unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+dynamic_dilation_fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+unfold_backward(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+sample(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
+sample_backward(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
+splat(): expected output_size to be one int, but got (8, 8)
+dot(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
+sample(): expected input of shape (B, C, D, H, W), but got (2, 4, 8, 8)
+sample_backward(): expected input of shape (B, C, D, H, W), but got (2, 4, 8, 8)
+splat(): expected output_size to be one or three ints, but got (8, 8)
+dot(): expected input of shape (B, C, D, H, W), but got (2, 4, 8, 8)
+sample(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+sample_backward(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+splat(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
+dot(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got ()
 expected dilation_map of shape (2, 4, 8, 8) or (2, 8, 8, 8), but got (2, 1, 8, 8)
 expected dilation_map of shape (2, 2, 8, 8) or (2, 4, 8, 8), but got (2, 8, 8, 8)
 unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
 fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
-unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 8, 8)
+unfold(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
 dynamic_dilation_unfold(): expected dilation_map of shape (1, 8, 8) or (2, 8, 8), but got (2, 1, 8, 8)
 dynamic_dilation_unfold(): expected dilation_map of shape (1, 8, 8) or (2, 8, 8), but got (1, 7, 8)
 dynamic_dilation_fold(): expected dilation_map of shape (1, 8, 8) or (2, 8, 8), but got (1, 7, 8)
@@ -416,22 +470,29 @@ def test_options_out_of_range() -> None:
         lines(*texts),
         """\
 expected kernel_size to be at least 1, but got (-1, -1)
+expected kernel_size to be at least 1, but got (-1,)
 expected kernel_size to be at least 1, but got (1, -2)
 expected kernel_size to be at least 1, but got (-9223372036854775808,)
 expected kernel_size to be at least 1, but got (0, 0)
+expected kernel_size to be at least 1, but got (0,)
 expected kernel_size to be at least 1, but got (0, 1)
 expected stride to be at least 1, but got (-1, -1)
+expected stride to be at least 1, but got (-1,)
 expected stride to be at least 1, but got (1, -2)
 expected stride to be at least 1, but got (-9223372036854775808,)
 expected stride to be at least 1, but got (0, 0)
+expected stride to be at least 1, but got (0,)
 expected stride to be at least 1, but got (0, 1)
 expected padding to be at least 0, but got (-1, -1)
+expected padding to be at least 0, but got (-1,)
 expected padding to be at least 0, but got (1, -2)
 expected padding to be at least 0, but got (-9223372036854775808,)
 expected dilation to be at least 1, but got (-1, -1)
+expected dilation to be at least 1, but got (-1,)
 expected dilation to be at least 1, but got (1, -2)
 expected dilation to be at least 1, but got (-9223372036854775808,)
 expected dilation to be at least 1, but got (0, 0)
+expected dilation to be at least 1, but got (0,)
 expected dilation to be at least 1, but got (0, 1)
 expected groups to be at least 1, but got 0
 expected groups to be at least 1, but got -1
@@ -453,6 +514,7 @@ def test_output_size_out_of_range() -> None:
             everywhere(output_size=[8, 100]),
         ),
         """\
+expected output_size to be at least 0, but got (-1, -1)
 expected output_size to be at least 0, but got (-1,)
 expected output_size to be at least 0, but got (8, -8)
 expected dilation_map of shape (2, 1, 7, 8) or (2, 2, 7, 8), but got (2, 1, 8, 8)
@@ -509,6 +571,161 @@ expected order to have as many entries as a window has rates, 2, but got (0, 0, 
     )
 
 
+def test_words() -> None:
+    assert_expected_inline(
+        lines(
+            everywhere(padding_mode="replicate"),
+            everywhere(padding_mode="Zeros"),
+            everywhere(padding_mode=""),
+            everywhere(source="offset"),
+            everywhere(source="affine"),
+            everywhere(source=""),
+            message("deform_unfold2d", padding_mode="circular"),
+        ),
+        """\
+expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'replicate'
+expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'Zeros'
+expected padding_mode to be 'zeros', 'border' or 'reflection', but got ''
+expected source to be 'rates' or 'offsets', but got 'offset'
+expected source to be 'rates' or 'offsets', but got 'affine'
+expected source to be 'rates' or 'offsets', but got ''
+deform_unfold2d(): expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'circular'
+""",
+    )
+
+
+@pytest.mark.parametrize("mode", ["border", "reflection"])
+def test_an_image_without_pixels_has_no_border(mode: str) -> None:
+    text = f"expected padding_mode 'zeros' for an image without pixels, {{}}, but got '{mode}'"
+    empty = {"padding_mode": mode, "kernel_size": 1, "padding": 1}
+    for name in ("unfold", "dynamic_dilation_unfold", "sample"):
+        positions = "positions" if name == "sample" else "dilation_map"
+        changes = {"input": tensor(2, 4, 0, 8), positions: tensor(2, 1, 2, 10)}
+        assert message(name, **changes, **empty) == f"{name}(): {text.format('0 x 8')}"
+    for name in ("fold", "dynamic_dilation_fold", "splat"):
+        positions = "positions" if name == "splat" else "dilation_map"
+        changes = {"columns": tensor(2, 4, 20), "output_size": [8, 0], positions: tensor(2, 1, 10, 2)}
+        assert message(name, **changes, **empty) == f"{name}(): {text.format('8 x 0')}"
+    assert message("deform_unfold1d", input=tensor(2, 4, 0), offset=tensor(2, 1, 2), **empty).endswith(text.format("0"))
+
+
+# ---- other axes, offsets, what is broadcast ----
+
+
+def test_shapes_on_one_axis_and_three() -> None:
+    assert_expected_inline(
+        lines(
+            message("dynamic_dilation_unfold1d", input=tensor(2, 4, 8, 8)),
+            message("dynamic_dilation_unfold1d", dilation_map=tensor(2, 2, 8)),
+            message("dynamic_dilation_unfold1d", kernel_size=[3, 3]),
+            message("dynamic_dilation_unfold1d", kernel_size=11),
+            message("dynamic_dilation_fold1d", columns=tensor(2, 11, 8)),
+            message("dynamic_dilation_fold1d", output_size=[8, 8]),
+            message("dynamic_dilation_unfold3d", input=tensor(3, 4, 5)),
+            message("dynamic_dilation_unfold3d", dilation_map=tensor(2, 2, 3, 4, 5)),
+            message("dynamic_dilation_unfold3d", dilation_map=tensor(2, 1, 4, 5)),
+            message("dynamic_dilation_unfold3d", stride=[1, 1]),
+            message("dynamic_dilation_unfold3d", kernel_size=[3, 3, 8]),
+            message("dynamic_dilation_fold3d", columns=tensor(2, 107, 60)),
+            message("dynamic_dilation_fold3d", columns=tensor(60)),
+            message("dynamic_dilation_fold3d", output_size=[3, 4]),
+            message("unfold", input=tensor(2, 4, 8), dilation_map=tensor(2, 1, 7)),
+            message("unfold", input=tensor(2, 4, 3, 4, 5), dilation_map=tensor(2, 2, 3, 4, 5)),
+            message("unfold", input=tensor(2, 4, 2, 3, 4, 5), dilation_map=tensor(2, 1, 2, 3, 4, 5)),
+        ),
+        """\
+dynamic_dilation_unfold1d(): expected input of shape (B, C, W) or (C, W), but got (2, 4, 8, 8)
+dynamic_dilation_unfold1d(): expected dilation_map of shape (2, 1, 8), but got (2, 2, 8)
+dynamic_dilation_unfold1d(): expected kernel_size to be one int, but got (3, 3)
+dynamic_dilation_unfold1d(): expected an output of at least 1, but got 0 from an image of 8, kernel_size=(11,), stride=(1,), padding=(1,), dilation=(1,)
+dynamic_dilation_fold1d(): expected columns to have a multiple of kW = 3 rows, but got shape (2, 11, 8)
+dynamic_dilation_fold1d(): expected output_size to be one int, but got (8, 8)
+dynamic_dilation_unfold3d(): expected input of shape (B, C, D, H, W) or (C, D, H, W), but got (3, 4, 5)
+dynamic_dilation_unfold3d(): expected dilation_map of shape (2, 1, 3, 4, 5) or (2, 3, 3, 4, 5), but got (2, 2, 3, 4, 5)
+dynamic_dilation_unfold3d(): expected dilation_map of shape (2, 1, 3, 4, 5) or (2, 3, 3, 4, 5), but got (2, 1, 4, 5)
+dynamic_dilation_unfold3d(): expected stride to be one or three ints, but got (1, 1)
+dynamic_dilation_unfold3d(): expected an output of at least 1 x 1 x 1, but got 3 x 4 x 0 from an image of 3 x 4 x 5, kernel_size=(3, 3, 8), stride=(1, 1, 1), padding=(1, 1, 1), dilation=(1, 1, 1)
+dynamic_dilation_fold3d(): expected columns to have a multiple of kD * kH * kW = 27 rows, but got shape (2, 107, 60)
+dynamic_dilation_fold3d(): expected columns of shape (B, C * kD * kH * kW, L) or (C * kD * kH * kW, L), but got (60,)
+dynamic_dilation_fold3d(): expected output_size to be one or three ints, but got (3, 4)
+unfold(): expected dilation_map of shape (2, 1, 8), but got (2, 1, 7)
+unfold(): expected dilation_map of shape (2, 1, 3, 4, 5) or (2, 3, 3, 4, 5), but got (2, 2, 3, 4, 5)
+unfold(): expected input of shape (B, C, H, W), but got (2, 4, 2, 3, 4, 5)
+""",
+    )
+
+
+def test_shapes_of_offsets() -> None:
+    sampled = {"positions": tensor(2, 18, 8, 8), "source": "offsets"}
+    assert_expected_inline(
+        lines(
+            message("deform_unfold1d", offset=tensor(2, 6, 8)),
+            message("deform_unfold2d", offset=tensor(2, 9, 8, 8)),
+            message("deform_unfold2d", offset=tensor(2, 18, 8, 7)),
+            message("deform_unfold2d", groups=2),
+            message("deform_unfold2d", input=tensor(4, 8, 8)),
+            message("deform_unfold2d", offset=tensor(2, 18, 8, 8, dtype=torch.float64)),
+            message("deform_unfold3d", offset=tensor(2, 27, 3, 4, 5)),
+            message("sample", **sampled | {"positions": tensor(2, 2, 8, 8)}),
+            message("sample", **sampled, order=[1]),
+            message("sample_backward", **sampled | {"positions": tensor(2, 18, 7, 8)}),
+            message("splat", **sampled | {"positions": tensor(1, 18, 8, 8)}),
+            message("dot", **sampled | {"positions": tensor(2, 18, 1, 1)}),
+        ),
+        """\
+deform_unfold1d(): expected offset of shape (2, 3, 8), but got (2, 6, 8)
+deform_unfold2d(): expected offset of shape (2, 18, 8, 8), but got (2, 9, 8, 8)
+deform_unfold2d(): expected offset of shape (2, 18, 8, 8), but got (2, 18, 8, 7)
+deform_unfold2d(): expected offset of shape (2, 36, 8, 8), but got (2, 18, 8, 8)
+deform_unfold2d(): expected offset of shape (18, 8, 8), but got (2, 18, 8, 8)
+deform_unfold2d(): expected offset of type float32, for input is float32, but got float64
+deform_unfold3d(): expected offset of shape (2, 81, 3, 4, 5), but got (2, 27, 3, 4, 5)
+sample(): expected positions of shape (2, 18, 8, 8), but got (2, 2, 8, 8)
+sample(): expected order to have as many entries as a tap has offsets, 2, but got (1,)
+sample_backward(): expected positions of shape (2, 18, 8, 8), but got (2, 18, 7, 8)
+splat(): expected positions of shape (2, 18, 8, 8), but got (1, 18, 8, 8)
+dot(): expected positions of shape (2, 18, 8, 8), but got (2, 18, 1, 1)
+""",
+    )
+
+
+def test_what_models_broadcast_and_the_operators_below_do_not() -> None:
+    one, spot = tensor(1, 1, 8, 8), tensor(2, 1, 1, 1)
+    for device in DEVICES:
+        call("dynamic_dilation_unfold", device, dilation_map=one)
+        call("dynamic_dilation_fold", device, dilation_map=spot)
+        call("dynamic_dilation_unfold3d", device, dilation_map=tensor(1, 3, 1, 1, 1))
+        call("deform_unfold2d", device, offset=tensor(1, 18, 1, 1))
+    assert_expected_inline(
+        lines(
+            *(message(name, dilation_map=made) for name in ("unfold", "fold") for made in (one, spot)),
+            *(message(name, positions=made) for name in ("sample", "splat", "dot") for made in (one, spot)),
+            message("dynamic_dilation_unfold", dilation_map=tensor(2, 1, 1, 8)),
+            message("dynamic_dilation_unfold", dilation_map=tensor(2, 1, 8, 1)),
+            message("dynamic_dilation_unfold", groups=2),
+            message("deform_unfold2d", offset=tensor(2, 18, 8, 1)),
+            message("deform_unfold2d", offset=tensor(2, 1, 1, 1)),
+        ),
+        """\
+unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
+unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 1)
+fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
+fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 1)
+sample(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
+sample(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 1)
+splat(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
+splat(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 1)
+dot(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
+dot(): expected positions of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 1)
+dynamic_dilation_unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 1, 8)
+dynamic_dilation_unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 8, 1)
+dynamic_dilation_unfold(): expected dilation_map of shape (2, 2, 8, 8) or (2, 4, 8, 8), but got (2, 1, 8, 8)
+deform_unfold2d(): expected offset of shape (2, 18, 8, 8), but got (2, 18, 8, 1)
+deform_unfold2d(): expected offset of shape (2, 18, 8, 8), but got (2, 1, 1, 1)
+""",
+    )
+
+
 # ---- sizes ----
 
 
@@ -538,7 +755,7 @@ dynamic_dilation_fold(): expected an output of at least 1 x 1, but got 0 x 6 fro
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
-@pytest.mark.parametrize("argument", ["input", "columns", "dilation_map"])
+@pytest.mark.parametrize("argument", ["input", "columns", "dilation_map", "positions"])
 def test_nested_tensors_are_refused_by_name(argument: str) -> None:
     """As the map of an operator other than the public two, they met words of the dispatcher's."""
     nested = torch.nested.nested_tensor([torch.ones(2, 3, 4), torch.ones(1, 3, 4)])
@@ -583,8 +800,8 @@ unfold(): expected the size of the image below 2^63, but got 17179869184 * 10737
 fold(): expected the number of pixels below 2^63, but got 4611686018427387904 * 4611686018427387904
 fold(): expected a padded size below 2^63, but got 9223372036854775807 + 2
 fold(): expected the number of taps below 2^63, but got 4294967296 * 4294967296
-unfold(): expected 2 * groups below 2^63, but got 2 * 9223372036854775807
-unfold(): expected 2 * groups below 2^63, but got 2 * 4611686018427387904
+unfold(): expected the channels of the rates below 2^63, but got 9223372036854775807 * 2
+unfold(): expected the channels of the rates below 2^63, but got 4611686018427387904 * 2
 """,
     )
 
@@ -642,7 +859,7 @@ def test_no_pair_of_numbers_is_too_absurd(name: str) -> None:
 
 
 @operators
-@pytest.mark.parametrize("argument", ["input", "columns", "grad_output", "dilation_map"])
+@pytest.mark.parametrize("argument", ["input", "columns", "grad_output", "dilation_map", "positions"])
 def test_no_shape_is_too_absurd(name: str, argument: str) -> None:
     if argument not in CALLS[name]:
         return
@@ -758,16 +975,24 @@ def test_a_refused_call_leaves_no_trace() -> None:
 
 
 def test_schemas() -> None:
-    schemas = [str(getattr(torch.ops.ddu, name).default._schema) for name in OPERATORS]
+    schemas = [str(getattr(torch.ops.ddu, name).default._schema) for name in [*OPERATORS, *NAMED]]
     assert_expected_inline(
         "\n".join(schemas),
         """\
-ddu::unfold(Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True) -> Tensor
-ddu::unfold_backward(Tensor grad_output, Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride, int[2] padding, int[2] dilation, int groups, bool aligned) -> (Tensor grad_input, Tensor grad_dilation_map)
-ddu::fold(Tensor columns, SymInt[2] output_size, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True) -> Tensor
-ddu::sample(Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True, int[] order=[]) -> Tensor
-ddu::splat(Tensor columns, SymInt[2] output_size, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True, int[] order=[]) -> Tensor
-ddu::dot(Tensor columns, Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True, int[] order=[]) -> Tensor
-ddu::dynamic_dilation_unfold(Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True) -> Tensor
-ddu::dynamic_dilation_fold(Tensor columns, SymInt[2] output_size, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, bool aligned=True) -> Tensor""",
+ddu::unfold(Tensor input, int[1] kernel_size, Tensor dilation_map, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::unfold_backward(Tensor grad_output, Tensor input, int[1] kernel_size, Tensor dilation_map, int[1] stride, int[1] padding, int[1] dilation, int groups, bool aligned, str padding_mode) -> (Tensor grad_input, Tensor grad_dilation_map)
+ddu::fold(Tensor columns, SymInt[] output_size, int[1] kernel_size, Tensor dilation_map, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::sample(Tensor input, Tensor positions, str source, int[1] kernel_size, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, bool aligned=True, str padding_mode="zeros", int[] order=[]) -> Tensor
+ddu::sample_backward(Tensor grad_output, Tensor input, Tensor positions, str source, int[1] kernel_size, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, bool aligned=True, str padding_mode="zeros", int[] order=[]) -> (Tensor grad_input, Tensor grad_positions)
+ddu::splat(Tensor columns, SymInt[] output_size, Tensor positions, str source, int[1] kernel_size, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, bool aligned=True, str padding_mode="zeros", int[] order=[]) -> Tensor
+ddu::dot(Tensor columns, Tensor input, Tensor positions, str source, int[1] kernel_size, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, bool aligned=True, str padding_mode="zeros", int[] order=[]) -> Tensor
+ddu::dynamic_dilation_unfold(Tensor input, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::dynamic_dilation_fold(Tensor columns, SymInt[2] output_size, int[2] kernel_size, Tensor dilation_map, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::dynamic_dilation_unfold1d(Tensor input, int[1] kernel_size, Tensor dilation_map, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::dynamic_dilation_fold1d(Tensor columns, SymInt[1] output_size, int[1] kernel_size, Tensor dilation_map, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::dynamic_dilation_unfold3d(Tensor input, int[3] kernel_size, Tensor dilation_map, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::dynamic_dilation_fold3d(Tensor columns, SymInt[3] output_size, int[3] kernel_size, Tensor dilation_map, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
+ddu::deform_unfold1d(Tensor input, int[1] kernel_size, Tensor offset, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::deform_unfold2d(Tensor input, int[2] kernel_size, Tensor offset, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::deform_unfold3d(Tensor input, int[3] kernel_size, Tensor offset, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor""",
     )

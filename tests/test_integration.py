@@ -117,32 +117,47 @@ def test_a_parametrized_model(model: Model, images: Tensor) -> None:
 # ---- What is counted and recorded ----
 
 
-@pytest.mark.parametrize("rates", [1, 2])
-def test_flops(rates: int, device: torch.device) -> None:
-    """By hand: an entry of the columns takes 4 multiply-adds, its share of the gradient of a rate 4 + 1 more."""
-    case = Case("flops", 2, 4, (5, 6), (3, 2), padding=(1, 0), groups=2, rates=rates)
-    entries = 2 * (4 * 3 * 2) * (5 * 5)
-    assert math.prod(case.columns_shape) == entries
-    first, beyond = ([1], [3]) if rates == 1 else ([0, 1], [0, 2])
+FLOPS = [  # a case, its first derivative and one that vanishes; by hand, the operations of an entry of the columns: the
+    # multiply-adds with the pixels around it, and how many derivatives its place has
+    (Case("one_rate", 2, 4, (5, 6), (3, 2), padding=(1, 0), groups=2), [1], [3], 4, 1),
+    (Case("two_rates", 2, 4, (5, 6), (3, 2), padding=(1, 0), groups=2, rates=2), [0, 1], [0, 2], 4, 2),
+    (Case("offsets", 2, 4, (5, 6), (3, 2), groups=2, source="offsets"), [0, 1], [0, 2], 4, 2),
+    (Case("line", 2, 4, (9,), groups=2), [1], [2], 2, 1),
+    (Case("line_offsets", 2, 4, (9,), groups=2, source="offsets"), [1], [2], 2, 1),
+    (Case("volume", 2, 4, (5, 4, 6), (3, 2, 1), groups=2), [3], [4], 8, 1),
+    (Case("volume_three_rates", 1, 4, (5, 4, 6), (3, 2, 1), groups=2, rates=3), [1, 0, 1], [0, 2, 0], 8, 3),
+    (Case("volume_offsets", 1, 2, (3, 4, 3), (2,), source="offsets"), [1, 1, 0], [0, 0, 2], 8, 3),
+]
+
+
+@pytest.mark.parametrize("case, order, beyond, pixels, derivatives", FLOPS, ids=lambda value: str(value))
+def test_flops(
+    case: Case, order: list[int], beyond: list[int], pixels: int, derivatives: int, device: torch.device
+) -> None:
+    """An entry of the columns takes a multiply-add for each pixel, its share of a gradient as many and one more."""
+    touch, dot = 2 * pixels, 2 * pixels + 2
+    backward = touch + derivatives * dot
     expected = {
-        ("unfold", ()): 8 * entries,
-        ("fold", ()): 8 * entries,
-        ("unfold_backward", ()): (8 + rates * 10) * entries,
-        ("sample_backward", ()): (8 + rates * 10) * entries,
-        ("dynamic_dilation_unfold", ()): 8 * entries,
-        ("dynamic_dilation_fold", ()): 8 * entries,
-        ("sample", tuple(first)): 8 * entries,
-        ("splat", tuple(first)): 8 * entries,
-        ("dot", tuple(first)): 10 * entries,
+        ("unfold", ()): touch,
+        ("fold", ()): touch,
+        ("unfold_backward", ()): backward,
+        ("sample_backward", ()): backward,
+        ("sample_backward", tuple(beyond)): 0,
+        ("dynamic_dilation_unfold", ()): touch,
+        ("dynamic_dilation_fold", ()): touch,
+        ("sample", tuple(order)): touch,
+        ("splat", tuple(order)): touch,
+        ("dot", tuple(order)): dot,
         ("sample", tuple(beyond)): 0,
+        ("splat", tuple(beyond)): 0,
         ("dot", tuple(beyond)): 0,
     }
     assert {name for name, _ in expected} == set(OPERATORS)
     tensors = make_tensors(case, device=device)
-    for (name, order), flops in expected.items():
+    for (name, times), each in expected.items():
         with FlopCounterMode(display=False) as counter:
-            operator(name, case, order)(*pick(name, tensors))
-        assert counter.get_total_flops() == flops, name
+            operator(name, case, times)(*pick(name, tensors))
+        assert counter.get_total_flops() == each * math.prod(case.columns_shape), name
 
 
 @pytest.mark.parametrize("rates", [1, 2])
