@@ -28,7 +28,19 @@ if _extension.problem is None:
         grid_size,
         to_offsets,
     )
-    from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, DynamicDilationFold, DynamicDilationUnfold
+    from ddu_ops.modules import (
+        DeformUnfold1d,
+        DeformUnfold2d,
+        DeformUnfold3d,
+        DilationPredictor,
+        DynamicDilationConv2d,
+        DynamicDilationFold,
+        DynamicDilationFold1d,
+        DynamicDilationFold3d,
+        DynamicDilationUnfold,
+        DynamicDilationUnfold1d,
+        DynamicDilationUnfold3d,
+    )
 
     # It imports triton, where that is, or warns that it is not: not everybody's matter.
     when_imported("torch.utils.flop_counter", then="ddu_ops._flops")
@@ -42,10 +54,17 @@ else:
 
 
 __all__ = [
+    "DeformUnfold1d",
+    "DeformUnfold2d",
+    "DeformUnfold3d",
     "DilationPredictor",
     "DynamicDilationConv2d",
     "DynamicDilationFold",
+    "DynamicDilationFold1d",
+    "DynamicDilationFold3d",
     "DynamicDilationUnfold",
+    "DynamicDilationUnfold1d",
+    "DynamicDilationUnfold3d",
     "__version__",
     "decompositions",
     "deform_unfold1d",

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from ddu_ops import _C, __version__, reference
 
@@ -50,6 +49,7 @@ def disagreement(rng: random.Random, dtype: torch.dtype, map_dtype: torch.dtype,
     """Tries all operators on a problem that is drawn; the name of one that is not near the reference, if there is."""
     groups, rates, kernel_size = rng.randint(1, 2), rng.randint(1, 2), (rng.randint(1, 4), rng.randint(1, 4))
     stride, dilation, aligned = rng.randint(1, 2), rng.randint(1, 2), rng.random() < 0.7
+    padding_mode = rng.choice(("zeros", "border", "reflection"))
     size = (rng.randint(8, 40), rng.randint(8, 40))
     batch, channels = rng.randint(1, 2), groups * rng.choice([1, 3, 8, 20])
     height, width = ((n + 2 - dilation * (k - 1) - 1) // stride + 1 for n, k in zip(size, kernel_size, strict=True))
@@ -63,38 +63,35 @@ def disagreement(rng: random.Random, dtype: torch.dtype, map_dtype: torch.dtype,
     dilation_map = dilation_map.to(device, map_dtype)
 
     options = (stride, 1, dilation, groups)
+    later = {"aligned": aligned, "padding_mode": padding_mode}
     wide = [t.double().requires_grad_() for t in (input, dilation_map, columns)]
-    unfolded = reference.dynamic_dilation_unfold(wide[0], kernel_size, wide[1], *options, aligned=aligned)
-    folded = reference.dynamic_dilation_fold(wide[2], size, kernel_size, wide[1], *options, aligned=aligned)
+    unfolded = reference.dynamic_dilation_unfold(wide[0], kernel_size, wide[1], *options, **later)
+    folded = reference.dynamic_dilation_fold(wide[2], size, kernel_size, wide[1], *options, **later)
     by_input, by_map = torch.autograd.grad(unfolded, wide[:2], wide[2].detach())
     by_rate = by_map.unflatten(1, (groups, rates))[:, :, 0]
 
-    window = (kernel_size, dilation_map, *options[:3], groups, aligned)
+    window = (kernel_size, dilation_map, *options, aligned, padding_mode)
+    family = (dilation_map, "rates", kernel_size, *options, aligned, padding_mode)
     order = [1] + [0] * (rates - 1)
     ops = torch.ops.ddu
     grad_input, grad_map = ops.unfold_backward(columns, input, *window)
+    unbatched = (kernel_size, dilation_map[0], *options)
     pairs = {
         "unfold": (ops.unfold(input, *window), unfolded),
-        "dynamic_dilation_unfold": (ops.dynamic_dilation_unfold(input[0], *_unbatched(window)), unfolded[0]),
-        "sample": (ops.sample(input, *window), unfolded),
+        "dynamic_dilation_unfold": (ops.dynamic_dilation_unfold(input[0], *unbatched, **later), unfolded[0]),
+        "sample": (ops.sample(input, *family), unfolded),
         "fold": (ops.fold(columns, size, *window), folded),
-        "dynamic_dilation_fold": (ops.dynamic_dilation_fold(columns[0], size, *_unbatched(window)), folded[0]),
-        "splat": (ops.splat(columns, size, *window), folded),
+        "dynamic_dilation_fold": (ops.dynamic_dilation_fold(columns[0], size, *unbatched, **later), folded[0]),
+        "splat": (ops.splat(columns, size, *family), folded),
         "unfold_backward, the image": (grad_input, by_input),
         "unfold_backward, the map": (grad_map, by_map),
-        "dot": (ops.dot(columns, input, *window, order), by_rate),
+        "dot": (ops.dot(columns, input, *family, order), by_rate),
     }
     for name, (actual, expected) in pairs.items():
         error, scale = (actual.double() - expected).norm().item(), expected.norm().item()
         if not error <= reference.TOLERANCES[actual.dtype] * scale:
             return f"{name} is wrong by {error / scale if scale else error:.1e}"
     return None
-
-
-def _unbatched(window: tuple[object, ...]) -> tuple[object, ...]:
-    kernel_size, dilation_map, *options = window
-    assert isinstance(dilation_map, Tensor)
-    return (kernel_size, dilation_map[0], *options)
 
 
 def self_test(seconds: float) -> bool:

@@ -1,7 +1,7 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,16 @@ from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.functional import (
     PADDING_WORDS,
     at_least_float32,
+    deform_unfold1d,
+    deform_unfold2d,
+    deform_unfold3d,
     dynamic_dilation_conv2d,
     dynamic_dilation_fold,
+    dynamic_dilation_fold1d,
+    dynamic_dilation_fold3d,
     dynamic_dilation_unfold,
+    dynamic_dilation_unfold1d,
+    dynamic_dilation_unfold3d,
 )
 
 Pair = tuple[int, int]
@@ -38,40 +45,101 @@ def _window(
     )
 
 
+# The words of torch.nn's convolutions for what lies outside the image, beside those of the operators.
+_PADDING_MODES = {
+    **{mode: mode for mode in ("zeros", "border", "reflection")},
+    "replicate": "border",
+    "reflect": "reflection",
+}
+
+
+def _padding_mode(word: str, name: str) -> str:
+    """The operators' word for a padding mode."""
+    if word not in _PADDING_MODES:
+        words = ", ".join(map(repr, _PADDING_MODES))
+        raise ValueError(f"{name}(): expected padding_mode to be one of {words}, but got {word!r}")
+    return _PADDING_MODES[word]
+
+
 class _Window(nn.Module):
-    """The options that unfold and fold share."""
+    """The options of a window. A subclass names the number of its axes, and the function that it is the module of."""
+
+    _axes: int
+    _function: Callable[..., Tensor]
 
     def __init__(
         self,
         kernel_size: Ints,
         stride: Ints = 1,
-        padding: Ints = 0,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__()
+        name, axes = type(self).__name__, self._axes
+        self.kernel_size = one_or_more(kernel_size, axes, "kernel_size", name, ValueError)
+        self.stride = one_or_more(stride, axes, "stride", name, ValueError)
+        in_words = isinstance(padding, str) and padding in PADDING_WORDS
+        self.padding = padding if in_words else one_or_more(padding, axes, "padding", name, ValueError)
+        self.dilation = one_or_more(dilation, axes, "dilation", name, ValueError)
+        self.groups = integer(groups, "groups", name, ValueError)
+        self.padding_mode = _padding_mode(padding_mode, name)
+
+    def _call(self, *leading: Any, positions: Tensor, **later: Any) -> Tensor:
+        return type(self)._function(
+            *leading,
+            self.kernel_size,
+            positions,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            padding_mode=self.padding_mode,
+            **later,
+        )
+
+    def extra_repr(self) -> str:
+        text = (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding!r}, "
+            f"dilation={self.dilation}, groups={self.groups}"
+        )
+        return text if self.padding_mode == "zeros" else f"{text}, padding_mode={self.padding_mode}"
+
+
+class _RateWindow(_Window):
+    """The same with rates from a map."""
+
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
         dilation: Ints = 1,
         groups: int = 1,
         *,
         aligned: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
-        super().__init__()
-        name = type(self).__name__
-        self.kernel_size = one_or_more(kernel_size, 2, "kernel_size", name, ValueError)
-        self.stride = one_or_more(stride, 2, "stride", name, ValueError)
-        self.padding = one_or_more(padding, 2, "padding", name, ValueError)
-        self.dilation = one_or_more(dilation, 2, "dilation", name, ValueError)
-        self.groups = integer(groups, "groups", name, ValueError)
+        super().__init__(kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode)
         self.aligned = aligned
 
     def extra_repr(self) -> str:
-        return (
-            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}, aligned={self.aligned}"
-        )
+        return f"{super().extra_repr()}, aligned={self.aligned}"
 
 
-class DynamicDilationUnfold(_Window):
+class _Unfold(_RateWindow):
+    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        return self._call(input, positions=dilation_map, aligned=self.aligned)
+
+
+class DynamicDilationUnfold(_Unfold):
     """Extract sliding windows whose dilation rate is read from a map.
 
     The module form of :func:`~ddu_ops.dynamic_dilation_unfold`, with its arguments, shapes and errors; the map is an
-    argument of the call, for it usually comes from the network.
+    argument of the call, for it usually comes from the network. As ``padding_mode`` it also takes the words of
+    :class:`torch.nn.Conv2d`, ``"replicate"`` and ``"reflect"``.
 
     Example:
         >>> unfold = DynamicDilationUnfold(3, padding=1)
@@ -79,30 +147,37 @@ class DynamicDilationUnfold(_Window):
         torch.Size([2, 72, 25])
     """
 
-    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
-        return dynamic_dilation_unfold(
-            input,
-            self.kernel_size,
-            dilation_map,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            aligned=self.aligned,
-        )
+    _axes = 2
+    _function = staticmethod(dynamic_dilation_unfold)
 
 
-class DynamicDilationFold(_Window):
-    """Add windows into an image, each with the dilation rate that the map holds for it.
-
-    The module form of :func:`~ddu_ops.dynamic_dilation_fold`, with its arguments, shapes and errors.
+class DynamicDilationUnfold1d(_Unfold):
+    """The module form of :func:`~ddu_ops.dynamic_dilation_unfold1d`: see :class:`DynamicDilationUnfold`.
 
     Example:
-        >>> fold = DynamicDilationFold((5, 5), 3, padding=1)
-        >>> fold(torch.randn(2, 72, 25), torch.rand(2, 1, 5, 5) + 0.5).shape
-        torch.Size([2, 8, 5, 5])
+        >>> unfold = DynamicDilationUnfold1d(3, padding="same", padding_mode="replicate")
+        >>> unfold(torch.randn(2, 8, 9), torch.rand(2, 1, 9) + 0.5).shape
+        torch.Size([2, 24, 9])
     """
 
+    _axes = 1
+    _function = staticmethod(dynamic_dilation_unfold1d)
+
+
+class DynamicDilationUnfold3d(_Unfold):
+    """The module form of :func:`~ddu_ops.dynamic_dilation_unfold3d`: see :class:`DynamicDilationUnfold`.
+
+    Example:
+        >>> unfold = DynamicDilationUnfold3d(3, padding=1)
+        >>> unfold(torch.randn(2, 4, 5, 5, 5), torch.rand(2, 1, 5, 5, 5) + 0.5).shape
+        torch.Size([2, 108, 125])
+    """
+
+    _axes = 3
+    _function = staticmethod(dynamic_dilation_unfold3d)
+
+
+class _Fold(_RateWindow):
     def __init__(
         self,
         output_size: Ints,
@@ -113,25 +188,104 @@ class DynamicDilationFold(_Window):
         groups: int = 1,
         *,
         aligned: bool = True,
+        padding_mode: str = "zeros",
     ) -> None:
-        super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned)
-        self.output_size = one_or_more(output_size, 2, "output_size", type(self).__name__, ValueError)
+        super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned, padding_mode=padding_mode)
+        self.output_size = one_or_more(output_size, self._axes, "output_size", type(self).__name__, ValueError)
 
     def forward(self, columns: Tensor, dilation_map: Tensor) -> Tensor:
-        return dynamic_dilation_fold(
-            columns,
-            self.output_size,
-            self.kernel_size,
-            dilation_map,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            aligned=self.aligned,
-        )
+        return self._call(columns, self.output_size, positions=dilation_map, aligned=self.aligned)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}, {super().extra_repr()}"
+
+
+class DynamicDilationFold(_Fold):
+    """Add windows into an image, each with the dilation rate that the map holds for it.
+
+    The module form of :func:`~ddu_ops.dynamic_dilation_fold`, with its arguments, shapes and errors.
+
+    Example:
+        >>> fold = DynamicDilationFold((5, 5), 3, padding=1)
+        >>> fold(torch.randn(2, 72, 25), torch.rand(2, 1, 5, 5) + 0.5).shape
+        torch.Size([2, 8, 5, 5])
+    """
+
+    _axes = 2
+    _function = staticmethod(dynamic_dilation_fold)
+
+
+class DynamicDilationFold1d(_Fold):
+    """The module form of :func:`~ddu_ops.dynamic_dilation_fold1d`: see :class:`DynamicDilationFold`.
+
+    Example:
+        >>> fold = DynamicDilationFold1d(9, 3, padding=1)
+        >>> fold(torch.randn(2, 24, 9), torch.rand(2, 1, 9) + 0.5).shape
+        torch.Size([2, 8, 9])
+    """
+
+    _axes = 1
+    _function = staticmethod(dynamic_dilation_fold1d)
+
+
+class DynamicDilationFold3d(_Fold):
+    """The module form of :func:`~ddu_ops.dynamic_dilation_fold3d`: see :class:`DynamicDilationFold`.
+
+    Example:
+        >>> fold = DynamicDilationFold3d(5, 3, padding=1)
+        >>> fold(torch.randn(2, 108, 125), torch.rand(2, 1, 5, 5, 5) + 0.5).shape
+        torch.Size([2, 4, 5, 5, 5])
+    """
+
+    _axes = 3
+    _function = staticmethod(dynamic_dilation_fold3d)
+
+
+class _DeformUnfold(_Window):
+    def forward(self, input: Tensor, offset: Tensor) -> Tensor:
+        return self._call(input, positions=offset)
+
+
+class DeformUnfold1d(_DeformUnfold):
+    """The module form of :func:`~ddu_ops.deform_unfold1d`: see :class:`DeformUnfold2d`.
+
+    Example:
+        >>> unfold = DeformUnfold1d(3, padding=1)
+        >>> unfold(torch.randn(2, 8, 9), torch.randn(2, 3, 9)).shape
+        torch.Size([2, 24, 9])
+    """
+
+    _axes = 1
+    _function = staticmethod(deform_unfold1d)
+
+
+class DeformUnfold2d(_DeformUnfold):
+    """Extract sliding windows whose taps are moved by an offset each.
+
+    The module form of :func:`~ddu_ops.deform_unfold2d`, with its arguments, shapes and errors; the offsets are an
+    argument of the call. As ``padding_mode`` it also takes ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> unfold = DeformUnfold2d(3, padding=1)
+        >>> unfold(torch.randn(2, 8, 5, 5), torch.randn(2, 18, 5, 5)).shape
+        torch.Size([2, 72, 25])
+    """
+
+    _axes = 2
+    _function = staticmethod(deform_unfold2d)
+
+
+class DeformUnfold3d(_DeformUnfold):
+    """The module form of :func:`~ddu_ops.deform_unfold3d`: see :class:`DeformUnfold2d`.
+
+    Example:
+        >>> unfold = DeformUnfold3d(3, padding=1)
+        >>> unfold(torch.randn(1, 4, 5, 5, 5), torch.randn(1, 81, 5, 5, 5)).shape
+        torch.Size([1, 108, 125])
+    """
+
+    _axes = 3
+    _function = staticmethod(deform_unfold3d)
 
 
 class _StartsAtZero(nn.Module):

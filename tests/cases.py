@@ -506,7 +506,7 @@ PATHS = ("fast", "wide", "deterministic")
 
 @contextmanager
 def taking(*paths: str) -> Iterator[None]:
-    """Calls on CUDA take these of ``PATHS``, where they would not by their sizes: csrc/cuda/launches.h."""
+    """Calls on CUDA take these of ``PATHS``, where they would not by their sizes: csrc/backends/cuda/launches.h."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms("deterministic" in paths, warn_only=True)
     _C.force_cuda_paths("fast" in paths, "wide" in paths)

@@ -62,6 +62,56 @@ def test_copies(module: nn.Module, shape: tuple[int, ...]) -> None:
         assert_same(duplicate(leading, dilation_map), expected)
 
 
+# The modules for every number of axes and their functions, with the size of a fold, and the shapes of the arguments at
+# three taps and six positions an axis.
+WINDOWS = [
+    (ddu_ops.DynamicDilationUnfold1d, ddu_ops.dynamic_dilation_unfold1d, [], [(2, 4, 6), (2, 1, 6)]),
+    (ddu_ops.DynamicDilationUnfold, ddu_ops.dynamic_dilation_unfold, [], [(2, 4, 6, 6), (2, 1, 6, 6)]),
+    (ddu_ops.DynamicDilationUnfold3d, ddu_ops.dynamic_dilation_unfold3d, [], [(2, 4, 6, 6, 6), (2, 1, 6, 6, 6)]),
+    (ddu_ops.DynamicDilationFold1d, ddu_ops.dynamic_dilation_fold1d, [6], [(2, 12, 6), (2, 1, 6)]),
+    (ddu_ops.DynamicDilationFold, ddu_ops.dynamic_dilation_fold, [6], [(2, 36, 36), (2, 1, 6, 6)]),
+    (ddu_ops.DynamicDilationFold3d, ddu_ops.dynamic_dilation_fold3d, [6], [(2, 108, 216), (2, 1, 6, 6, 6)]),
+    (ddu_ops.DeformUnfold1d, ddu_ops.deform_unfold1d, [], [(2, 4, 6), (2, 3, 6)]),
+    (ddu_ops.DeformUnfold2d, ddu_ops.deform_unfold2d, [], [(2, 4, 6, 6), (2, 18, 6, 6)]),
+    (ddu_ops.DeformUnfold3d, ddu_ops.deform_unfold3d, [], [(2, 4, 6, 6, 6), (2, 81, 6, 6, 6)]),
+]
+
+
+@pytest.mark.parametrize("module, function, size, shapes", WINDOWS, ids=[row[0].__name__ for row in WINDOWS])
+@pytest.mark.parametrize(
+    "word, mode", [("zeros", "zeros"), ("border", "border"), ("replicate", "border"), ("reflect", "reflection")]
+)
+def test_windows_on_every_number_of_axes(
+    module: type[nn.Module],
+    function: Callable[..., torch.Tensor],
+    size: list[int],
+    shapes: list[tuple[int, ...]],
+    word: str,
+    mode: str,
+) -> None:
+    leading, positions = (torch.randn(shape) for shape in shapes)
+    same = module(*size, 3, padding=1, padding_mode=word)
+    assert_same(same(leading, positions), function(leading, *size, 3, positions, padding=1, padding_mode=mode))
+    assert ("padding_mode" in repr(same)) == (mode != "zeros")
+
+
+def test_a_padding_mode_that_is_none_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"^DeformUnfold3d\(\): expected padding_mode to be .+, but got 'circular'$"):
+        ddu_ops.DeformUnfold3d(3, padding_mode="circular")
+
+
+def test_padding_in_words() -> None:
+    input = torch.randn(2, 4, 6, 7)
+    assert_same(
+        ddu_ops.DynamicDilationUnfold(3, padding="same")(input, torch.ones(2, 1, 6, 7)),
+        ddu_ops.dynamic_dilation_unfold(input, 3, 1.0, padding=1),
+    )
+    even = ddu_ops.DynamicDilationUnfold(2, padding="same")(input, torch.ones(2, 1, 6, 7))
+    assert_same(even, torch.nn.functional.unfold(torch.nn.functional.pad(input, (0, 1, 0, 1)), 2))
+    with pytest.raises(RuntimeError, match=r"^dynamic_dilation_unfold\(\): expected padding='same' to add as much"):
+        ddu_ops.dynamic_dilation_unfold(input, 2, 1.0, padding="same", padding_mode="border")
+
+
 def test_defaults_are_the_functions() -> None:
     input, columns, dilation_map = torch.randn(2, 3, 6, 7), torch.randn(2, 27, 20), torch.rand(2, 1, 4, 5)
     assert_same(
@@ -106,7 +156,7 @@ def test_the_table_of_modules_is_complete() -> None:
         if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("ddu_ops")
         if not name.startswith("_")
     }
-    assert public == {*MAKERS, "DynamicDilationUnfold", "DynamicDilationFold"}
+    assert public == {*MAKERS, *(module.__name__ for module, *_ in WINDOWS)}
 
 
 def state(module: nn.Module) -> list[torch.Tensor]:

@@ -1,1 +1,0 @@
-"""The same operators through LibTorch's stable ABI: ``python -m benchmarks.stable_abi --help``."""
