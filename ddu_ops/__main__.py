@@ -63,7 +63,7 @@ def disagreement(rng: random.Random, dtype: torch.dtype, map_dtype: torch.dtype,
     dilation_map = dilation_map.to(device, map_dtype)
 
     options = (stride, 1, dilation, groups)
-    later = {"aligned": aligned, "padding_mode": padding_mode}
+    later: dict[str, Any] = {"aligned": aligned, "padding_mode": padding_mode}
     wide = [t.double().requires_grad_() for t in (input, dilation_map, columns)]
     unfolded = reference.dynamic_dilation_unfold(wide[0], kernel_size, wide[1], *options, **later)
     folded = reference.dynamic_dilation_fold(wide[2], size, kernel_size, wide[1], *options, **later)
