@@ -9,6 +9,7 @@ import platform
 import random
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 

@@ -26,9 +26,14 @@ ARCHITECTURES = ["75", "80", "90", "100", "120"]  # of those that the compiler k
 # Part of a kernel's name: the bytes that it may spill, and why that is right.
 MAY_SPILL = {
     "11tile_kernel": (200, "held to 56 registers for four blocks on a multiprocessor: faster than three without"),
-    "sample_tile_kernel": (8, "held to 64 registers for four blocks on a multiprocessor"),
-    "reduce_kernel": (128, "the general path, float64 and 64-bit offsets most: a handful of values"),
-    "sample_kernel": (24, "likewise"),
+    "SourceE0ELb0E": (368, "likewise, with other padding modes than zeros"),
+    "SourceE1ELb0E": (280, "likewise, from offsets"),
+    "Li3ELb1ELb1ELNS_6SourceE": (656, "of three axes, to 72 for three blocks: eight corners, and two lists at a time"),
+    "Li3ELb0ELb1ELNS_6SourceE": (656, "likewise"),
+    "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
+    "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
+    "reduce_kernel": (134, "the general path, float64 and 64-bit offsets most: a handful of values"),
+    "sample_kernel": (72, "likewise"),
 }
 LEAN = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]  # a torch for the CPU has CUDA headers, but for this one
 

@@ -19,6 +19,13 @@ SMALL = [
     *CASES,
     Case("part_of_a_packet", 1, 31, (9, 8), padding=(1, 1)),
     Case("no_pixels", 1, 3, (0, 4), padding=(2, 1), rates=2),
+    # Channels for one to four packets of a thread, where the image is copied into packets.
+    *(
+        Case(f"{channels}_channels_{source}_{len(size)}", 1, channels, size, source=source, padding_mode=mode)
+        for channels in (12, 40)
+        for size, source in [((5, 4, 6), "rates"), ((5, 4, 6), "offsets"), ((6, 7), "offsets")]
+        for mode in ("zeros", "reflection")
+    ),
 ]
 # Large enough (2^20 entries of columns) for the fast kernels by themselves. What the windows of the last one reach does
 # not fit shared memory.

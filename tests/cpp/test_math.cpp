@@ -8,6 +8,7 @@
 //
 // What is expected comes from formulas in exact arithmetic: whole numbers of 128 bits that count halves, or 2^-60ths.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -18,8 +19,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "math/bilinear.h"
-#include "math/geometry.h"
+#include "math/axis.h"
+#include "math/interpolation.h"
+#include "math/positions.h"
 #include "params.h"
 
 namespace {
@@ -71,10 +73,10 @@ constexpr bool kPlainData =
 
 // Kernels get them by value, from host to device.
 static_assert(kPlainData<Axis<int64_t>, Term, Params<int64_t>, UnfoldParams>);
-static_assert(kPlainData<Neighbours<float>, Neighbours<double, int32_t>, AxisWeights<float>, CornerWeights<double>>);
+static_assert(kPlainData<Neighbours<float>, Neighbours<double, int32_t>, AxisWeights<float>, CornerWeights<2, double>>);
 
-constexpr Term kTerm = {{{1, 0}, {0, 2}}};
-static_assert(kTerm.count[1][1] == 2);
+constexpr Term kTerm = {{1, 0, 0, 2}, {}};
+static_assert(kTerm.count[3] == 2 && axis_bit(0) == 4 && axis_bit(1) == 2 && axis_bit(2) == 1);
 
 // Every pixel that neighbours() may answer has an address in a padded row, and the one after it has, too.
 static_assert(padded(7) == 10 && kNoPixel + kBorderLow == 0 && -1 + kBorderLow > 0);
@@ -114,6 +116,18 @@ int64_t twice_position(const Axis<int64_t>& axis, int64_t tap, int64_t rate, boo
   return (aligned ? axis.dilation * (axis.kernel - 1) : 0) + (2 * tap - (axis.kernel - 1)) * axis.dilation * rate;
 }
 
+// The whole pixels of a window's centre.
+int64_t centre_pixel(const Axis<int64_t>& axis, int64_t out_index, bool aligned) {
+  return out_index * axis.stride + first_pixel(axis, Source::kRates, aligned);
+}
+
+template <class T, class Index>
+Neighbours<T, Index> among_zeros(Index size, Index base, T base_fraction, T slope, T parameter) {
+  const auto at = neighbours<T, Index>(size, base, base_fraction, slope, parameter, PaddingMode::kZeros);
+  CHECK(at.direction == 1, at.direction);
+  return at;
+}
+
 // Axes of many kinds: even and odd kernels, dilations, strides and paddings.
 std::vector<Axis<int64_t>> axes() {
   std::vector<Axis<int64_t>> result;
@@ -136,7 +150,7 @@ void check_against_exact(Index size, Index centre, T fraction, int64_t twice_slo
   const int64_t whole = exact_floor(offset);
   const T between = rounded<T>(offset - Exact(whole) * (Exact(1) << kScale));
   const bool inside = centre + whole >= -1 && centre + whole < size;
-  const auto at = neighbours<T, Index>(size, centre, fraction, slope, rate);
+  const auto at = among_zeros<T, Index>(size, centre, fraction, slope, rate);
   CHECK(at.pixel == (inside ? centre + whole : kNoPixel), at.pixel, whole, size, centre, fraction, slope, rate);
   // Where the product was rounded up to a whole pixel, what is missing to it is rounded before the one is added.
   const T tolerance = between > T(0.5) ? std::numeric_limits<T>::epsilon() / 2 : T(0);
@@ -154,7 +168,7 @@ void for_all_types(const F& f) {
   f(double(), int64_t());
 }
 
-// ---- geometry.h
+// ---- axis.h and positions.h
 
 // What c10::SymInt has of an integer, and its division, which rounds down.
 struct Symbolic {
@@ -194,12 +208,12 @@ TEST(output_size_of_large_images) {
   CHECK(output_size(kLarge, int64_t(0), kLarge) == 1, output_size(kLarge, int64_t(0), kLarge));
 }
 
-TEST(tap_slope_is_the_distance_from_the_centre) {
+TEST(tap_distance_is_from_the_centre) {
   for (const auto& axis : axes()) {
     for (int64_t tap = 0; tap < axis.kernel; ++tap) {
       const double twice = static_cast<double>((2 * tap - (axis.kernel - 1)) * axis.dilation);
-      CHECK(2 * tap_slope<double>(axis, tap) == twice, twice, axis.kernel, axis.dilation, tap);
-      CHECK(2 * tap_slope<float>(axis, tap) == twice, twice, axis.kernel, axis.dilation, tap);
+      CHECK(2 * tap_distance<double>(axis, tap) == twice, twice, axis.kernel, axis.dilation, tap);
+      CHECK(2 * tap_distance<float>(axis, tap) == twice, twice, axis.kernel, axis.dilation, tap);
     }
   }
 }
@@ -207,9 +221,11 @@ TEST(tap_slope_is_the_distance_from_the_centre) {
 TEST(centre_is_the_formulas) {
   for (const auto& axis : axes()) {
     for (const bool aligned : {true, false}) {
-      const auto fraction = centre_fraction<double>(axis, aligned);
+      const auto fraction = centre_fraction<double>(axis, Source::kRates, aligned);
       CHECK(fraction == 0 || fraction == 0.5, fraction, axis.kernel, axis.dilation, aligned);
-      CHECK(centre_fraction<float>(axis, aligned) == fraction, fraction, axis.kernel, axis.dilation, aligned);
+      CHECK(
+          centre_fraction<float>(axis, Source::kRates, aligned) == fraction, fraction, axis.kernel, axis.dilation,
+          aligned);
       for (int64_t i = 0; i < 5; ++i) {
         const int64_t twice = 2 * (i * axis.stride - axis.padding) + (aligned ? axis.dilation * (axis.kernel - 1) : 0);
         const int64_t pixel = centre_pixel(axis, i, aligned);
@@ -230,9 +246,9 @@ TEST(taps_lie_where_the_formula_says) {
           for (const bool aligned : {true, false}) {
             for (int64_t i = 0; i < axis.out_size; ++i) {
               const int64_t twice = 2 * (i * axis.stride - axis.padding) + twice_position(axis, tap, rate, aligned);
-              const auto at = neighbours<T, Index>(
+              const auto at = among_zeros<T, Index>(
                   static_cast<Index>(axis.size), static_cast<Index>(centre_pixel(axis, i, aligned)),
-                  centre_fraction<T>(axis, aligned), tap_slope<T>(axis, tap), static_cast<T>(rate));
+                  centre_fraction<T>(axis, Source::kRates, aligned), tap_distance<T>(axis, tap), static_cast<T>(rate));
               const bool inside = -2 <= twice && twice < 2 * axis.size;
               const T position = static_cast<T>(at.pixel) + at.fraction;
               CHECK(
@@ -251,8 +267,9 @@ TEST(a_rate_of_one_is_the_plain_unfold) {
     for (int64_t tap = 0; tap < axis.kernel; ++tap) {
       for (int64_t i = 0; i < axis.out_size; ++i) {
         const int64_t pixel = i * axis.stride - axis.padding + tap * axis.dilation;
-        const auto at = neighbours<float, int64_t>(
-            axis.size, centre_pixel(axis, i, true), centre_fraction<float>(axis, true), tap_slope<float>(axis, tap), 1);
+        const auto at = among_zeros<float, int64_t>(
+            axis.size, centre_pixel(axis, i, true), centre_fraction<float>(axis, Source::kRates, true),
+            tap_distance<float>(axis, tap), 1);
         CHECK(at.fraction == 0, at.fraction, pixel);
         CHECK(at.pixel == (pixel >= -1 && pixel < axis.size ? pixel : kNoPixel), at.pixel, pixel, axis.size);
       }
@@ -324,11 +341,11 @@ TEST(tiny_offsets_keep_their_side) {
     for (const T tiny : {Limits::denorm_min(), Limits::min(), T(1e-20), T(1e-9), Limits::epsilon() / 4}) {
       for (const T slope : {T(-3), T(-1), T(1), T(2)}) {
         const bool up = slope < 0;
-        const auto at = neighbours<T, Index>(5, 2, 0, slope, tiny);
+        const auto at = among_zeros<T, Index>(5, 2, 0, slope, tiny);
         CHECK(at.pixel == (up ? 1 : 2), at.pixel, at.fraction, slope, tiny);
         const auto below = static_cast<T>(1 + static_cast<long double>(slope) * tiny);
         CHECK(at.fraction == (up ? below : slope * tiny), at.fraction, below, slope, tiny);
-        const auto mirrored = neighbours<T, Index>(5, 2, 0, -slope, -tiny);
+        const auto mirrored = among_zeros<T, Index>(5, 2, 0, -slope, -tiny);
         CHECK(mirrored.pixel == at.pixel && mirrored.fraction == at.fraction, mirrored.pixel, mirrored.fraction, slope);
       }
     }
@@ -342,8 +359,8 @@ TEST(both_index_types_agree) {
     const auto centre = static_cast<int32_t>(random() % 100) - 25;
     const auto rate = static_cast<float>(random() % 4096) / 128 - 16;
     const auto slope = static_cast<float>(random() % 9) / 2 - 2;
-    const auto narrow = neighbours<float, int32_t>(size, centre, 0.5F, slope, rate);
-    const auto wide = neighbours<float, int64_t>(size, centre, 0.5F, slope, rate);
+    const auto narrow = among_zeros<float, int32_t>(size, centre, 0.5F, slope, rate);
+    const auto wide = among_zeros<float, int64_t>(size, centre, 0.5F, slope, rate);
     CHECK(
         narrow.pixel == wide.pixel && narrow.fraction == wide.fraction, narrow.pixel, wide.pixel, size, centre, slope,
         rate);
@@ -358,7 +375,7 @@ TEST(the_edges_of_the_image) {
       for (Index centre = -4; centre <= 6; ++centre) {
         for (int quarters = -12; quarters <= 12; ++quarters) {
           const T position = static_cast<T>(centre) + static_cast<T>(quarters) / 4;
-          const auto at = neighbours<T, Index>(size, centre, 0, 1, static_cast<T>(quarters) / 4);
+          const auto at = among_zeros<T, Index>(size, centre, 0, 1, static_cast<T>(quarters) / 4);
           const bool inside = position >= -1 && position < static_cast<T>(size);
           CHECK(
               inside ? static_cast<T>(at.pixel) + at.fraction == position : at.pixel == kNoPixel, at.pixel, at.fraction,
@@ -373,8 +390,8 @@ TEST(the_edges_of_the_image) {
 // An image of 10^9 pixels has the same fractions as a small one.
 TEST(fractions_do_not_depend_on_the_centre) {
   for (const float rate : {0.3F, 1.0F / 3, -2.7F, 17.77F}) {
-    const auto near = neighbours<float, int32_t>(100, 50, 0.5F, 1.5F, rate);
-    const auto far = neighbours<float, int32_t>(1000000000, 999999900, 0.5F, 1.5F, rate);
+    const auto near = among_zeros<float, int32_t>(100, 50, 0.5F, 1.5F, rate);
+    const auto far = among_zeros<float, int32_t>(1000000000, 999999900, 0.5F, 1.5F, rate);
     CHECK(near.fraction == far.fraction && near.pixel - 50 == far.pixel - 999999900, near.fraction, far.fraction, rate);
   }
 }
@@ -387,7 +404,7 @@ TEST(rates_that_are_not_finite_have_no_neighbours) {
     for (const T rate : {std::numeric_limits<T>::quiet_NaN(), infinity, -infinity}) {
       for (const T slope : {T(-2), T(-0.5), T(0), T(1)}) {
         for (const T fraction : {T(0), T(0.5)}) {
-          const auto at = neighbours<T, Index>(5, 2, fraction, slope, rate);
+          const auto at = among_zeros<T, Index>(5, 2, fraction, slope, rate);
           CHECK(at.pixel == kNoPixel && at.fraction == 0, at.pixel, at.fraction, slope, rate);
         }
       }
@@ -405,7 +422,7 @@ TEST(rates_of_any_size_are_safe) {
       for (const T slope : {T(-7.5), T(-1), T(0), T(0.5), T(64)}) {
         for (const Index centre : {Index(-largest), Index(0), Index(largest)}) {
           for (const T rate : {std::ldexp(T(1), exponent), std::ldexp(T(-1.5), exponent)}) {
-            const auto at = neighbours<T, Index>(largest, centre, 0, slope, rate);
+            const auto at = among_zeros<T, Index>(largest, centre, 0, slope, rate);
             CHECK(at.fraction >= 0 && at.fraction <= 1, at.fraction, centre, slope, rate);
             const long double offset = std::floor(static_cast<long double>(slope) * rate);
             const bool near = std::fabs(offset) < std::ldexp(1.0L, 8 * sizeof(Index) - 2);
@@ -426,10 +443,10 @@ TEST(the_largest_rate_is_safe) {
     const T largest = std::numeric_limits<T>::max();
     for (const T rate : {largest, -largest, largest / 2, -largest / 2}) {
       for (const T slope : {T(-100), T(-0.5), T(0.5), T(100)}) {
-        const auto at = neighbours<T, Index>(5, 2, 0, slope, rate);
+        const auto at = among_zeros<T, Index>(5, 2, 0, slope, rate);
         CHECK(at.pixel == kNoPixel && at.fraction == 0, at.pixel, at.fraction, slope, rate);
       }
-      const auto centre = neighbours<T, Index>(5, 2, 0.5, 0, rate);
+      const auto centre = among_zeros<T, Index>(5, 2, 0.5, 0, rate);
       CHECK(centre.pixel == 2 && centre.fraction == T(0.5), centre.pixel, centre.fraction, rate);
     }
   });
@@ -468,12 +485,12 @@ TEST(what_fits_int32_does_not_wrap_around) {
         const int64_t centre = centre_pixel(axis, i, aligned);
         for (const int64_t tap : {int64_t(0), axis.kernel / 2, axis.kernel - 1}) {
           for (const double rate : {-3.0, -1.0, 0.0, 0.25, 1.0, 1e6, -1e9, 1e30}) {
-            const double fraction = centre_fraction<double>(axis, aligned);
-            const double slope = tap_slope<double>(axis, tap);
+            const double fraction = centre_fraction<double>(axis, Source::kRates, aligned);
+            const double slope = tap_distance<double>(axis, tap);
             CHECK(fits_int32(axis) && centre == static_cast<int32_t>(centre), centre);
-            const auto narrow = neighbours<double, int32_t>(
+            const auto narrow = among_zeros<double, int32_t>(
                 static_cast<int32_t>(axis.size), static_cast<int32_t>(centre), fraction, slope, rate);
-            const auto wide = neighbours<double, int64_t>(axis.size, centre, fraction, slope, rate);
+            const auto wide = among_zeros<double, int64_t>(axis.size, centre, fraction, slope, rate);
             const bool reachable = std::fabs(slope * rate) < static_cast<double>(largest);
             CHECK(narrow.pixel == (reachable ? wide.pixel : kNoPixel), narrow.pixel, wide.pixel, kernel, i, tap, rate);
           }
@@ -483,7 +500,7 @@ TEST(what_fits_int32_does_not_wrap_around) {
   }
 }
 
-// ---- bilinear.h
+// ---- interpolation.h
 
 // Everything below is a multiple of a power of two, so nothing is rounded and equal means equal.
 
@@ -511,27 +528,49 @@ double bilinear(int by_y, int by_x, double y, double x) {
   return by_x == 0 ? down + both * x : both;
 }
 
-// What corner_weights makes of the cell at rates (rate_y, rate_x), the taps at 1/4 + slope * rate.
-double sampled(const Term& term, double slope_y, double rate_y, double slope_x, double rate_x) {
-  const auto w = corner_weights(
-      axis_weights(0.25 + slope_y * rate_y, slope_y), axis_weights(0.25 + slope_x * rate_x, slope_x), term);
-  return w.nw * kPixels[0] + w.ne * kPixels[1] + w.sw * kPixels[2] + w.se * kPixels[3];
+// The derivative taken a times along the height and b times along the width, by the rates.
+Term partial(int a, int b, int count = 1) {
+  Term term = {};
+  const int q = a * axis_bit(1) + b * axis_bit(2);
+  term.count[q] = static_cast<int8_t>(count);
+  term.power[q][1] = static_cast<int8_t>(a);
+  term.power[q][2] = static_cast<int8_t>(b);
+  return term;
 }
 
-constexpr Term kValue = {{{1, 0}, {0, 0}}};
+CornerWeights<2, double> weights_at(const Term& term, double y, double distance_y, double x, double distance_x) {
+  const AxisWeights<double> weights[] = {axis_weights(y, 1.0), axis_weights(x, 1.0)};
+  const double distance[] = {distance_y, distance_x};
+  return corner_weights(weights, distance, term);
+}
+
+double weighted(const CornerWeights<2, double>& w) {
+  double sum = 0;
+  for (int c = 0; c < 4; ++c) {
+    sum += w.corner[c] * kPixels[c];
+  }
+  return sum;
+}
+
+// What corner_weights makes of the cell at rates (rate_y, rate_x), the taps at 1/4 + slope * rate.
+double sampled(const Term& term, double slope_y, double rate_y, double slope_x, double rate_x) {
+  return weighted(weights_at(term, 0.25 + slope_y * rate_y, slope_y, 0.25 + slope_x * rate_x, slope_x));
+}
+
+const Term kValue = partial(0, 0);
 
 TEST(corner_weights_are_the_terms_of_the_bilinear_formula) {
   for (int a = 0; a < 2; ++a) {
     for (int b = 0; b < 2; ++b) {
       for (const int count : {1, 2, -3}) {
-        Term term = {};
-        term.count[a][b] = static_cast<int8_t>(count);
+        if (a + b == 0 && count != 1) {
+          continue;  // the value occurs once, alone
+        }
         for (const double y : {0.0, 0.125, 0.75, 1.0}) {
           for (const double x : {0.0, 0.5, 1.0}) {
             const double slope_y = -1.5;
             const double slope_x = 2.5;
-            const auto w = corner_weights(axis_weights(y, slope_y), axis_weights(x, slope_x), term);
-            const double value = w.nw * kPixels[0] + w.ne * kPixels[1] + w.sw * kPixels[2] + w.se * kPixels[3];
+            const double value = weighted(weights_at(partial(a, b, count), y, slope_y, x, slope_x));
             const double chain = (a == 0 ? 1 : slope_y) * (b == 0 ? 1 : slope_x);
             CHECK(value == count * chain * bilinear(a, b, y, x), value, a, b, count, y, x);
           }
@@ -542,14 +581,13 @@ TEST(corner_weights_are_the_terms_of_the_bilinear_formula) {
 }
 
 TEST(corner_weights_add_up_the_terms) {
-  const Term all = {{{1, 2}, {3, 4}}};
+  Term all = {};
   double sum = 0;
-  for (int a = 0; a < 2; ++a) {
-    for (int b = 0; b < 2; ++b) {
-      Term one = {};
-      one.count[a][b] = all.count[a][b];
-      sum += sampled(one, 0.5, 0.25, -1.5, 0.125);
-    }
+  for (int q = 1; q < 4; ++q) {
+    const Term one = partial(q / 2, q % 2, q + 1);
+    all.count[q] = one.count[q];
+    std::copy(one.power[q], one.power[q] + kMaxAxes, all.power[q]);
+    sum += sampled(one, 0.5, 0.25, -1.5, 0.125);
   }
   CHECK(sampled(all, 0.5, 0.25, -1.5, 0.125) == sum, sampled(all, 0.5, 0.25, -1.5, 0.125), sum);
   CHECK(sampled(Term{}, 0.5, 0.25, -1.5, 0.125) == 0, sampled(Term{}, 0.5, 0.25, -1.5, 0.125));
@@ -559,17 +597,21 @@ TEST(weights_of_a_value_sum_to_one_and_of_a_derivative_to_zero) {
   for (const float y : {0.0F, 0.375F, 1.0F}) {
     for (int a = 0; a < 2; ++a) {
       for (int b = 0; b < 2; ++b) {
-        Term term = {};
-        term.count[a][b] = 1;
-        const auto w = corner_weights(axis_weights(y, 1.5F), axis_weights(0.25F, -2.0F), term);
-        CHECK(w.nw + w.ne + w.sw + w.se == (a + b == 0 ? 1 : 0), w.nw, w.ne, w.sw, w.se, y, a, b);
+        const auto w = weights_at(partial(a, b), y, 1.5, 0.25, -2.0);
+        const double sum = w.corner[0] + w.corner[1] + w.corner[2] + w.corner[3];
+        CHECK(sum == (a + b == 0 ? 1 : 0), sum, y, a, b);
       }
     }
   }
 }
 
+// The derivative of so much order by each rate, of two axes.
+Term rates_term(const std::vector<int64_t>& order) {
+  return term_of(Source::kRates, 2, static_cast<int64_t>(order.size()), [&](int64_t r) { return order[r]; });
+}
+
 // A sample is a polynomial of second degree in a rate, for which central differences are exact.
-TEST(gradient_terms_are_the_derivatives_by_the_rates) {
+TEST(first_terms_are_the_derivatives_by_the_rates) {
   const double step = 0.125;
   for (const double slope_y : {-1.5, 0.0, 1.0}) {
     for (const double slope_x : {-0.5, 2.0}) {
@@ -580,11 +622,12 @@ TEST(gradient_terms_are_the_derivatives_by_the_rates) {
               (2 * step);
         };
         const auto at = [&](const Term& term) { return sampled(term, slope_y, rate, slope_x, 1); };
-        const Term* const one_rate = gradient_terms(1);
-        CHECK(at(one_rate[0]) == difference(step, step), at(one_rate[0]), slope_y, slope_x, rate);
-        const Term* const rate_per_axis = gradient_terms(2);
-        CHECK(at(rate_per_axis[0]) == difference(step, 0), at(rate_per_axis[0]), slope_y, slope_x, rate);
-        CHECK(at(rate_per_axis[1]) == difference(0, step), at(rate_per_axis[1]), slope_y, slope_x, rate);
+        const Term by_rate = rates_term({1});
+        CHECK(at(by_rate) == difference(step, step), at(by_rate), slope_y, slope_x, rate);
+        const Term by_height = rates_term({1, 0});
+        CHECK(at(by_height) == difference(step, 0), at(by_height), slope_y, slope_x, rate);
+        const Term by_width = rates_term({0, 1});
+        CHECK(at(by_width) == difference(0, step), at(by_width), slope_y, slope_x, rate);
       }
     }
   }
@@ -594,23 +637,124 @@ TEST(second_derivatives_are_second_differences) {
   const double step = 0.25;
   const auto f = [](double dy, double dx) { return sampled(kValue, -1.5, 0.5 + dy, 2.0, 1 + dx); };
   // d2/dD2 = 2 d2/dydx for one rate; d2/dydx for one per axis.
-  const double one_rate = sampled({{{0, 0}, {0, 2}}}, -1.5, 0.5, 2.0, 1);
+  const double one_rate = sampled(rates_term({2}), -1.5, 0.5, 2.0, 1);
   CHECK(one_rate == (f(step, step) - 2 * f(0, 0) + f(-step, -step)) / (step * step), one_rate);
-  const double mixed = sampled({{{0, 0}, {0, 1}}}, -1.5, 0.5, 2.0, 1);
+  const double mixed = sampled(rates_term({1, 1}), -1.5, 0.5, 2.0, 1);
   CHECK(mixed == (f(step, step) - f(step, -step) - f(-step, step) + f(-step, -step)) / (4 * step * step), mixed);
 }
 
-// ---- params.h
+// ---- terms
 
 TEST(a_term_vanishes_without_a_count) {
   CHECK(vanishes(Term{}), 0);
-  for (int a = 0; a < 2; ++a) {
-    for (int b = 0; b < 2; ++b) {
-      for (const int count : {1, 2, -1}) {
-        Term term = {};
-        term.count[a][b] = static_cast<int8_t>(count);
-        CHECK(!vanishes(term), a, b, count);
+  for (int q = 0; q < kCorners; ++q) {
+    for (const int count : {1, 2, -1}) {
+      Term term = {};
+      term.count[q] = static_cast<int8_t>(count);
+      CHECK(!vanishes(term) && is_value(term) == (q == 0 && count == 1), q, count);
+    }
+  }
+}
+
+// The n-th derivative by the one rate of all axes: the partial derivatives along n different ones, in every order.
+TEST(terms_of_one_rate_count_the_orders_of_the_axes) {
+  for (int64_t axes = 1; axes <= kMaxAxes; ++axes) {
+    for (int64_t order = 0; order <= axes + 1; ++order) {
+      const Term term = term_of(Source::kRates, axes, 1, [&](int64_t) { return order; });
+      int64_t sum = 0;
+      int64_t expected = order <= axes ? 1 : 0;
+      for (int64_t n = 0; n < order; ++n) {
+        expected *= axes - n;
       }
+      for (int q = 0; q < kCorners; ++q) {
+        sum += term.count[q];
+        CHECK(term.count[q] == 0 || q < 1 << axes, axes, order, q);
+      }
+      CHECK(sum == expected, sum, expected, axes, order);
+    }
+  }
+}
+
+// ---- what is not zeros, and offsets
+
+TEST(the_border_continues_the_edge) {
+  for_all_types([](auto type, auto index) {
+    using T = decltype(type);
+    using Index = decltype(index);
+    for (Index size = 1; size <= 4; ++size) {
+      for (int quarters = -40; quarters <= 40; ++quarters) {
+        const T position = static_cast<T>(quarters) / 4;
+        const auto at = neighbours<T, Index>(size, 0, 0, 1, position, PaddingMode::kBorder);
+        const T place = static_cast<T>(at.pixel) + at.fraction;
+        const T expected = std::fmin(std::fmax(position, T(0)), static_cast<T>(size - 1));
+        CHECK(place == expected, place, expected, size, position);
+        const bool inside = position >= 0 && position < static_cast<T>(size - 1);
+        CHECK(at.direction == (inside ? 1 : 0), at.direction, size, position);
+        CHECK(at.pixel >= -1 && at.pixel < size, at.pixel, size, position);
+      }
+    }
+  });
+}
+
+TEST(reflection_turns_at_the_centres_of_the_outer_pixels) {
+  for_all_types([](auto type, auto index) {
+    using T = decltype(type);
+    using Index = decltype(index);
+    for (Index size = 1; size <= 4; ++size) {
+      for (Index base = -30; base <= 30; base += 3) {
+        for (int quarters = -40; quarters <= 40; ++quarters) {
+          const T position = static_cast<T>(base) + static_cast<T>(quarters) / 4;
+          T expected = position;
+          int direction = size == 1 ? 0 : 1;
+          // On a whole pixel the direction is the one from the right.
+          while (size > 1 && (expected < 0 || expected > static_cast<T>(size - 1))) {
+            expected = expected < 0 ? -expected : 2 * static_cast<T>(size - 1) - expected;
+            direction = -direction;
+          }
+          const bool turning = size > 1 && (expected == 0 || expected == static_cast<T>(size - 1));
+          const auto at =
+              neighbours<T, Index>(size, base, 0, 1, static_cast<T>(quarters) / 4, PaddingMode::kReflection);
+          const T place = static_cast<T>(at.pixel) + at.fraction;
+          CHECK(place == (size == 1 ? 0 : expected), place, expected, size, position);
+          if (turning) {
+            direction = expected == 0 ? 1 : -1;
+          }
+          CHECK(at.direction == direction, at.direction, direction, size, position);
+        }
+      }
+    }
+  });
+}
+
+TEST(what_is_not_finite_has_no_neighbours_in_any_mode) {
+  for_all_types([](auto type, auto index) {
+    using T = decltype(type);
+    using Index = decltype(index);
+    const T infinity = std::numeric_limits<T>::infinity();
+    for (const auto mode : {PaddingMode::kBorder, PaddingMode::kReflection}) {
+      for (const T parameter : {std::numeric_limits<T>::quiet_NaN(), infinity, -infinity}) {
+        const auto at = neighbours<T, Index>(5, 2, 0, 1, parameter, mode);
+        CHECK(at.pixel == kNoPixel, at.pixel, parameter);
+      }
+      for (const T parameter : {std::numeric_limits<T>::max(), -std::numeric_limits<T>::max()}) {
+        const auto at = neighbours<T, Index>(5, 2, 0, 1, parameter, mode);
+        CHECK(at.pixel >= -1 && at.pixel < 5, at.pixel, parameter);
+        if (mode == PaddingMode::kBorder) {
+          CHECK(at.pixel + at.fraction == (parameter < 0 ? 0 : 4), at.pixel, at.fraction, parameter);
+        }
+      }
+    }
+  });
+}
+
+TEST(offsets_move_the_taps_of_the_plain_window) {
+  for (const auto& axis : axes()) {
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+      const auto place = tap_place<double>(axis, Source::kOffsets, true, tap);
+      CHECK(place.pixels == tap * axis.dilation && place.fraction == 0 && place.slope == 1, place.pixels, tap);
+      CHECK(first_pixel(axis, Source::kOffsets, true) == -axis.padding, axis.padding);
+      const auto rates = tap_place<double>(axis, Source::kRates, true, tap);
+      CHECK(rates.pixels == 0 && rates.slope == tap_distance<double>(axis, tap), rates.pixels, rates.slope, tap);
     }
   }
 }
