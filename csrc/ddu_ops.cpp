@@ -4,7 +4,7 @@
 
 #include <c10/core/SymIntArrayRef.h>
 
-#include <string>
+#include <vector>
 
 #include "dispatch/signatures.h"
 
@@ -16,82 +16,45 @@ using at::IntArrayRef;
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// ddu::<stem>, of two axes, or ddu::<stem>1d.
-template <class Signature>
-c10::TypedOperatorHandle<Signature> find_for_axes(const std::string& stem, size_t axes, bool two_is_plain) {
-  return find_operator<Signature>((axes == 2 && two_is_plain ? stem : stem + std::to_string(axes) + "d").c_str());
-}
-
 }  // namespace
 
-template <size_t N>
-Tensor unfold(
-    const Tensor& input,
-    torch::ExpandingArray<N> kernel_size,
-    const Tensor& dilation_map,
-    torch::ExpandingArray<N> stride,
-    torch::ExpandingArray<N> padding,
-    torch::ExpandingArray<N> dilation,
-    int64_t groups,
-    bool aligned,
-    std::string_view padding_mode) {
-  using Signature =
-      Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word);
-  static const auto op = find_for_axes<Signature>("ddu::dynamic_dilation_unfold", N, true);
-  return op.call(input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode);
-}
+#define DDU_WINDOWS(N, unfold, fold, deform_unfold, suffix) \
+  Tensor unfold( \
+      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = \
+        Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_unfold" suffix); \
+    return op.call(input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
+  } \
+  Tensor fold( \
+      const Tensor& columns, torch::ExpandingArray<N> output_size, torch::ExpandingArray<N> kernel_size, \
+      const Tensor& dilation_map, torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, \
+      torch::ExpandingArray<N> dilation, int64_t groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, c10::SymIntArrayRef, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, \
+        int64_t, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_fold" suffix); \
+    const std::vector<c10::SymInt> size(output_size->begin(), output_size->end()); \
+    return op.call( \
+        columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
+  } \
+  Tensor deform_unfold( \
+      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& offset, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, std::string_view padding_mode) { \
+    using Signature = \
+        Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, Word); \
+    static const auto op = find_operator<Signature>("ddu::" #deform_unfold); \
+    return op.call(input, *kernel_size, offset, *stride, *padding, *dilation, groups, padding_mode); \
+  }
 
-template <size_t N>
-Tensor fold(
-    const Tensor& columns,
-    torch::ExpandingArray<N> output_size,
-    torch::ExpandingArray<N> kernel_size,
-    const Tensor& dilation_map,
-    torch::ExpandingArray<N> stride,
-    torch::ExpandingArray<N> padding,
-    torch::ExpandingArray<N> dilation,
-    int64_t groups,
-    bool aligned,
-    std::string_view padding_mode) {
-  using Signature = Tensor(
-      const Tensor&, c10::SymIntArrayRef, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t,
-      bool, Word);
-  static const auto op = find_for_axes<Signature>("ddu::dynamic_dilation_fold", N, true);
-  const std::vector<c10::SymInt> size(output_size->begin(), output_size->end());
-  return op.call(
-      columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode);
-}
+DDU_WINDOWS(1, unfold1d, fold1d, deform_unfold1d, "1d")
+DDU_WINDOWS(2, unfold, fold, deform_unfold2d, "")
+DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d, "3d")
 
-template <size_t N>
-Tensor deform_unfold(
-    const Tensor& input,
-    torch::ExpandingArray<N> kernel_size,
-    const Tensor& offset,
-    torch::ExpandingArray<N> stride,
-    torch::ExpandingArray<N> padding,
-    torch::ExpandingArray<N> dilation,
-    int64_t groups,
-    std::string_view padding_mode) {
-  using Signature =
-      Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, Word);
-  static const auto op = find_for_axes<Signature>("ddu::deform_unfold", N, false);
-  return op.call(input, *kernel_size, offset, *stride, *padding, *dilation, groups, padding_mode);
-}
-
-#define DDU_INSTANTIATE(N) \
-  template Tensor unfold<N>( \
-      const Tensor&, torch::ExpandingArray<N>, const Tensor&, torch::ExpandingArray<N>, torch::ExpandingArray<N>, \
-      torch::ExpandingArray<N>, int64_t, bool, std::string_view); \
-  template Tensor fold<N>( \
-      const Tensor&, torch::ExpandingArray<N>, torch::ExpandingArray<N>, const Tensor&, torch::ExpandingArray<N>, \
-      torch::ExpandingArray<N>, torch::ExpandingArray<N>, int64_t, bool, std::string_view); \
-  template Tensor deform_unfold<N>( \
-      const Tensor&, torch::ExpandingArray<N>, const Tensor&, torch::ExpandingArray<N>, torch::ExpandingArray<N>, \
-      torch::ExpandingArray<N>, int64_t, std::string_view);
-
-DDU_INSTANTIATE(1)
-DDU_INSTANTIATE(2)
-DDU_INSTANTIATE(3)
+#undef DDU_WINDOWS
 
 Tensor conv2d(
     const Tensor& input,

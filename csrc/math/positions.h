@@ -94,6 +94,17 @@ inline bool is_value(const Term& term) {
   return term.count[0] == 1;
 }
 
+// Whether it differentiates once, along one axis or another.
+inline bool is_first_derivative(const Term& term) {
+  for (int q = 0; q < kCorners; ++q) {
+    const bool along_one_axis = q == axis_bit(0) || q == axis_bit(1) || q == axis_bit(2);
+    if (term.count[q] != 0 && !along_one_axis) {
+      return false;
+    }
+  }
+  return true;
+}
+
 // The derivative whose order in parameter r is order(r), as a term; zero where it vanishes.
 //
 // Within a cell a sample is linear in the position along every axis, so no partial derivative occurs twice. One rate

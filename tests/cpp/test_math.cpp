@@ -656,6 +656,20 @@ TEST(a_term_vanishes_without_a_count) {
   }
 }
 
+TEST(a_first_derivative_is_along_one_axis_at_a_time) {
+  for (int64_t axes = 1; axes <= kMaxAxes; ++axes) {
+    for (int64_t order = 0; order <= axes; ++order) {
+      const Term term = term_of(Source::kRates, axes, 1, [&](int64_t) { return order; });
+      CHECK(is_first_derivative(term) == (order == 1), axes, order);
+    }
+  }
+  for (int q = 0; q < kCorners; ++q) {
+    const auto along = [&](int64_t axis) { return (q & axis_bit(static_cast<int>(axis))) != 0 ? 1 : 0; };
+    const Term term = term_of(Source::kOffsets, 3, 3, along);
+    CHECK(is_first_derivative(term) == (along(0) + along(1) + along(2) == 1), q);
+  }
+}
+
 // The n-th derivative by the one rate of all axes: the partial derivatives along n different ones, in every order.
 TEST(terms_of_one_rate_count_the_orders_of_the_axes) {
   for (int64_t axes = 1; axes <= kMaxAxes; ++axes) {

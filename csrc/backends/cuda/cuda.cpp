@@ -124,11 +124,8 @@ struct Paths {
 
   // The terms: of splat, unless null, and of `dots` dots.
   bool fast_reduce(const Term* splat, const Term* terms, int dots) const {
-    bool first_derivatives = true;
-    for (int d = 0; d < dots; ++d) {
-      first_derivatives = first_derivatives && terms[d].count[0] == 0 && terms[d].count[axis_bit(1) | axis_bit(2)] == 0;
-    }
-    return possible() && (splat == nullptr || is_value(*splat)) && first_derivatives && pays(cuda::kChannelBlock / 2);
+    return possible() && (splat == nullptr || is_value(*splat)) &&
+        std::all_of(terms, terms + dots, is_first_derivative) && pays(cuda::kChannelBlock / 2);
   }
 };
 
