@@ -52,6 +52,18 @@ def ints(
     raise error(f"{function}(): expected {name} to be {takes}, but got {value if numbers is None else numbers!r}")
 
 
+def windows(
+    size: Iterable[int],
+    kernel_size: Iterable[int],
+    stride: Iterable[int],
+    padding: Iterable[int],
+    dilation: Iterable[int],
+) -> tuple[int, ...]:
+    """The number of windows on every axis, as in ``F.unfold``."""
+    axes = zip(size, kernel_size, stride, padding, dilation, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
+
+
 def one_or_more(value: Any, axes: int, name: str, function: str, error: type[Exception] = RuntimeError) -> Ints:
     """The same, in the form in which it was given: a number stays one."""
     numbers = ints(value, axes, name, function, error)

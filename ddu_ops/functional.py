@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops import _extension
-from ddu_ops._options import Ints, integer, ints
+from ddu_ops._options import Ints, integer, ints, windows
 
 _extension.require()
 
@@ -43,7 +43,7 @@ def dynamic_dilation_unfold(
 
     This is :func:`torch.nn.functional.unfold` with the dilation :math:`d` multiplied by :math:`D`, what
     ``dilation_map[b, g, i, j]`` holds for output position :math:`(i, j)`. Tap :math:`(m, n)` of the window is
-    the bilinear sample of the zero-padded input at
+    the bilinear sample of the input, zero outside unless ``padding_mode`` says otherwise, at
 
     .. math::
         y &= i \, s_h - p_h + d_h \tfrac{k_h - 1}{2} + (m - \tfrac{k_h - 1}{2}) \, d_h \, D_h \\
@@ -59,20 +59,25 @@ def dynamic_dilation_unfold(
         input: the image.
         kernel_size: taps of the window, an int or a pair (height, width).
         dilation_map: the dilation rates, any real number: fractional, zero (all taps on the centre), negative (the
-            window is mirrored). A rate that is not finite makes its window NaN.
+            window is mirrored). A rate that is not finite makes its window NaN. A number, or a tensor without
+            dimensions, which keeps its gradient, is one rate everywhere.
         stride: step of the window, an int or a pair. Default: 1.
-        padding: implicit zeros on every side of the input, an int or a pair. Default: 0.
+        padding: how far windows reach beyond every side of the input, an int or a pair; or ``"valid"`` for not at all,
+            or ``"same"`` for an output of the size of the input, as in ``F.conv2d``. Default: 0.
         dilation: multiplier of the map, an int or a pair. Default: 1.
         groups: number of channel groups that have a map of their own; channel ``c`` reads the map of group
             ``c // (C / groups)``. Default: 1.
         aligned: ``True`` centres a window where ``F.unfold`` centres its own; ``False`` centres it on ``F.unfold``'s
             first tap (the term :math:`d (k - 1) / 2` is dropped). Default: ``True``.
+        padding_mode: what lies outside the input: ``"zeros"``; ``"border"``, its outermost pixels continued; or
+            ``"reflection"``, the input reflected at the centres of its outermost pixels, as often as needed. As in
+            ``F.grid_sample`` with ``align_corners=True``. Default: ``"zeros"``.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})`, one rate for both axes, or :math:`(B, 2G, H_{out}, W_{out})`,
           a rate per axis: channel :math:`2g` for the height, :math:`2g + 1` for the width of group :math:`g`. Without
-          :math:`B` where the input has none; a batch size of 1 is broadcast.
+          :math:`B` where the input has none; a batch size of 1 is broadcast, and so is a grid of :math:`1 \times 1`.
         - Output: :math:`(B, C \, k_h k_w, L)` or :math:`(C \, k_h k_w, L)`, :math:`L = H_{out} W_{out}`, contiguous.
           Row :math:`(c \, k_h + m) \, k_w + n` is channel :math:`c` at tap :math:`(m, n)`, the order of ``F.unfold``.
 
@@ -481,15 +486,13 @@ def grid_size(
     name = "grid_size"
     lengths = [len(value) for value in (size, kernel_size, stride, padding, dilation) if isinstance(value, Sequence)]
     axes = max(lengths, default=1)
-    options = zip(
+    return windows(
         ints(size, axes, "size", name, symbolic=True),
         ints(kernel_size, axes, "kernel_size", name),
         ints(stride, axes, "stride", name),
         ints(padding, axes, "padding", name),
         ints(dilation, axes, "dilation", name),
-        strict=True,
     )
-    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in options)
 
 
 # ---- For any number of axes ----
@@ -571,7 +574,6 @@ def _fold(
     groups = integer(groups, "groups", name)
     size = ints(output_size, axes, "output_size", name, symbolic=True)
     taps = ints(kernel_size, axes, "kernel_size", name)
-    # The map has as many axes more than the columns as the image has.
     rates = _rates(axes, dilation_map, columns, groups, batched_dim=3)
     steps = (
         ints(stride, axes, "stride", name),

@@ -55,7 +55,7 @@ _PADDING_MODES = {
 
 def _padding_mode(word: str, name: str) -> str:
     """The operators' word for a padding mode."""
-    if word not in _PADDING_MODES:
+    if not isinstance(word, str) or word not in _PADDING_MODES:
         words = ", ".join(map(repr, _PADDING_MODES))
         raise ValueError(f"{name}(): expected padding_mode to be one of {words}, but got {word!r}")
     return _PADDING_MODES[word]
@@ -66,6 +66,7 @@ class _Window(nn.Module):
 
     _axes: int
     _function: Callable[..., Tensor]
+    _padding_words: Sequence[str] = PADDING_WORDS
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class _Window(nn.Module):
         name, axes = type(self).__name__, self._axes
         self.kernel_size = one_or_more(kernel_size, axes, "kernel_size", name, ValueError)
         self.stride = one_or_more(stride, axes, "stride", name, ValueError)
-        in_words = isinstance(padding, str) and padding in PADDING_WORDS
+        in_words = isinstance(padding, str) and padding in self._padding_words
         self.padding = padding if in_words else one_or_more(padding, axes, "padding", name, ValueError)
         self.dilation = one_or_more(dilation, axes, "dilation", name, ValueError)
         self.groups = integer(groups, "groups", name, ValueError)
@@ -178,6 +179,8 @@ class DynamicDilationUnfold3d(_Unfold):
 
 
 class _Fold(_RateWindow):
+    _padding_words = ()
+
     def __init__(
         self,
         output_size: Ints,

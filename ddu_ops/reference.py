@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddu_ops._options import Ints, ints
+from ddu_ops._options import Ints, ints, windows
 
 #: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.
@@ -89,10 +89,8 @@ def _per_axis(value: Ints, axes: int) -> tuple[int, ...]:
     return ints(value, axes, "an option", "reference")
 
 
-def _grid(size: Sequence[int], *window: Ints) -> list[int]:
-    """The number of windows on every axis, as in ``F.unfold``."""
-    extents = zip(size, *(_per_axis(option, len(size)) for option in window), strict=True)
-    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in extents]
+def _grid(size: Sequence[int], *window: Ints) -> tuple[int, ...]:
+    return windows(size, *(_per_axis(option, len(size)) for option in window))
 
 
 # ---- Where the taps lie ----

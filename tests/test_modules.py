@@ -100,6 +100,13 @@ def test_a_padding_mode_that_is_none_is_refused_by_name() -> None:
         ddu_ops.DeformUnfold3d(3, padding_mode="circular")
 
 
+def test_options_that_a_call_could_not_take_are_refused_by_the_constructor() -> None:
+    with pytest.raises(ValueError, match=r"^DynamicDilationFold\(\): expected padding to be one or two ints, but got"):
+        ddu_ops.DynamicDilationFold(6, 3, padding="same")
+    with pytest.raises(ValueError, match=r"^DeformUnfold1d\(\): expected padding_mode to be .+, but got \['zeros'\]"):
+        ddu_ops.DeformUnfold1d(3, padding_mode=["zeros"])
+
+
 def test_padding_in_words() -> None:
     input = torch.randn(2, 4, 6, 7)
     assert_same(

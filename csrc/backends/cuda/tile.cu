@@ -17,6 +17,9 @@
 //   a lane, and adds it to the four. One pixel to the east, the two sums in the west are added to memory, and those in
 //   the east become those in the west.
 //
+// Of three axes a tap has eight corners, four in the layer of pixels before it and four in the one after: there is a
+// list for each, with the share of the layer in its weights, and the entries in shared memory serve both.
+//
 // The list is sorted by counting. Pixels are mapped to buckets, row and column modulo the size of a table, which is
 // larger than what the windows of a tile reach as a rule. Where it is not, pixels share a bucket, and a pixel's sums
 // may go to memory in several parts. Only speed depends on it. Warps count for themselves, in the order of their lanes,
