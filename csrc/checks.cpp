@@ -317,7 +317,7 @@ struct Check {
         "without pixels, ",
         by_axis(
             params, [](SymAxis axis) { return axis.size; }, " x "),
-        ", but got '", kPaddingModeNames[static_cast<int>(params.padding_mode)], "'");
+        ", but got '", name_of(params.padding_mode), "'");
     image(params, pixels);
     bytes("the bytes for the image", image(params, bordered));
     const auto columns = product("the size of columns", rows(params), positions(params));

@@ -23,10 +23,12 @@ struct Axis {
 // What moves the taps of a window: math/positions.h.
 enum class Source : int8_t { kRates, kOffsets };
 constexpr const char* kSourceNames[] = {"rates", "offsets"};
+constexpr const char* name_of(Source source) { return kSourceNames[static_cast<int>(source)]; }
 
 // What lies outside the image: math/axis.h.
 enum class PaddingMode : int8_t { kZeros, kBorder, kReflection };
 constexpr const char* kPaddingModeNames[] = {"zeros", "border", "reflection"};
+constexpr const char* name_of(PaddingMode mode) { return kPaddingModeNames[static_cast<int>(mode)]; }
 
 // Bit of an axis (0: depth, 1: height, 2: width) in the number of a corner or of a partial derivative.
 DDU_HOST_DEVICE constexpr int axis_bit(int axis) { return 1 << (kMaxAxes - 1 - axis); }

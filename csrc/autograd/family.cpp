@@ -50,7 +50,7 @@ struct Family {
   const Options& options;
   const ImageSize& image_size;
 
-  bool is_rates() const { return options.source == kSourceNames[static_cast<int>(Source::kRates)]; }
+  bool is_rates() const { return options.source == name_of(Source::kRates); }
 
   int64_t axes() const { return positions.dim() - 2; }
 

@@ -75,7 +75,7 @@ Tensor forward_in_chunks(const Arguments& a, const Options& options) {
   // The windows are a plain convolution's. Torch's own adds the products up in the order that it always does, so a
   // layer that begins there begins with the bits of Conv2d. On a GPU to look would be to wait for it.
   if (a.input.is_cpu() && a.input.numel() != 0 && a.weight.numel() != 0 && !a.mask.defined() && window.aligned &&
-      window.padding_mode == kPaddingModeNames[static_cast<int>(PaddingMode::kZeros)] && all_ones(a.dilation_map)) {
+      window.padding_mode == name_of(PaddingMode::kZeros) && all_ones(a.dilation_map)) {
     return at::conv2d(
                a.input, a.weight, as_optional(a.bias), window.stride, window.padding, window.dilation, options.groups)
         .contiguous();

@@ -50,7 +50,7 @@ struct Options {
       std::string_view padding_mode,
       int64_t workspace_limit)
       : window(
-            kSourceNames[static_cast<int>(Source::kRates)],
+            name_of(Source::kRates),
             kernel_size_of(weight),
             stride,
             padding,

@@ -61,9 +61,7 @@ struct RatesSchema<f, std::index_sequence<i...>> {
       Word padding_mode) {
     return f(
         leading..., dilation_map,
-        Options(
-            kSourceNames[static_cast<int>(Source::kRates)], kernel_size, stride, padding, dilation, groups, aligned,
-            padding_mode));
+        Options(name_of(Source::kRates), kernel_size, stride, padding, dilation, groups, aligned, padding_mode));
   }
 
   // Through the dispatcher.
@@ -95,7 +93,7 @@ struct OffsetsSchema<f, std::index_sequence<i...>> {
     return f(
         leading..., offset,
         Options(
-            kSourceNames[static_cast<int>(Source::kOffsets)], kernel_size, stride, padding, dilation, groups,
+            name_of(Source::kOffsets), kernel_size, stride, padding, dilation, groups,
             /*aligned=*/true, padding_mode));
   }
 };
