@@ -658,8 +658,6 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     return [crop(derivative(case, lambda r: fold_reference(case, columns, r), rates, order))]
 
 
-
-
 def _without_empty_images(case: Case, image: Tensor | None) -> tuple[Case, Tensor | None, Any]:
     """An axis without pixels is like one of two zeros in a padding that is smaller by one; what to cut off then."""
     extra = [2 * (n == 0) for n in case.size]

@@ -93,7 +93,9 @@ def test_backward_inside_the_context(half: torch.dtype, device: torch.device) ->
 
 
 @halves
-@pytest.mark.parametrize("name", ["unfold_backward", "sample", "splat", "dot", "sample_backward", "convolution_backward"])
+@pytest.mark.parametrize(
+    "name", ["unfold_backward", "sample", "splat", "dot", "sample_backward", "convolution_backward"]
+)
 def test_the_operators_of_derivatives(name: str, half: torch.dtype, device: torch.device) -> None:
     """Called by themselves, as a compiled backward calls them."""
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device)
