@@ -3,23 +3,22 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-
-#include <algorithm>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "../backend.h"
 #include "kernels.h"
+#include "tensors.h"
 
 namespace ddu {
 
 namespace {
 
 using at::Tensor;
+using cpu::advise_large_pages;
+using cpu::bands_of;
+using cpu::kGrain;
+using cpu::parallel_tasks;
+using cpu::strided;
 
 // NOTE [ CPU tasks ]
 // Every element of a result is the sum of its terms in an order that depends on the sizes alone, so the number of
@@ -29,48 +28,6 @@ using at::Tensor;
 //   threads busy, the positions are cut into bands with a plane each, which are added in the order of the bands;
 // - map: the same task leaves the sums over the channels of its plane, which are added in the order of the planes.
 //   So unfold_backward reads grad_output once.
-constexpr int64_t kEnoughTasks = 16;
-constexpr int64_t kMaxBands = 4;
-
-// Fewer entries of columns than this are not worth another thread.
-constexpr int64_t kGrain = 16384;
-
-// Asks for large pages for memory that is about to be written for the first time, as NumPy does for its arrays: where
-// the kernel leaves the choice to the program, page faults of 4 KiB would take longer than the work itself.
-void advise_large_pages([[maybe_unused]] const Tensor& tensor) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr size_t kWorthwhile = size_t(4) << 20;
-  constexpr size_t kPage = 4096;
-  if (tensor.nbytes() >= kWorthwhile) {
-    const auto begin = (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
-    const auto end = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes();
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may be declined
-  }
-#endif
-}
-
-// work: entries of columns, or what takes as long, in each of the tasks.
-template <class F>
-void parallel_tasks(int64_t tasks, int64_t work, const F& f) {
-  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
-}
-
-int64_t bands_of(const UnfoldParams& p, int64_t planes) {
-  const int64_t tiles = cpu::ceil_div(positions_of(p), 8 * cpu::kTile);
-  return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
-}
-
-// [B, channels, *axes]
-template <class S>
-cpu::Strided<const S*> strided(const Tensor& tensor) {
-  cpu::Strided<const S*> view = {tensor.const_data_ptr<S>(), tensor.stride(0), tensor.stride(1), {}};
-  const int64_t axes = tensor.dim() - 2;
-  for (int64_t a = 0; a < axes; ++a) {
-    view.axis[kMaxAxes - axes + a] = tensor.stride(2 + a);
-  }
-  return view;
-}
-
 // One call, for one type.
 template <class scalar_t>
 struct Call {
@@ -81,13 +38,8 @@ struct Call {
       : p(concrete(params)),
         layout(cpu::layout(p)),
         kernels(cpu::kernels<scalar_t, T>()),
-        planes(p.batch * p.groups * layout.planes) {
-    if (positions.scalar_type() == kType) {
-      located.computed = strided<T>(positions);
-    } else {
-      located.stored = strided<scalar_t>(positions);
-    }
-  }
+        planes(p.batch * p.groups * layout.planes),
+        located(cpu::positions_view<scalar_t, T>(positions)) {}
 
   Tensor pack(const Tensor& image) const {
     auto result = at::empty({planes, layout.plane}, kType);
@@ -170,7 +122,7 @@ struct Call {
   const cpu::Layout layout;
   const cpu::Kernels<scalar_t, T>& kernels;
   const int64_t planes;  // of all groups and batch items
-  cpu::PositionsView<scalar_t, T> located = {};
+  const cpu::PositionsView<scalar_t, T> located;
 };
 
 struct Cpu {

@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "convolution.h"
+
 namespace ddu::cpu {
 
 #define DDU_DECLARE(capability) \
@@ -15,6 +17,10 @@ namespace ddu::cpu {
   extern const Kernels<float, float> kFloat; \
   extern const Kernels<c10::Half, float> kHalf; \
   extern const Kernels<c10::BFloat16, float> kBFloat16; \
+  extern const ConvolutionKernels<double, double> kConvolutionDouble; \
+  extern const ConvolutionKernels<float, float> kConvolutionFloat; \
+  extern const ConvolutionKernels<c10::Half, float> kConvolutionHalf; \
+  extern const ConvolutionKernels<c10::BFloat16, float> kConvolutionBFloat16; \
   }
 
 DDU_DECLARE(baseline)
@@ -68,8 +74,18 @@ const Kernels<double, double>& kernels() {
 }
 
 template <>
+const ConvolutionKernels<double, double>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionDouble);
+}
+
+template <>
 const Kernels<float, float>& kernels() {
   return DDU_CHOOSE(kFloat);
+}
+
+template <>
+const ConvolutionKernels<float, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionFloat);
 }
 
 template <>
@@ -78,8 +94,18 @@ const Kernels<c10::Half, float>& kernels() {
 }
 
 template <>
+const ConvolutionKernels<c10::Half, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionHalf);
+}
+
+template <>
 const Kernels<c10::BFloat16, float>& kernels() {
   return DDU_CHOOSE(kBFloat16);
+}
+
+template <>
+const ConvolutionKernels<c10::BFloat16, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionBFloat16);
 }
 
 }  // namespace ddu::cpu

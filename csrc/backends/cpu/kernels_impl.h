@@ -194,6 +194,31 @@ class Taps {
     }
   }
 
+  // What a tensor [B, channels, *out] has at the positions.
+  template <class S>
+  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    const S* const source = view.data + item_ * view.batch + channel * view.channel;
+    // As many entries in a row as the tensor has.
+    bool in_a_row = true;
+    int64_t row = view.axis[kMaxAxes - 1];
+    const int64_t step = row;
+    for (int a = kAxes - 2; a >= 0; --a) {
+      row *= axis(a + 1).out_size;
+      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
+    }
+    if (in_a_row) {
+      load_row(source + first_ * step, step, n_, target);
+      return;
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      int64_t offset = 0;
+      for (int a = 0; a < kAxes; ++a) {
+        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
+      }
+      target[k] = static_cast<T>(source[offset]);
+    }
+  }
+
   void move_to(int64_t tap) {
     int64_t rest = tap;
     if (per_tap(p_.source)) {
@@ -283,38 +308,14 @@ class Taps {
       }
       const int64_t channel = parameter_channel(p_, group_, tap, kMaxAxes - kAxes + a);
       if (positions_.stored.data != nullptr) {
-        load_positions(positions_.stored, channel, place.parameter);
+        load(positions_.stored, channel, place.parameter);
       } else {
-        load_positions(positions_.computed, channel, place.parameter);
+        load(positions_.computed, channel, place.parameter);
       }
       for (int64_t k = 0; k < n_; ++k) {
         const T poison = place.parameter[k] - place.parameter[k];
         unit_[k] = a == 0 ? T(1) + poison : unit_[k] + poison;
       }
-    }
-  }
-
-  template <class S>
-  void load_positions(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
-    const S* const source = view.data + item_ * view.batch + channel * view.channel;
-    // As many entries in a row as the tensor has.
-    bool in_a_row = true;
-    int64_t row = view.axis[kMaxAxes - 1];
-    const int64_t step = row;
-    for (int a = kAxes - 2; a >= 0; --a) {
-      row *= axis(a + 1).out_size;
-      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
-    }
-    if (in_a_row) {
-      load_row(source + first_ * step, step, n_, target);
-      return;
-    }
-    for (int64_t k = 0; k < n_; ++k) {
-      int64_t offset = 0;
-      for (int a = 0; a < kAxes; ++a) {
-        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
-      }
-      target[k] = static_cast<T>(source[offset]);
     }
   }
 
@@ -406,11 +407,15 @@ class Taps {
 
 // ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
 
-// Numbers of consecutive lanes as one value, in registers of whatever width the instruction set has; at most 32 bytes,
-// for what is wider the compiler may take through memory.
+// Numbers of consecutive lanes as one value: no wider than a register, for what is wider the compiler may take through
+// memory.
+#if !defined(DDU_VECTOR_BYTES)
+#define DDU_VECTOR_BYTES 32
+#endif
+
 template <class T, int kLanes>
 struct Lanes {
-  static constexpr int kCount = kLanes * sizeof(T) <= 32 ? kLanes : 32 / sizeof(T);
+  static constexpr int kCount = kLanes * sizeof(T) <= DDU_VECTOR_BYTES ? kLanes : DDU_VECTOR_BYTES / sizeof(T);
   typedef T Type __attribute__((vector_size(kCount * sizeof(T))));
 };
 
@@ -473,6 +478,25 @@ inline void gather(
   }
 }
 
+// Positions of the tile `step` elements apart, each multiplied by its factor, or by one.
+template <int kLanes, int kAxes, class T>
+inline void gather_modulated(
+    int64_t n,
+    const T* plane,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& w,
+    const T* factor,
+    T* tile,
+    int64_t step) {
+  for (int64_t k = 0; k < n; ++k) {
+    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+      const auto sampled = interpolate<kLanes>(plane + pixel[k] * kLanes + c, rows, w, k);
+      store(factor == nullptr ? sampled : factor[k] * sampled, tile + k * step + c);
+    }
+  }
+}
+
 template <int kLanes, int kAxes, class T>
 inline void scatter(
     int64_t n,
@@ -480,11 +504,12 @@ inline void scatter(
     const CornerRows<kAxes>& rows,
     const int64_t* pixel,
     const Weights<T, kAxes>& w,
-    const T* tile) {
+    const T* tile,
+    int64_t step = kLanes) {
   for (int64_t k = 0; k < n; ++k) {
     for (int lane = 0; lane < kLanes; lane += Lanes<T, kLanes>::kCount) {
       T* const first = plane + pixel[k] * kLanes + lane;
-      const auto value = load<kLanes>(tile + k * kLanes + lane);
+      const auto value = load<kLanes>(tile + k * step + lane);
       for (int c = 0; c < 1 << kAxes; c += 2) {
         T* const row = first + rows.offset[c / 2];
         store(load<kLanes>(row) + w.corner[c][k] * value, row);
@@ -540,16 +565,23 @@ inline bool row_in_image(const UnfoldParams& p, int64_t row, const int64_t (&str
   return inside;
 }
 
+// planes: those from row `first_row` of all on.
 template <class scalar_t, class T, int kLanes>
-void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end) {
-  const auto l = layout(p);
+void pack_lanes(
+    const UnfoldParams& p,
+    Strided<const scalar_t*> image,
+    T* planes,
+    int64_t begin,
+    int64_t end,
+    int64_t first_row = 0) {
+  const auto l = layout_of(p, kLanes);
   const int64_t size = p.axis[kMaxAxes - 1].size;
   const int64_t stride = image.axis[kMaxAxes - 1];
   const int64_t width = padded(size);
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
   for (int64_t task = begin; task < end; ++task) {
-    T* const target = planes + task * width * kLanes;
+    T* const target = planes + (task - first_row) * width * kLanes;
     const int64_t plane = task / l.rows % l.planes;
     const int64_t group = task / l.rows / l.planes % p.groups;
     const int64_t b = task / l.rows / l.planes / p.groups;
@@ -563,6 +595,14 @@ void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes
     const int64_t first = plane * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
     const auto* const source = image.data + b * image.batch + (group * l.per_group + first) * image.channel + row;
+    if (image.channel == 1 && lanes == kLanes) {
+      for (int64_t x = 0; x < size; ++x) {
+        for (int c = 0; c < kLanes; ++c) {
+          target[(kBorderLow + x) * kLanes + c] = static_cast<T>(source[x * stride + c]);
+        }
+      }
+      continue;
+    }
     fill_zero(rows, kLanes * kTile);
     for (int64_t x = 0; x < size; x += kTile) {
       const int64_t n = least(kTile, size - x);
@@ -572,10 +612,18 @@ void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes
   }
 }
 
+// planes: those from plane `first_plane` of all on; a copy of them follows after `set` elements.
 template <class scalar_t, class T, int kLanes>
-void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
-  const auto l = layout(p);
-  const int64_t set = p.batch * p.groups * l.planes * l.plane;
+void unpack_lanes(
+    const UnfoldParams& p,
+    const T* planes,
+    int64_t set,
+    int64_t copies,
+    Dense<scalar_t*> image,
+    int64_t begin,
+    int64_t end,
+    int64_t first_plane = 0) {
+  const auto l = layout_of(p, kLanes);
   const int64_t size = p.axis[kMaxAxes - 1].size;
   const int64_t pixels = pixels_of(p);
   const int64_t image_rows = pixels / size;
@@ -587,8 +635,10 @@ void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar
     const int64_t group = plane / l.planes;
     const int64_t first = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
-    const T* const source = planes + plane * l.plane + (padded_row(p, row) * padded(size) + kBorderLow) * kLanes;
-    auto* const target = image + (group * l.per_group + first) * pixels + row * size;
+    const T* const source =
+        planes + (plane - first_plane) * l.plane + (padded_row(p, row) * padded(size) + kBorderLow) * kLanes;
+    auto* const target = image.data + group / p.groups * image.batch +
+        (group % p.groups * l.per_group + first) * image.channel + row * size * image.pixel;
     for (int64_t x = 0; x < size; x += kTile) {
       const int64_t n = least(kTile, size - x);
       copy(source + x * kLanes, n * kLanes, tile);
@@ -598,7 +648,15 @@ void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar
           tile[k] += more[k];
         }
       }
-      store_tile<kLanes>(tile, lanes, n, rows, target + x, pixels);
+      if (image.pixel == 1) {
+        store_tile<kLanes>(tile, lanes, n, rows, target + x, image.channel);
+        continue;
+      }
+      for (int64_t k = 0; k < n; ++k) {
+        for (int64_t c = 0; c < lanes; ++c) {
+          target[(x + k) * image.pixel + c * image.channel] = static_cast<scalar_t>(tile[k * kLanes + c]);
+        }
+      }
     }
   }
 }
@@ -746,7 +804,10 @@ void pack(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int6
 
 template <class scalar_t, class T>
 void unpack(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
-#define DDU_ARGUMENTS (p, planes, copies, image, begin, end)
+  const auto l = layout(p);
+  const int64_t pixels = pixels_of(p);
+  const Dense<scalar_t*> target = {image, p.channels * pixels, pixels, 1};
+#define DDU_ARGUMENTS (p, planes, p.batch * p.groups * l.planes * l.plane, copies, target, begin, end)
   DDU_LANES(unpack_lanes, scalar_t, T)
 #undef DDU_ARGUMENTS
 }
