@@ -11,9 +11,12 @@
 
 #include <algorithm>
 #include <numeric>
+#include <string_view>
+#include <type_traits>
+#include <vector>
 
 #include "../../convolution/fused.h"
-#include "tensors.h"
+#include "tasks.h"
 
 namespace ddu {
 
@@ -26,7 +29,6 @@ using convolution::OutputMask;
 using convolution::Problem;
 using cpu::advise_large_pages;
 using cpu::ceil_div;
-using cpu::kEnoughTasks;
 using cpu::kGrain;
 using cpu::kTile;
 using cpu::parallel_tasks;
@@ -39,6 +41,13 @@ constexpr int64_t kSamples = 96 * 1024;
 // locates the taps again.
 constexpr int64_t kChunkPlanes = 2;
 constexpr int64_t kChunkColumns = 320;  // taps and lanes of a chunk at a time
+
+// The backward's tasks are chunks of images. Images that add to the weight's gradient at the same time have sums of
+// their own, so many that there are enough tasks. Fewer chunks are cut into two bands with planes of grad_input each.
+// Both cost memory, and time to add up.
+constexpr int64_t kMaxSets = 8;
+constexpr int64_t kEnoughTasks = 4;
+constexpr int64_t kTilesForBands = 16;
 
 int64_t lanes_of(int64_t per_group) {
   return per_group <= 1 ? 1 : per_group <= 4 ? 4 : per_group <= 8 || (per_group % 16 != 0 && per_group < 64) ? 8 : 16;
@@ -65,8 +74,14 @@ cpu::Convolution cut(const Problem& problem) {
   c.chunk_planes = std::min(kChunkPlanes, c.planes.planes);
   c.chunks = c.shared.groups * c.chunks_per_shared();
   c.chunk_taps = std::clamp<int64_t>(kChunkColumns / (c.chunk_planes * c.planes.lanes), 1, taps);
-  c.bands = cpu::bands_of(c.window, c.window.batch * c.chunks);
+  c.bands = c.window.batch * c.chunks < kEnoughTasks && c.tiles() >= kTilesForBands ? 2 : 1;
   return c;
+}
+
+// Tasks that do not begin with 0.
+template <class F>
+void parallel_range(int64_t begin, int64_t end, int64_t work, const F& f) {
+  parallel_tasks(end - begin, work, [&](int64_t first, int64_t last) { f(begin + first, begin + last); });
 }
 
 // ---- products
@@ -198,7 +213,7 @@ struct Call {
       : c(cut(problem)),
         kernels(cpu::convolution_kernels<scalar_t, T>()),
         input(strided<scalar_t>(a.input)),
-        positions(cpu::positions_view<scalar_t, T>(a.positions)),
+        positions(cpu::view_positions<scalar_t, T>(a.positions)),
         weight(a.weight.to(kType).contiguous()),
         format(a.input.suggest_memory_format()) {
     if (a.mask.defined()) {
@@ -221,7 +236,7 @@ struct Call {
   // Planes of images or parts of them: rows [begin, end) of those that begin with image b.
   void pack(int64_t b, int64_t begin, int64_t end, T* planes) const {
     const auto view = from_image(input, b);
-    parallel_tasks(begin, end, c.planes.plane / c.planes.rows, [&](int64_t first, int64_t last) {
+    parallel_range(begin, end, c.planes.plane / c.planes.rows, [&](int64_t first, int64_t last) {
       kernels.pack(c, view, planes, begin, first, last);
     });
   }
@@ -292,10 +307,11 @@ struct Call {
     result[convolution::kPositions] = zeros_in(needs[convolution::kPositions], a.positions);
     result[convolution::kMask] = zeros_in(needs[convolution::kMask], a.mask);
 
-    // Images are worked on in blocks: each adds to the weight's gradient in a set of its own. Of a block as many chunks
-    // at a time as there are threads for.
-    const int64_t sets = std::clamp<int64_t>(kEnoughTasks / (c.chunks * c.bands), 1, p.batch);
-    const int64_t wave = std::clamp<int64_t>(ceil_div(at::get_num_threads(), c.bands), 1, sets * c.chunks);
+    // As many chunks are worked on at a time as there are threads for, of a block of as few images.
+    const int64_t sets = std::clamp<int64_t>(kMaxSets / (c.chunks * c.bands), 1, p.batch);
+    const int64_t wanted = ceil_div(at::get_num_threads(), c.bands);
+    const int64_t block = std::clamp<int64_t>(ceil_div(wanted, c.chunks), 1, sets);
+    const int64_t wave = std::min(wanted, block * c.chunks);
     const int64_t set = wave * c.chunk_planes * l.plane;
     const auto room = [](bool needed, at::IntArrayRef sizes) {
       const Tensor tensor = at::empty(needed ? sizes : at::IntArrayRef({0}), kType);
@@ -307,18 +323,18 @@ struct Call {
     // Of grad_output's layouts, the one that it has is made first.
     const auto grad_format = grad_output.suggest_memory_format();
     const bool grad_last = is_channels_last(grad_format);
-    const Tensor grad_rows = room(with_grad || grad_last, {sets, c.tiles(), kTile, c.out_channels});
+    const Tensor grad_rows = room(with_grad || grad_last, {block, c.tiles(), kTile, c.out_channels});
     const Tensor grad_channels =
-        room(needs[convolution::kWeight] || !grad_last, {sets, c.tiles(), c.out_channels, kTile});
+        room(needs[convolution::kWeight] || !grad_last, {block, c.tiles(), c.out_channels, kTile});
     const Tensor position_sums = room(needs[convolution::kPositions], {wave, per_chunk});
     const Tensor mask_sums = room(needs[convolution::kMask], {wave, taps, outputs});
-    const Tensor weights = room(with_grad, {c.weight_per_image ? sets : 1, c.chunks, c.chunk_weights()});
+    const Tensor weights = room(with_grad, {c.weight_per_image ? block : 1, c.chunks, c.chunk_weights()});
     const Tensor weight_sums = room(needs[convolution::kWeight], {sets, c.bands, c.chunks, c.chunk_weights()});
     weight_sums.zero_();
 
     const Tensor grad = grad_output.contiguous(grad_format);
-    for (int64_t b = 0; b < p.batch; b += sets) {
-      const int64_t images = std::min(sets, p.batch - b);
+    for (int64_t b = 0; b < p.batch; b += block) {
+      const int64_t images = std::min(block, p.batch - b);
       const auto grad_view = dense(grad.template const_data_ptr<scalar_t>(), c.out_channels, outputs, grad_last, b);
       parallel_tasks(images * c.tiles(), kTile * c.out_channels, [&](int64_t begin, int64_t end) {
         kernels.pack_grad(c, grad_view, data(grad_rows), data(grad_channels), begin, end);
@@ -334,6 +350,8 @@ struct Call {
           pack(b, first_plane * l.rows, last_plane * l.rows, data(planes));
         }
         cpu::ConvolveBackward<scalar_t, T> call = {
+            b,
+            sets,
             first,
             first_plane,
             set,
@@ -359,7 +377,7 @@ struct Call {
           const auto target = dense(
               result[convolution::kInput].template mutable_data_ptr<scalar_t>(), p.channels, pixels_of(p),
               is_channels_last(format), b);
-          parallel_tasks(
+          parallel_range(
               first_plane * image_rows, last_plane * image_rows, p.axis[kMaxAxes - 1].size * l.lanes,
               [&](int64_t begin, int64_t end) {
                 kernels.unpack(c, data(image), first_plane, set, c.bands, target, begin, end);
@@ -382,7 +400,7 @@ struct Call {
       if (needs[convolution::kWeight] && c.weight_per_image) {
         for (int64_t i = 0; i < images; ++i) {
           unpack_chunk_weights(
-              c, data(weight_sums) + i * c.bands * c.chunks * c.chunk_weights(), c.bands,
+              c, data(weight_sums) + (b + i) % sets * c.bands * c.chunks * c.chunk_weights(), c.bands,
               data(result[convolution::kWeight].select(0, b + i)));
         }
         weight_sums.zero_();

@@ -108,6 +108,8 @@ struct Convolve {
 // needed are null.
 template <class scalar_t, class T>
 struct ConvolveBackward {
+  int64_t first_image;  // of those that are worked on, of all
+  int64_t sets;         // of sums of the weight's gradient: an image adds to the one that its number gives
   int64_t first_chunk;
   int64_t first_plane;  // of first_chunk, of all images
   int64_t set;          // elements of the planes of all chunks that are worked on
@@ -118,7 +120,7 @@ struct ConvolveBackward {
   const T* grad_rows;      // [images, tiles, kTile, out_channels]
   const T* grad_channels;  // [images, tiles, out_channels, kTile]
   T* image;                // [bands, planes], made zero by the task
-  T* weight_sums;          // [images, bands, chunks, chunk_weights], added to
+  T* weight_sums;          // [sets, bands, chunks, chunk_weights], added to
   T* position_sums;        // [chunks worked on, positions_per_group, parameters, L]
   T* mask_sums;            // [chunks worked on, taps, L]
   Term terms[kMaxAxes];    // derivatives by the parameters

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The kernels of the convolution (NOTE [ CPU convolution ]). Included after kernels_impl.h, under the same conditions.
 
+#include <memory>
+#include <type_traits>
+
 #include "convolution.h"
 
 #if defined(DDU_CAPABILITY)
@@ -137,6 +140,49 @@ inline void transpose(
   }
 }
 
+// ---- the corners of a position
+
+// Weights of one position: a copy, which no store can change.
+template <class T, int kAxes>
+struct PositionWeights {
+  T corner[1 << kAxes];
+};
+
+template <class T, int kAxes>
+inline PositionWeights<T, kAxes> at_position(const Weights<T, kAxes>& w, int64_t k) {
+  PositionWeights<T, kAxes> result;
+  for (int c = 0; c < 1 << kAxes; ++c) {
+    result.corner[c] = w.corner[c][k];
+  }
+  return result;
+}
+
+template <class T, int kAxes, int kLanes>
+struct Corners {
+  typename Lanes<T, kLanes>::Type corner[1 << kAxes];
+};
+
+template <int kLanes, int kAxes, class T>
+inline Corners<T, kAxes, kLanes> load_corners(const T* first, const CornerRows<kAxes>& rows) {
+  Corners<T, kAxes, kLanes> result;
+  for (int c = 0; c < 1 << kAxes; c += 2) {
+    const T* const row = first + rows.offset[c / 2];
+    result.corner[c] = load<kLanes>(row);
+    result.corner[c + 1] = load<kLanes>(row + kLanes);
+  }
+  return result;
+}
+
+template <int kLanes, int kAxes, class T>
+inline typename Lanes<T, kLanes>::Type weighted(
+    const Corners<T, kAxes, kLanes>& corners, const PositionWeights<T, kAxes>& w) {
+  auto sum = w.corner[0] * corners.corner[0];
+  for (int c = 1; c < 1 << kAxes; ++c) {
+    sum = sum + w.corner[c] * corners.corner[c];
+  }
+  return sum;
+}
+
 // ---- forward
 
 // n positions of a tile, [n, channels], plus the bias, into a result of any layout.
@@ -176,6 +222,32 @@ inline void store_result(
   }
 }
 
+// Samples of planes that lie `plane_pitch` apart, each multiplied by the position's factor, or by one: [n, planes,
+// kLanes] of positions `step` apart.
+template <int kLanes, int kAxes, class T>
+inline void sample_planes(
+    int64_t n,
+    const T* planes,
+    int64_t plane_pitch,
+    int64_t count,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& w,
+    const T* factor,
+    T* samples,
+    int64_t step) {
+  for (int64_t plane = 0; plane < count; ++plane) {
+    const T* const source = planes + plane * plane_pitch;
+    T* const target = samples + plane * kLanes;
+    for (int64_t k = 0; k < n; ++k) {
+      for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+        const auto sampled = interpolate<kLanes>(source + pixel[k] * kLanes + c, rows, w, k);
+        store(factor == nullptr ? sampled : factor[k] * sampled, target + k * step + c);
+      }
+    }
+  }
+}
+
 template <class scalar_t, class T, int kAxes, int kLanes>
 void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int64_t begin, int64_t end) {
   constexpr int64_t kColumns = 64;  // of a product: their weights stay in the cache
@@ -186,7 +258,10 @@ void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int
   const int64_t taps = taps_of(p);
   const int64_t inputs = c.channels_in();
   const int64_t outputs = c.channels_out();
-  const int64_t pitch = c.taps * inputs;
+  // Lanes of a plane that are no channels fall on what is written next: entries of a row are, in their order, where a
+  // group of the weight has one group of positions. After the last one there is room.
+  const bool in_order = c.groups % p.groups == 0;
+  const int64_t pitch = c.taps * inputs + (l.per_group % kLanes == 0 ? 0 : kLanes);
   const int64_t per_positions = c.shared.groups / p.groups;
   const int64_t per_weight = c.shared.groups / c.groups;
   const int64_t per_mask = c.mask_groups == 0 ? 1 : c.shared.groups / c.mask_groups;
@@ -204,6 +279,16 @@ void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int
     const int64_t first = task % tiles * c.tile;
     const int64_t n = least(c.tile, positions - first);
     const int64_t rows = in_row_steps(n);
+    const auto& r = call.result;
+    scalar_t* const target = r.data + b * r.batch + first * r.pixel;
+    const auto* const bias =
+        call.bias == nullptr ? nullptr : call.bias + (call.bias_per_image ? b * c.out_channels : 0);
+    T* sums = results.get();
+    if constexpr (std::is_same_v<scalar_t, T>) {
+      if (r.channel == 1 && bias == nullptr && rows == n) {
+        sums = target;
+      }
+    }
     for (int64_t q = 0; q < c.groups; ++q) {
       fill_zero(samples.get() + (q * most + n) * pitch, (rows - n) * pitch);
     }
@@ -222,19 +307,17 @@ void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int
               located.load(call.mask, v / per_mask * taps + tap, mask);
             }
             const int64_t q = v / per_weight;
-            T* const target = samples.get() + q * most * pitch + (tap - start) * inputs + v % per_weight * l.per_group;
-            for (int64_t plane = 0; plane < l.planes; ++plane) {
-              const T* const source = call.planes + ((b * c.shared.groups + v) * l.planes + plane) * l.plane;
-              const T* const factor = c.mask_groups == 0 ? nullptr : mask;
-              const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
-              if (lanes == kLanes) {
-                gather_modulated<kLanes>(n, source, corner, pixel, weights, factor, target + plane * kLanes, pitch);
-                continue;
-              }
-              gather_modulated<kLanes>(n, source, corner, pixel, weights, factor, tile, kLanes);
+            T* const place = samples.get() + q * most * pitch + (tap - start) * inputs + v % per_weight * l.per_group;
+            const T* const source = call.planes + (b * c.shared.groups + v) * l.planes * l.plane;
+            const T* const factor = c.mask_groups == 0 ? nullptr : mask;
+            const int64_t whole = in_order ? l.planes : l.per_group / kLanes;
+            sample_planes<kLanes>(n, source, l.plane, whole, corner, pixel, weights, factor, place, pitch);
+            if (whole < l.planes) {
+              sample_planes<kLanes>(
+                  n, source + whole * l.plane, l.plane, 1, corner, pixel, weights, factor, tile, kLanes);
               for (int64_t k = 0; k < n; ++k) {
-                for (int64_t lane = 0; lane < lanes; ++lane) {
-                  target[k * pitch + plane * kLanes + lane] = tile[k * kLanes + lane];
+                for (int64_t lane = whole * kLanes; lane < l.per_group; ++lane) {
+                  place[k * pitch + lane] = tile[k * kLanes + lane - whole * kLanes];
                 }
               }
             }
@@ -247,14 +330,13 @@ void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int
         for (int64_t o = 0; o < outputs; o += kColumns) {
           call.product(
               rows, least(kColumns, outputs - o), (stop - start) * inputs, samples.get() + q * most * pitch, pitch,
-              weight + o, outputs, start > 0, results.get() + q * outputs + o, c.out_channels);
+              weight + o, outputs, start > 0, sums + q * outputs + o, c.out_channels);
         }
       }
     }
-    const auto& r = call.result;
-    const auto* const bias =
-        call.bias == nullptr ? nullptr : call.bias + (call.bias_per_image ? b * c.out_channels : 0);
-    store_result(results.get(), n, c.out_channels, bias, r.data + b * r.batch + first * r.pixel, r.channel, r.pixel);
+    if (sums == results.get()) {
+      store_result(sums, n, c.out_channels, bias, target, r.channel, r.pixel);
+    }
   }
 }
 
@@ -296,73 +378,75 @@ void pack_grad(
   }
 }
 
-// A tap of a tile where columns' gradient and samples meet. grad, [n, kLanes], is multiplied by the factor; samples,
-// likewise, are stored; and products of both are added to mask_sums and, per term, to position_sums. Pointers to what
-// is not needed are null.
+// Where columns' gradient, [n, planes, kLanes], meets the samples, at a tap of a tile. Pointers to what is not needed
+// are null.
+template <class T>
+struct Meeting {
+  const T* planes;
+  T* image;  // planes of grad_input
+  int64_t plane_pitch;
+  int64_t count;    // of planes
+  const T* factor;  // the mask
+  const T* grad;
+  T* samples;  // times the factor
+  int64_t step;
+  T* mask_sums;      // [n, kLanes]: grad times samples are added
+  T* position_sums;  // [terms, kTile, kLanes]: grad times factor times derivatives
+  int64_t terms;
+};
+
 template <int kLanes, int kAxes, class T>
 inline void meet(
     int64_t n,
-    const T* plane,
+    const Meeting<T>& m,
     const CornerRows<kAxes>& rows,
     const int64_t* pixel,
     const Weights<T, kAxes>& value,
-    const Weights<T, kAxes>* derivative,
-    int64_t terms,
-    const T* factor,
-    T* grad,
-    T* sample,
-    int64_t step,
-    T* mask_sums,
-    T* position_sums) {
-  using Value = typename Lanes<T, kLanes>::Type;
+    const Weights<T, kAxes>* derivative) {
+  constexpr int kCount = Lanes<T, kLanes>::kCount;
+  const bool sampled = m.samples != nullptr || m.mask_sums != nullptr;
   for (int64_t k = 0; k < n; ++k) {
-    for (int lane = 0; lane < kLanes; lane += Lanes<T, kLanes>::kCount) {
-      const T* const first = plane + pixel[k] * kLanes + lane;
-      Value corner[1 << kAxes];
-      for (int c = 0; c < 1 << kAxes; c += 2) {
-        const T* const row = first + rows.offset[c / 2];
-        corner[c] = load<kLanes>(row);
-        corner[c + 1] = load<kLanes>(row + kLanes);
-      }
-      if (sample != nullptr || mask_sums != nullptr) {
-        auto sampled = value.corner[0][k] * corner[0];
-        for (int c = 1; c < 1 << kAxes; ++c) {
-          sampled = sampled + value.corner[c][k] * corner[c];
+    const auto w = at_position(value, k);
+    const T times = m.factor == nullptr ? T(1) : m.factor[k];
+    for (int64_t plane = 0; plane < m.count; ++plane) {
+      for (int lane = 0; lane < kLanes; lane += kCount) {
+        const int64_t place = plane * m.plane_pitch + pixel[k] * kLanes + lane;
+        const int64_t at = k * m.step + plane * kLanes + lane;
+        Corners<T, kAxes, kLanes> corners = {};
+        if (m.planes != nullptr) {
+          corners = load_corners<kLanes>(m.planes + place, rows);
         }
-        if (mask_sums != nullptr) {
-          T* const sum = mask_sums + k * kLanes + lane;
-          store(load<kLanes>(sum) + load<kLanes>(grad + k * step + lane) * sampled, sum);
+        typename Lanes<T, kLanes>::Type sample = {};
+        if (sampled) {
+          sample = weighted<kLanes>(corners, w);
         }
-        if (sample != nullptr) {
-          store(factor == nullptr ? sampled : factor[k] * sampled, sample + k * step + lane);
+        if (m.samples != nullptr) {
+          store(m.factor == nullptr ? sample : times * sample, m.samples + at);
+        }
+        if (m.grad == nullptr) {
+          continue;
+        }
+        auto grad = load<kLanes>(m.grad + at);
+        if (m.mask_sums != nullptr) {
+          T* const sum = m.mask_sums + k * kLanes + lane;
+          store(load<kLanes>(sum) + grad * sample, sum);
+        }
+        if (m.factor != nullptr) {
+          grad = times * grad;
+        }
+        for (int64_t r = 0; r < m.terms; ++r) {
+          T* const sum = m.position_sums + (r * kTile + k) * kLanes + lane;
+          store(load<kLanes>(sum) + grad * weighted<kLanes>(corners, at_position(derivative[r], k)), sum);
+        }
+        if (m.image != nullptr) {
+          T* const first = m.image + place;
+          for (int c = 0; c < 1 << kAxes; c += 2) {
+            T* const row = first + rows.offset[c / 2];
+            store(load<kLanes>(row) + w.corner[c] * grad, row);
+            store(load<kLanes>(row + kLanes) + w.corner[c + 1] * grad, row + kLanes);
+          }
         }
       }
-      if (grad == nullptr) {
-        continue;
-      }
-      auto g = load<kLanes>(grad + k * step + lane);
-      if (factor != nullptr) {
-        g = factor[k] * g;
-        store(g, grad + k * step + lane);
-      }
-      for (int64_t r = 0; r < terms; ++r) {
-        auto slope = derivative[r].corner[0][k] * corner[0];
-        for (int c = 1; c < 1 << kAxes; ++c) {
-          slope = slope + derivative[r].corner[c][k] * corner[c];
-        }
-        T* const sum = position_sums + (r * kTile + k) * kLanes + lane;
-        store(load<kLanes>(sum) + g * slope, sum);
-      }
-    }
-  }
-}
-
-// grad, [n, kLanes], multiplied by the factor.
-template <int kLanes, class T>
-inline void modulate(int64_t n, const T* factor, T* grad, int64_t step) {
-  for (int64_t k = 0; k < n; ++k) {
-    for (int lane = 0; lane < kLanes; lane += Lanes<T, kLanes>::kCount) {
-      store(factor[k] * load<kLanes>(grad + k * step + lane), grad + k * step + lane);
     }
   }
 }
@@ -405,9 +489,9 @@ void convolve_backward_lanes(
     const T* const weight = with_grad
         ? call.weight + ((c.weight_per_image ? b * c.chunks : 0) + number % c.chunks) * c.chunk_weights()
         : nullptr;
-    T* const weight_sums = call.weight_sums == nullptr
-        ? nullptr
-        : call.weight_sums + ((b * c.bands + band) * c.chunks + number % c.chunks) * c.chunk_weights();
+    T* const weight_sums = call.weight_sums == nullptr ? nullptr
+                                                       : call.weight_sums +
+            (((call.first_image + b) % call.sets * c.bands + band) * c.chunks + number % c.chunks) * c.chunk_weights();
     T* const position_sums = call.position_sums == nullptr
         ? nullptr
         : call.position_sums + task / c.bands * entries * p.parameters * positions;
@@ -446,22 +530,20 @@ void convolve_backward_lanes(
           if (mask_sums != nullptr) {
             fill_zero(mask_products, n * kLanes);
           }
-          const T* const factor = c.mask_groups == 0 ? nullptr : mask;
-          for (int64_t plane = 0; plane < chunk.planes; ++plane) {
-            const int64_t at = (tap - start) * lanes + plane * kLanes;
-            T* const grad = with_grad ? grads.get() + at : nullptr;
-            if (with_samples) {
-              meet<kLanes>(
-                  n, planes + plane * l.plane, corner, pixel, value, derivative.get(), terms, factor, grad,
-                  weight_sums == nullptr ? nullptr : samples.get() + at, pitch,
-                  mask_sums == nullptr ? nullptr : mask_products, products.get());
-            } else if (factor != nullptr) {
-              modulate<kLanes>(n, factor, grad, pitch);
-            }
-            if (image != nullptr) {
-              scatter<kLanes>(n, image + plane * l.plane, corner, pixel, value, grad, pitch);
-            }
-          }
+          const int64_t at = (tap - start) * lanes;
+          const Meeting<T> meeting = {
+              planes,
+              image,
+              l.plane,
+              chunk.planes,
+              c.mask_groups == 0 ? nullptr : mask,
+              with_grad ? grads.get() + at : nullptr,
+              weight_sums == nullptr ? nullptr : samples.get() + at,
+              pitch,
+              mask_sums == nullptr ? nullptr : mask_products,
+              products.get(),
+              terms};
+          meet<kLanes>(n, meeting, corner, pixel, value, derivative.get());
           if (mask_sums != nullptr) {
             sum_lanes<kLanes>(mask_products, n, mask_sums + tap * positions + first);
           }

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT
 #include "kernels.h"
 
+#include "convolution.h"
+
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <string>
 
-#include "convolution.h"
-
 namespace ddu::cpu {
 
 #define DDU_DECLARE(capability) \
   namespace capability { \
-  extern const Kernels<double, double> kDouble; \
-  extern const Kernels<float, float> kFloat; \
-  extern const Kernels<c10::Half, float> kHalf; \
-  extern const Kernels<c10::BFloat16, float> kBFloat16; \
   extern const ConvolutionKernels<double, double> kConvolutionDouble; \
   extern const ConvolutionKernels<float, float> kConvolutionFloat; \
   extern const ConvolutionKernels<c10::Half, float> kConvolutionHalf; \
   extern const ConvolutionKernels<c10::BFloat16, float> kConvolutionBFloat16; \
+  extern const Kernels<double, double> kDouble; \
+  extern const Kernels<float, float> kFloat; \
+  extern const Kernels<c10::Half, float> kHalf; \
+  extern const Kernels<c10::BFloat16, float> kBFloat16; \
   }
 
 DDU_DECLARE(baseline)
@@ -69,18 +69,8 @@ const char* capability_name() {
 #endif
 
 template <>
-const Kernels<double, double>& kernels() {
-  return DDU_CHOOSE(kDouble);
-}
-
-template <>
 const ConvolutionKernels<double, double>& convolution_kernels() {
   return DDU_CHOOSE(kConvolutionDouble);
-}
-
-template <>
-const Kernels<float, float>& kernels() {
-  return DDU_CHOOSE(kFloat);
 }
 
 template <>
@@ -89,23 +79,33 @@ const ConvolutionKernels<float, float>& convolution_kernels() {
 }
 
 template <>
-const Kernels<c10::Half, float>& kernels() {
-  return DDU_CHOOSE(kHalf);
-}
-
-template <>
 const ConvolutionKernels<c10::Half, float>& convolution_kernels() {
   return DDU_CHOOSE(kConvolutionHalf);
 }
 
 template <>
-const Kernels<c10::BFloat16, float>& kernels() {
-  return DDU_CHOOSE(kBFloat16);
+const ConvolutionKernels<c10::BFloat16, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionBFloat16);
 }
 
 template <>
-const ConvolutionKernels<c10::BFloat16, float>& convolution_kernels() {
-  return DDU_CHOOSE(kConvolutionBFloat16);
+const Kernels<double, double>& kernels() {
+  return DDU_CHOOSE(kDouble);
+}
+
+template <>
+const Kernels<float, float>& kernels() {
+  return DDU_CHOOSE(kFloat);
+}
+
+template <>
+const Kernels<c10::Half, float>& kernels() {
+  return DDU_CHOOSE(kHalf);
+}
+
+template <>
+const Kernels<c10::BFloat16, float>& kernels() {
+  return DDU_CHOOSE(kBFloat16);
 }
 
 }  // namespace ddu::cpu

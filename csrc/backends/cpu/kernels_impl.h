@@ -194,31 +194,6 @@ class Taps {
     }
   }
 
-  // What a tensor [B, channels, *out] has at the positions.
-  template <class S>
-  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
-    const S* const source = view.data + item_ * view.batch + channel * view.channel;
-    // As many entries in a row as the tensor has.
-    bool in_a_row = true;
-    int64_t row = view.axis[kMaxAxes - 1];
-    const int64_t step = row;
-    for (int a = kAxes - 2; a >= 0; --a) {
-      row *= axis(a + 1).out_size;
-      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
-    }
-    if (in_a_row) {
-      load_row(source + first_ * step, step, n_, target);
-      return;
-    }
-    for (int64_t k = 0; k < n_; ++k) {
-      int64_t offset = 0;
-      for (int a = 0; a < kAxes; ++a) {
-        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
-      }
-      target[k] = static_cast<T>(source[offset]);
-    }
-  }
-
   void move_to(int64_t tap) {
     int64_t rest = tap;
     if (per_tap(p_.source)) {
@@ -249,6 +224,35 @@ class Taps {
       }
     }
   }
+
+  // Where the tap of a position lies between the centres of the first and the last pixel of every axis, of an image
+  // with zeros around it; or where its place is not a number.
+  void inside(bool* __restrict result) const {
+    for (int64_t k = 0; k < n_; ++k) {
+      result[k] = true;
+    }
+    for (int a = 0; a < kAxes; ++a) {
+      const auto& place = places_[a];
+      const int64_t first = kBorderLow * place.pitch;
+      const int64_t last = (kBorderLow + axis(a).size - 1) * place.pitch;
+      const int64_t* const __restrict offset = at(a).offset;
+      const T* const __restrict fraction = at(a).fraction;
+      for (int64_t k = 0; k < n_; ++k) {
+        result[k] = result[k] && offset[k] >= first && (offset[k] < last || (offset[k] == last && fraction[k] == 0));
+      }
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      result[k] = result[k] || unit_[k] != unit_[k];
+    }
+  }
+
+  // What a tensor over the output grid holds at the positions, for a channel of the batch item.
+  template <class S>
+  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    load_positions(view, channel, target);
+  }
+
+  int64_t item() const { return item_; }
 
   void weigh(const Term& term, Weights<T, kAxes>& weights) const {
     T distance[kAxes];
@@ -308,14 +312,38 @@ class Taps {
       }
       const int64_t channel = parameter_channel(p_, group_, tap, kMaxAxes - kAxes + a);
       if (positions_.stored.data != nullptr) {
-        load(positions_.stored, channel, place.parameter);
+        load_positions(positions_.stored, channel, place.parameter);
       } else {
-        load(positions_.computed, channel, place.parameter);
+        load_positions(positions_.computed, channel, place.parameter);
       }
       for (int64_t k = 0; k < n_; ++k) {
         const T poison = place.parameter[k] - place.parameter[k];
         unit_[k] = a == 0 ? T(1) + poison : unit_[k] + poison;
       }
+    }
+  }
+
+  template <class S>
+  void load_positions(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    const S* const source = view.data + item_ * view.batch + channel * view.channel;
+    // As many entries in a row as the tensor has.
+    bool in_a_row = true;
+    int64_t row = view.axis[kMaxAxes - 1];
+    const int64_t step = row;
+    for (int a = kAxes - 2; a >= 0; --a) {
+      row *= axis(a + 1).out_size;
+      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
+    }
+    if (in_a_row) {
+      load_row(source + first_ * step, step, n_, target);
+      return;
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      int64_t offset = 0;
+      for (int a = 0; a < kAxes; ++a) {
+        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
+      }
+      target[k] = static_cast<T>(source[offset]);
     }
   }
 
@@ -478,25 +506,6 @@ inline void gather(
   }
 }
 
-// Positions of the tile `step` elements apart, each multiplied by its factor, or by one.
-template <int kLanes, int kAxes, class T>
-inline void gather_modulated(
-    int64_t n,
-    const T* plane,
-    const CornerRows<kAxes>& rows,
-    const int64_t* pixel,
-    const Weights<T, kAxes>& w,
-    const T* factor,
-    T* tile,
-    int64_t step) {
-  for (int64_t k = 0; k < n; ++k) {
-    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
-      const auto sampled = interpolate<kLanes>(plane + pixel[k] * kLanes + c, rows, w, k);
-      store(factor == nullptr ? sampled : factor[k] * sampled, tile + k * step + c);
-    }
-  }
-}
-
 template <int kLanes, int kAxes, class T>
 inline void scatter(
     int64_t n,
@@ -504,12 +513,11 @@ inline void scatter(
     const CornerRows<kAxes>& rows,
     const int64_t* pixel,
     const Weights<T, kAxes>& w,
-    const T* tile,
-    int64_t step = kLanes) {
+    const T* tile) {
   for (int64_t k = 0; k < n; ++k) {
     for (int lane = 0; lane < kLanes; lane += Lanes<T, kLanes>::kCount) {
       T* const first = plane + pixel[k] * kLanes + lane;
-      const auto value = load<kLanes>(tile + k * step + lane);
+      const auto value = load<kLanes>(tile + k * kLanes + lane);
       for (int c = 0; c < 1 << kAxes; c += 2) {
         T* const row = first + rows.offset[c / 2];
         store(load<kLanes>(row) + w.corner[c][k] * value, row);
