@@ -87,6 +87,8 @@ SMALL_CASES = [
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
 SMALL = SMALL_CASES[0]
 
+FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:]
 )
@@ -138,6 +140,102 @@ def test_values_and_gradients(case: ConvolutionCase, dtype: torch.dtype, device:
     for name, gradient in actual_gradients.items():
         assert gradient.dtype == dtype
         assert_near(gradient, expected_gradients[name])
+
+
+# Larger than what a kernel works on at a time: positions, channels, taps and images, not in whole numbers of it.
+LARGE_CASES = [
+    ConvolutionCase("positions", 1, 20, (47, 44), padding=(1, 1), out_channels=5),
+    ConvolutionCase("lanes", 2, 48, (9, 16), padding=(1, 1), mask_groups=1, out_channels=33),
+    ConvolutionCase("taps", 2, 32, (12, 11), (7, 7), padding=(3, 3), out_channels=18),
+    ConvolutionCase("channels", 1, 1040, (5, 4), (3, 2), padding=(1, 1), out_channels=24),
+    ConvolutionCase("groups", 2, 64, (13, 11), groups=2, conv_groups=4, mask_groups=8, out_channels=12),
+    ConvolutionCase("images", 5, 18, (6, 5), padding=(1, 1), groups=3, out_channels=7, per_image=True),
+    ConvolutionCase("offsets", 5, 36, (12, 12), padding=(1, 1), groups=2, source="offsets", padding_mode="border"),
+    ConvolutionCase("volume", 2, 34, (4, 6, 7), (3, 2, 3), padding=(1, 1, 1), rates=3, padding_mode="reflection"),
+]
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
+def test_more_than_at_a_time(case: ConvolutionCase, layout: str, device: torch.device) -> None:
+    arguments = leaves(make_arguments(case, torch.float32, device))
+    exact = leaves(in_double(arguments))
+    given = dict(arguments)
+    if layout == "channels_last":
+        given["input"] = given["input"].to(memory_format=FORMATS[case.axes])
+    elif layout == "strided":
+        given = {name: torch.stack((tensor, -tensor), -1)[..., 0] for name, tensor in arguments.items()}
+    output, expected = convolve(case, given), convolve_reference(case, exact)
+    if layout == "channels_last":
+        assert output.is_contiguous(memory_format=FORMATS[case.axes])
+    assert_near(output, expected)
+    expected_gradients = gradients(expected, exact)
+    for name, gradient in gradients(output, arguments).items():
+        assert_near(gradient, expected_gradients[name])
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_number_of_threads_changes_no_bit(case: ConvolutionCase, dtype: torch.dtype) -> None:
+    found = []
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            arguments = leaves(make_arguments(case, dtype))
+            output = convolve(case, arguments)
+            found.append({"output": output.detach(), **gradients(output, arguments)})
+    finally:
+        torch.set_num_threads(threads)
+    for name, expected in found[0].items():
+        assert_bits(found[1][name], expected)
+        assert_bits(found[2][name], expected)
+
+
+@pytest.mark.parametrize("case", [case for case in LARGE_CASES if case.name in ("taps", "volume")], ids=str)
+def test_no_columns_of_one_image(case: ConvolutionCase) -> None:
+    """As torch's own profiler counts memory on the CPU, forward and backward."""
+    case = replace(case, batch=1)
+    arguments = leaves(make_arguments(case, torch.float32))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        gradients(convolve(case, arguments), arguments)
+    columns = case.channels * case.taps * math.prod(case.output_size) * 4
+    assert max(event.self_cpu_memory_usage for event in profile.events()) < columns / 4
+
+
+@pytest.mark.parametrize("name", ["positions", "lanes", "groups"])
+def test_what_is_not_finite_stays_in_its_windows(name: str, device: torch.device) -> None:
+    """A rate or a factor that is not finite spoils the results at its position, and no others."""
+    case = next(case for case in LARGE_CASES if case.name == name)
+    arguments = make_arguments(case, torch.float32, device)
+    clean = leaves(arguments)
+    expected = convolve(case, clean)
+    spoiled = {key: tensor.clone() for key, tensor in arguments.items()}
+    spoiled["dilation_map"][0, 0, 3, 4] = float("nan")
+    spoiled["dilation_map"][0, 0, 2, 1] = float("inf")
+    spoiled["mask"][0, 0, 5, 6] = float("nan")
+    spoiled = leaves(spoiled)
+    output = convolve(case, spoiled)
+    bad = torch.zeros(expected.shape, dtype=torch.bool, device=device)
+    for group, row, column in [(case.groups, 3, 4), (case.groups, 2, 1), (case.mask_groups or case.groups, 5, 6)]:
+        read = torch.arange(case.channels) < case.channels // group  # the channels of its first group
+        rows = read.view(case.conv_groups, -1).any(1).repeat_interleave(case.out_channels // case.conv_groups)
+        bad[0, rows.to(device), row, column] = True
+    assert torch.equal(output.isnan(), bad)
+    assert_bits(output[~bad], expected[~bad])
+    grad_input = gradients(output, spoiled)["input"]
+    assert not grad_input[1:].isnan().any()
+    assert not grad_input[:, case.channels // min(case.groups, case.mask_groups or case.groups) :].isnan().any()
+
+
+def test_gradients_of_rates_that_are_not_finite(device: torch.device) -> None:
+    arguments = make_arguments(LARGE_CASES[0], torch.float32, device)
+    del arguments["mask"]
+    arguments["dilation_map"][0, 0, 3, 4] = float("nan")
+    arguments = leaves(arguments)
+    found = gradients(convolve(LARGE_CASES[0], arguments), arguments)
+    assert found["input"].isfinite().all()
+    assert found["dilation_map"].isnan().nonzero().tolist() == [[0, 0, 3, 4]]
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -287,9 +385,6 @@ def test_no_channels_in_groups(device: torch.device) -> None:
     for groups in (2**61 - 1, 2**63 - 1, 2**55):
         with pytest.raises(RuntimeError, match=r"conv2d\(\): expected .* below 2\^63, but got \d+ \* \d+"):
             ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=groups)
-
-
-FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
 @pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])

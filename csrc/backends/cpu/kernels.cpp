@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "kernels.h"
 
+#include "convolution.h"
+
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -11,6 +13,10 @@ namespace ddu::cpu {
 
 #define DDU_DECLARE(capability) \
   namespace capability { \
+  extern const ConvolutionKernels<double, double> kConvolutionDouble; \
+  extern const ConvolutionKernels<float, float> kConvolutionFloat; \
+  extern const ConvolutionKernels<c10::Half, float> kConvolutionHalf; \
+  extern const ConvolutionKernels<c10::BFloat16, float> kConvolutionBFloat16; \
   extern const Kernels<double, double> kDouble; \
   extern const Kernels<float, float> kFloat; \
   extern const Kernels<c10::Half, float> kHalf; \
@@ -61,6 +67,26 @@ const char* capability_name() {
 #else
 #define DDU_CHOOSE(table) choose(baseline::table, baseline::table, baseline::table)
 #endif
+
+template <>
+const ConvolutionKernels<double, double>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionDouble);
+}
+
+template <>
+const ConvolutionKernels<float, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionFloat);
+}
+
+template <>
+const ConvolutionKernels<c10::Half, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionHalf);
+}
+
+template <>
+const ConvolutionKernels<c10::BFloat16, float>& convolution_kernels() {
+  return DDU_CHOOSE(kConvolutionBFloat16);
+}
 
 template <>
 const Kernels<double, double>& kernels() {

@@ -30,21 +30,25 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the channels of a call are laid out in planes.
 struct Layout {
-  int64_t lanes;      // channels of a plane: 1, 4 or 8
+  int64_t lanes;      // channels of a plane: 1, 4, 8 or, of a convolution, 16
   int64_t per_group;  // channels of a group
   int64_t planes;     // planes of a group
   int64_t rows;       // of pixels in a plane, along the last axis
   int64_t plane;      // elements of a plane
 };
 
-inline Layout layout(const UnfoldParams& p) {
+inline Layout layout_of(const UnfoldParams& p, int64_t lanes) {
   const int64_t per_group = p.channels / p.groups;
-  const int64_t lanes = per_group <= 1 ? 1 : per_group <= 4 ? 4 : 8;
   int64_t rows = 1;
   for (int a = p.first_axis(); a + 1 < kMaxAxes; ++a) {
     rows *= padded(p.axis[a].size);
   }
   return {lanes, per_group, ceil_div(per_group, lanes), rows, rows * padded(p.axis[kMaxAxes - 1].size) * lanes};
+}
+
+inline Layout layout(const UnfoldParams& p) {
+  const int64_t per_group = p.channels / p.groups;
+  return layout_of(p, per_group <= 1 ? 1 : per_group <= 4 ? 4 : 8);
 }
 
 // A tensor of any strides, in elements, with a stride for each of kMaxAxes: of the axes that the problem has not, 0.
@@ -54,6 +58,15 @@ struct Strided {
   int64_t batch;
   int64_t channel;  // columns: a row of them
   int64_t axis[kMaxAxes];
+};
+
+// A tensor whose pixels, or positions, in their order, lie at one distance: contiguous, or channels-last.
+template <class Pointer>
+struct Dense {
+  Pointer data;
+  int64_t batch;
+  int64_t channel;
+  int64_t pixel;
 };
 
 // Positions, [B, channels, *out], in the type of the other tensors or in the one that is computed in.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The CPU kernels for AVX2.
 
-#include "kernels_impl.h"  // what it includes, for any machine
+#include "convolution_impl.h"  // what it includes, for any machine
+#include "kernels_impl.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define DDU_CAPABILITY avx2
@@ -9,5 +10,7 @@
 #include "x86.h"
 DDU_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels_impl.h"
+// After it.
+#include "convolution_impl.h"
 DDU_TARGET_END
 #endif

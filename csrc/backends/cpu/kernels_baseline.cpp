@@ -3,3 +3,5 @@
 
 #define DDU_CAPABILITY baseline
 #include "kernels_impl.h"
+// After it.
+#include "convolution_impl.h"

@@ -225,6 +225,35 @@ class Taps {
     }
   }
 
+  // Where the tap of a position lies between the centres of the first and the last pixel of every axis, of an image
+  // with zeros around it; or where its place is not a number.
+  void inside(bool* __restrict result) const {
+    for (int64_t k = 0; k < n_; ++k) {
+      result[k] = true;
+    }
+    for (int a = 0; a < kAxes; ++a) {
+      const auto& place = places_[a];
+      const int64_t first = kBorderLow * place.pitch;
+      const int64_t last = (kBorderLow + axis(a).size - 1) * place.pitch;
+      const int64_t* const __restrict offset = at(a).offset;
+      const T* const __restrict fraction = at(a).fraction;
+      for (int64_t k = 0; k < n_; ++k) {
+        result[k] = result[k] && offset[k] >= first && (offset[k] < last || (offset[k] == last && fraction[k] == 0));
+      }
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      result[k] = result[k] || unit_[k] != unit_[k];
+    }
+  }
+
+  // What a tensor over the output grid holds at the positions, for a channel of the batch item.
+  template <class S>
+  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    load_positions(view, channel, target);
+  }
+
+  int64_t item() const { return item_; }
+
   void weigh(const Term& term, Weights<T, kAxes>& weights) const {
     T distance[kAxes];
     for (int a = 0; a < kAxes; ++a) {
@@ -406,11 +435,15 @@ class Taps {
 
 // ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
 
-// Numbers of consecutive lanes as one value, in registers of whatever width the instruction set has; at most 32 bytes,
-// for what is wider the compiler may take through memory.
+// Numbers of consecutive lanes as one value: no wider than a register, for what is wider the compiler may take through
+// memory.
+#if !defined(DDU_VECTOR_BYTES)
+#define DDU_VECTOR_BYTES 32
+#endif
+
 template <class T, int kLanes>
 struct Lanes {
-  static constexpr int kCount = kLanes * sizeof(T) <= 32 ? kLanes : 32 / sizeof(T);
+  static constexpr int kCount = kLanes * sizeof(T) <= DDU_VECTOR_BYTES ? kLanes : DDU_VECTOR_BYTES / sizeof(T);
   typedef T Type __attribute__((vector_size(kCount * sizeof(T))));
 };
 
@@ -540,16 +573,23 @@ inline bool row_in_image(const UnfoldParams& p, int64_t row, const int64_t (&str
   return inside;
 }
 
+// planes: those from row `first_row` of all on.
 template <class scalar_t, class T, int kLanes>
-void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int64_t begin, int64_t end) {
-  const auto l = layout(p);
+void pack_lanes(
+    const UnfoldParams& p,
+    Strided<const scalar_t*> image,
+    T* planes,
+    int64_t begin,
+    int64_t end,
+    int64_t first_row = 0) {
+  const auto l = layout_of(p, kLanes);
   const int64_t size = p.axis[kMaxAxes - 1].size;
   const int64_t stride = image.axis[kMaxAxes - 1];
   const int64_t width = padded(size);
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
   for (int64_t task = begin; task < end; ++task) {
-    T* const target = planes + task * width * kLanes;
+    T* const target = planes + (task - first_row) * width * kLanes;
     const int64_t plane = task / l.rows % l.planes;
     const int64_t group = task / l.rows / l.planes % p.groups;
     const int64_t b = task / l.rows / l.planes / p.groups;
@@ -563,6 +603,14 @@ void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes
     const int64_t first = plane * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
     const auto* const source = image.data + b * image.batch + (group * l.per_group + first) * image.channel + row;
+    if (image.channel == 1 && lanes == kLanes) {
+      for (int64_t x = 0; x < size; ++x) {
+        for (int c = 0; c < kLanes; ++c) {
+          target[(kBorderLow + x) * kLanes + c] = static_cast<T>(source[x * stride + c]);
+        }
+      }
+      continue;
+    }
     fill_zero(rows, kLanes * kTile);
     for (int64_t x = 0; x < size; x += kTile) {
       const int64_t n = least(kTile, size - x);
@@ -572,10 +620,18 @@ void pack_lanes(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes
   }
 }
 
+// planes: those from plane `first_plane` of all on; a copy of them follows after `set` elements.
 template <class scalar_t, class T, int kLanes>
-void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
-  const auto l = layout(p);
-  const int64_t set = p.batch * p.groups * l.planes * l.plane;
+void unpack_lanes(
+    const UnfoldParams& p,
+    const T* planes,
+    int64_t set,
+    int64_t copies,
+    Dense<scalar_t*> image,
+    int64_t begin,
+    int64_t end,
+    int64_t first_plane = 0) {
+  const auto l = layout_of(p, kLanes);
   const int64_t size = p.axis[kMaxAxes - 1].size;
   const int64_t pixels = pixels_of(p);
   const int64_t image_rows = pixels / size;
@@ -587,8 +643,10 @@ void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar
     const int64_t group = plane / l.planes;
     const int64_t first = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
-    const T* const source = planes + plane * l.plane + (padded_row(p, row) * padded(size) + kBorderLow) * kLanes;
-    auto* const target = image + (group * l.per_group + first) * pixels + row * size;
+    const T* const source =
+        planes + (plane - first_plane) * l.plane + (padded_row(p, row) * padded(size) + kBorderLow) * kLanes;
+    auto* const target = image.data + group / p.groups * image.batch +
+        (group % p.groups * l.per_group + first) * image.channel + row * size * image.pixel;
     for (int64_t x = 0; x < size; x += kTile) {
       const int64_t n = least(kTile, size - x);
       copy(source + x * kLanes, n * kLanes, tile);
@@ -598,7 +656,15 @@ void unpack_lanes(const UnfoldParams& p, const T* planes, int64_t copies, scalar
           tile[k] += more[k];
         }
       }
-      store_tile<kLanes>(tile, lanes, n, rows, target + x, pixels);
+      if (image.pixel == 1) {
+        store_tile<kLanes>(tile, lanes, n, rows, target + x, image.channel);
+        continue;
+      }
+      for (int64_t k = 0; k < n; ++k) {
+        for (int64_t c = 0; c < lanes; ++c) {
+          target[(x + k) * image.pixel + c * image.channel] = static_cast<scalar_t>(tile[k * kLanes + c]);
+        }
+      }
     }
   }
 }
@@ -746,7 +812,10 @@ void pack(const UnfoldParams& p, Strided<const scalar_t*> image, T* planes, int6
 
 template <class scalar_t, class T>
 void unpack(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end) {
-#define DDU_ARGUMENTS (p, planes, copies, image, begin, end)
+  const auto l = layout(p);
+  const int64_t pixels = pixels_of(p);
+  const Dense<scalar_t*> target = {image, p.channels * pixels, pixels, 1};
+#define DDU_ARGUMENTS (p, planes, p.batch * p.groups * l.planes * l.plane, copies, target, begin, end)
   DDU_LANES(unpack_lanes, scalar_t, T)
 #undef DDU_ARGUMENTS
 }
