@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import dynamic_dilation_unfold, grid_sample
+from benchmarks.contenders import ddu, grid_sample
 from ddu_ops import reference
 
 RESULTS = ("columns", "gradient by the image", "gradient by the map")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-CONTENDERS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
-    "ddu_ops": dynamic_dilation_unfold,
+CONTENDERS: dict[str, Callable[..., Tensor]] = {
+    "ddu_ops": ddu,
     "grid_sample": grid_sample,
 }
 WIDEST = 100_000
