@@ -60,6 +60,15 @@ int64_t bands_of(const UnfoldParams& p, int64_t planes) {
   return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
 }
 
+// Planes of a task, for which positions are located once: as many as the cache holds together, where there are tasks
+// enough for many threads. `parts`: of the positions. `least` is what is worth it in any case.
+int64_t planes_together(const UnfoldParams& p, int64_t parts, int64_t least, int64_t most) {
+  constexpr int64_t kCached = int64_t(1) << 16;  // elements
+  const auto layout = cpu::layout(p);
+  const int64_t enough = p.batch * p.groups * layout.planes * parts / kEnoughTasks;
+  return std::min(std::max(least, std::min({most, kCached / layout.plane, enough})), layout.planes);
+}
+
 // [B, channels, *axes]
 template <class S>
 cpu::Strided<const S*> strided(const Tensor& tensor) {
@@ -105,9 +114,11 @@ struct Call {
     advise_large_pages(columns);
     const auto* const source = packed.template const_data_ptr<T>();
     auto* const target = columns.mutable_data_ptr<scalar_t>();
-    const int64_t tasks = cpu::sample_tasks(p);
+    const int64_t tiles = cpu::ceil_div(positions_of(p), cpu::kTile);
+    const int64_t together = planes_together(p, tiles, 4, 16);
+    const int64_t tasks = cpu::tasks_of(p, together, tiles);
     parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
-      kernels.sample(p, source, located, target, begin, end);
+      kernels.sample(p, together, source, located, target, begin, end);
     });
   }
 
@@ -122,6 +133,7 @@ struct Call {
       int64_t count,
       Tensor* result) const {
     const int64_t bands = bands_of(p, planes);
+    const int64_t together = planes_together(p, bands, 1, 4);
     const Tensor image_planes = image == nullptr ? Tensor() : at::empty({bands * planes, layout.plane}, kType);
     if (image != nullptr) {
       advise_large_pages(image_planes);
@@ -136,6 +148,7 @@ struct Call {
     const cpu::Reduction<scalar_t, T> reduction = {
         strided<scalar_t>(columns),
         located,
+        together,
         bands,
         splat,
         image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>(),
@@ -143,9 +156,9 @@ struct Call {
         count,
         input == nullptr ? nullptr : input_planes.template const_data_ptr<T>(),
         sum_data};
-    parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
-      kernels.reduce(p, reduction, begin, end);
-    });
+    const int64_t tasks = cpu::tasks_of(p, together, bands);
+    parallel_tasks(
+        tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) { kernels.reduce(p, reduction, begin, end); });
     const int64_t size = p.axis[kMaxAxes - 1].size;
     if (image != nullptr && image->numel() > 0) {
       auto* const target = image->mutable_data_ptr<scalar_t>();
