@@ -37,7 +37,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec..
 Run = Callable[..., Tensor]
 
 
-ANY_SIZE = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+def any_size(tensor: Tensor) -> dict[int, Any]:
+    """Of all that is not a channel."""
+    return {dim: torch.export.Dim.DYNAMIC for dim in range(tensor.dim()) if dim != 1}
 
 
 def exported(
@@ -58,7 +60,7 @@ def exported(
         dynamo=True,
         verbose=False,
         opset_version=opset,
-        dynamic_shapes=sizes or (ANY_SIZE,) * len(inputs),
+        dynamic_shapes=sizes or tuple(map(any_size, inputs)),
         custom_translation_table=ddu_ops.onnx.translations(dtype),
     )
     assert program is not None
@@ -91,19 +93,43 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
+OF_RATES = [
+    *OPTIONS,
+    Case("signal", 2, 4, (9,), (4,), (2,), (3,), (1,), groups=2),
+    Case("border", 2, 3, (6, 7), (3, 2), padding=(2, 1), padding_mode="border"),
+    Case("reflection", 2, 4, (6, 7), padding=(1, 1), groups=2, rates=2, padding_mode="reflection"),
+    Case("signal_reflection", 2, 4, (9,), (3,), padding=(1,), padding_mode="reflection"),
+    Case("volume", 2, 4, (5, 6, 7), (3, 2, 3), (1, 2, 1), (1, 0, 2), (1, 1, 2), groups=2, rates=3),
+    Case("volume_border", 2, 2, (5, 6, 7), padding=(1, 1, 1), aligned=False, padding_mode="border"),
+    Case("volume_reflection", 1, 2, (5, 6, 7), padding=(1, 1, 1), padding_mode="reflection"),
+]
+OF_OFFSETS = [
+    replace(case, name=f"offsets_{case.name}", source="offsets", rates=1, aligned=True)
+    for case in OF_RATES
+    if case.name != "first_tap"
+]
+
+
+def opset_of(case: Case) -> int:
+    return 20 if case.axes == 3 or case.padding_mode != "zeros" else 19
+
+
+@pytest.mark.parametrize("case", [*OF_RATES, *OF_OFFSETS], ids=str)
 def test_unfold(case: Case) -> None:
-    """At sizes other than the one it was exported with; among the rates are ones that are huge and not finite."""
-    run = exported(Unfold(case), *make_tensors(case, torch.float32)[:2])
-    for batch, size in ((case.batch, case.size), (1, (11, 8)), (5, (8, 15))):
-        other = replace(case, batch=batch, size=size)
-        input, dilation_map, _ = make_tensors(other, torch.float32)
-        for rate in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0):
-            if rate is not None:
-                dilation_map[0, 0, 1, 2] = rate
-            actual = run(input, dilation_map)
+    """At sizes other than the one it was exported with; among the positions are ones that are huge and not finite."""
+    kind = "DeformConv" if opset_of(case) == 19 else "GridSample"
+    input, positions, _ = make_tensors(case, torch.float32)
+    run = exported(Unfold(case), input, positions, opset=opset_of(case), nodes={kind: 1})
+    for batch, size in ((case.batch, case.size), (1, (11, 8, 6)), (5, (8, 15, 7))):
+        other = replace(case, batch=batch, size=size[: case.axes])
+        input, positions, _ = make_tensors(other, torch.float32)
+        at = (0, 0, *[1] * (case.axes - 1), 2)
+        for value in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0):
+            if value is not None:
+                positions[at] = value
+            actual = run(input, positions)
             assert actual.dtype == torch.float32
-            assert_near(actual, unfold_reference(other, input.double(), dilation_map.double()))
+            assert_near(actual, unfold_reference(other, input.double(), positions.double()))
 
 
 class Fold(nn.Module):
@@ -115,17 +141,18 @@ class Fold(nn.Module):
         return fold(self.case, columns, dilation_map)
 
 
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("case", OF_RATES, ids=str)
 def test_fold(case: Case) -> None:
     """For any batch; the size of the image is an argument here."""
     _, dilation_map, columns = make_tensors(case, torch.float32)
     run = exported(Fold(case), columns, dilation_map, sizes=({0: torch.export.Dim.DYNAMIC},) * 2)
+    at = (0, 0, *[1] * (case.axes - 1), 2)
     for batch in (case.batch, 1, 5):
         other = replace(case, batch=batch)
         _, dilation_map, columns = make_tensors(other, torch.float32)
         for rate in (None, torch.nan, torch.inf, 3e38, -1e30, 1e9, -0.0):
             if rate is not None:
-                dilation_map[0, 0, 1, 2] = rate
+                dilation_map[at] = rate
             actual = run(columns, dilation_map)
             assert actual.dtype == torch.float32
             assert_near(actual, fold_reference(other, columns.double(), dilation_map.double()))
@@ -312,17 +339,34 @@ def test_an_opset_without_deform_conv_is_refused(name: str, opset: int) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "case, what",
-    [
-        (replace(OPTIONS[0], padding_mode="border"), "padding_mode to be 'zeros', but got 'border'"),
-        (Case("row", 2, 3, (7,), padding=(1,)), "dilation_map to have two axes, but got 1"),
-        (Case("volume", 1, 1, (3, 4, 5), padding=(1,)), "dilation_map to have two axes, but got 3"),
-    ],
-    ids=["padding_mode", "one_axis", "three_axes"],
-)
-def test_what_has_no_translation_is_refused_by_name(case: Case, what: str) -> None:
+@pytest.mark.parametrize("case", [case for case in OF_RATES if opset_of(case) == 20], ids=str)
+def test_an_opset_without_a_grid_sample_of_volumes_is_refused(case: Case) -> None:
     tensors = make_tensors(case, torch.float32)[:2]
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
         exported(Unfold(case), *tensors, sizes=({},) * 2)
-    assert f"translations(): expected {what}" in str(caught.value)
+    assert "opset_version=20 or above for three axes and padding modes other than 'zeros', but it" in str(caught.value)
+
+
+class Sample(nn.Module):
+    """The derivative by the offset down."""
+
+    def forward(self, input: Tensor, offset: Tensor) -> Tensor:
+        return torch.ops.ddu.sample(input, offset, "offsets", [3], padding=[1], order=[1, 0])
+
+
+def test_what_has_no_translation_is_refused_by_name() -> None:
+    convolution = ConvolutionCase("border", 2, 3, (6, 7), padding=(1, 1), bias=False, mask=False)
+    arguments, inputs = tensors_of(convolution)
+
+    class Bordered(Convolution):
+        def forward(self, input: Tensor, dilation_map: Tensor, mask: Tensor | None = None) -> Tensor:
+            return ddu_ops.dynamic_dilation_conv2d(input, self.weight, dilation_map, padding=1, padding_mode="border")
+
+    offsets = make_tensors(replace(OPTIONS[0], source="offsets"), torch.float32)[:2]
+    for model, given, what in (
+        (Bordered(convolution, arguments["weight"], None), inputs, "padding_mode to be 'zeros', but got 'border'"),
+        (Sample(), offsets, "order to be of the value itself, but got (1, 0)"),
+    ):
+        with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+            exported(model, *given, sizes=({},) * len(given))
+        assert f"translations(): expected {what}" in str(caught.value)
