@@ -741,8 +741,7 @@ def to_offsets(
     kernel_size, dilation = ints(kernel_size, axes, "kernel_size", name), ints(dilation, axes, "dilation", name)
 
     def places(rates: Tensor, groups: int, aligned: bool) -> list[tuple[Tensor, Tensor]]:
-        options = {"dilation": dilation, "groups": groups, "aligned": aligned}
-        return reference.positions(rates, "rates", kernel_size, **options)
+        return reference.positions(rates, "rates", kernel_size, dilation=dilation, groups=groups, aligned=aligned)
 
     rates = at_least_float32(dilation_map)  # and rounded once, at the end
     moved, resting = places(rates, dilation_groups, aligned), places(rates.new_ones(1, 1, *rates.shape[2:]), 1, True)

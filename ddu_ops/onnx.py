@@ -234,7 +234,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         padding_mode: str,
     ) -> Any:
         axes = len(positions.shape) - 2
-        window = kernel_size, stride, padding, dilation = in_full(axes, kernel_size, stride, padding, dilation)
+        kernel_size, stride, padding, dilation = in_full(axes, kernel_size, stride, padding, dilation)
+        window = (kernel_size, stride, padding, dilation)
         sampled = axes == 3 or padding_mode != "zeros"
         check(opset20.version if sampled else opset19.version)
         taps, channels = math.prod(kernel_size), input.shape[1]

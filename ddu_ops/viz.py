@@ -75,17 +75,13 @@ def tap_positions(
             "tap_positions(): expected dilation_map of shape (H_out, W_out) or (2, H_out, W_out), but got "
             f"{tuple(dilation_map.shape)}"
         )
-    window = [
-        ints(option, 2, name, "tap_positions", ValueError)
-        for option, name in (
-            (kernel_size, "kernel_size"),
-            (stride, "stride"),
-            (padding, "padding"),
-            (dilation, "dilation"),
-        )
-    ]
-    along = reference.positions(rates[None], "rates", *window, aligned=aligned)
-    places = [(pixel + displacement).expand(1, 1, *window[0], *rates.shape[1:]) for pixel, displacement in along]
+    name = "tap_positions"
+    kernel_size = ints(kernel_size, 2, "kernel_size", name, ValueError)
+    stride = ints(stride, 2, "stride", name, ValueError)
+    padding = ints(padding, 2, "padding", name, ValueError)
+    dilation = ints(dilation, 2, "dilation", name, ValueError)
+    along = reference.positions(rates[None], "rates", kernel_size, stride, padding, dilation, aligned=aligned)
+    places = [(pixel + displacement).expand(1, 1, *kernel_size, *rates.shape[1:]) for pixel, displacement in along]
     return torch.stack(places, -1)[0, 0].flatten(0, 1).movedim(0, 2)
 
 
