@@ -56,8 +56,8 @@ def unfold(
     return F.unfold(input, kernel_size, padding=kernel_size // 2)
 
 
-def sampling_grid(input: Tensor, positions: Tensor, kernel_size: int, source: str) -> Tensor:
-    """Where the taps lie, as ``F.grid_sample`` takes it with ``align_corners=True``: ``(B, taps, *out, N)``."""
+def sampling_grid(input: Tensor, positions: Tensor, kernel_size: int, source: str, align_corners: bool) -> Tensor:
+    """Where the taps lie, as ``F.grid_sample`` takes it: ``(B, taps, *out, N)``."""
     batch, _, *size = input.shape
     axes = len(size)
     if source == "rates":
@@ -71,7 +71,8 @@ def sampling_grid(input: Tensor, positions: Tensor, kernel_size: int, source: st
         taps = tap.view(-1, *[1] * (2 * axes - 1 - axis))
         parameter = parameters.select(1 + axes, 0 if source == "rates" else axis)
         at = place + taps * parameter if source == "rates" else place + taps + parameter
-        along.append((2 / max(n - 1, 1) * at - 1).expand(batch, *[kernel_size] * axes, *size))
+        normalised = 2 * at / max(n - 1, 1) - 1 if align_corners else (2 * at + 1) / n - 1
+        along.append(normalised.expand(batch, *[kernel_size] * axes, *size))
     return torch.stack(along[::-1], -1).flatten(1, axes).to(input.dtype)
 
 
@@ -79,13 +80,14 @@ def grid_sample(
     input: Tensor, positions: Tensor, kernel_size: int, source: str = "rates", padding_mode: str = "zeros"
 ) -> Tensor:
     """The same samples by ``F.grid_sample``, all taps in one grid, whose order makes the result columns."""
-    grid = sampling_grid(input, positions, kernel_size, source)
+    align_corners = padding_mode == "reflection"  # at the centres of pixels, which the other modes have no part in
+    grid = sampling_grid(input, positions, kernel_size, source, align_corners)
     if input.dim() == 3:  # it takes images and volumes
         input, grid = input.unsqueeze(2), F.pad(grid, (0, 1))
     else:
         grid = grid.flatten(1, 2)
     batch, channels = input.shape[:2]
-    samples = F.grid_sample(input, grid, padding_mode=padding_mode, align_corners=True)
+    samples = F.grid_sample(input, grid, padding_mode=padding_mode, align_corners=align_corners)
     return samples.view(batch, channels * kernel_size ** (positions.dim() - 2), -1)
 
 
@@ -93,8 +95,9 @@ def grid_sample_by_taps(
     input: Tensor, positions: Tensor, kernel_size: int, source: str = "rates", padding_mode: str = "zeros"
 ) -> Tensor:
     """A call of ``F.grid_sample`` for each tap, as the published FADC samples in three dimensions."""
-    grids = sampling_grid(input, positions, kernel_size, source).unbind(1)
-    samples = [F.grid_sample(input, grid, padding_mode=padding_mode, align_corners=True) for grid in grids]
+    align_corners = padding_mode == "reflection"
+    grids = sampling_grid(input, positions, kernel_size, source, align_corners).unbind(1)
+    samples = [F.grid_sample(input, grid, padding_mode=padding_mode, align_corners=align_corners) for grid in grids]
     return torch.stack(samples, 2).flatten(3).flatten(1, 2)
 
 

@@ -26,3 +26,5 @@ def test_errors_stay_below_their_bounds(dtype: torch.dtype, problem: str) -> Non
         # A composite loses the positions' bits to the size of the image; nothing here does.
         theirs = errors["grid_sample"][result]
         assert dtype == torch.float64 or not theirs.root_mean_square < 100 * mine.root_mean_square
+    if dtype == torch.float64:  # where enough of them are left, it takes the same samples
+        assert errors["grid_sample"]["columns"].root_mean_square < 1e-9
