@@ -1,5 +1,7 @@
 """The operator beside ``F.unfold``, the ``grid_sample`` composite and ``deform_conv2d``: time, memory, ratios.
 
+With --core other axes, sources and padding modes in place of two axes, rates and zeros.
+
 Outputs are compared before anything is timed. The floor is the time that the bytes which have to be moved take at the
 bandwidth of a copy, measured in the same run.
 """
@@ -18,9 +20,9 @@ from tqdm import tqdm
 
 import ddu_ops
 from benchmarks import overhead, report
-from benchmarks.contenders import FIXED_RATE, contenders, convolutions
+from benchmarks.contenders import FIXED_RATE, UNLIKE, contenders, convolutions
 from benchmarks.measure import Clock, copy_bandwidth, peak_memory, time_all
-from benchmarks.workloads import MAPS, WORKLOADS, Workload
+from benchmarks.workloads import CORE, MAPS, WORKLOADS, Workload, positions
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Of the contenders to each other, ‖a - b‖ / ‖b‖: they compute positions in different ways, and cuDNN multiplies float32
@@ -32,7 +34,7 @@ def main() -> None:
     args = parse_args()
     if args.combine:
         rows, environment = report.combined(args.combine)
-        finish(rows, report.table(rows), environment, args.output)
+        finish(rows, report.table(rows, args.before), environment, args.output)
         return
     device = torch.device(args.device)
     torch.manual_seed(0)
@@ -50,17 +52,19 @@ def main() -> None:
         finish(rows, overhead.table(rows), environment, args.output)
         return
 
-    workloads = [w for w in WORKLOADS[device.type] if not args.workloads or w.name in args.workloads]
-    problems = [(w, m, d) for w in workloads for d in args.dtypes for m in args.maps]
+    sections = CORE[device.type] if args.core else {"unfold": WORKLOADS[device.type]}
+    chosen = [(s, w) for s in sections for w in sections[s] if not args.workloads or w.name in args.workloads]
+    problems = [(s, w, m, d) for s, w in chosen for d in args.dtypes for m in args.maps]
     rows = []
     with tqdm(total=len(problems) * (4 if args.convolution else 2), disable=quiet) as bar:
-        for workload, map_name, dtype in problems:
+        for section, workload, map_name, dtype in problems:
             bar.set_description(f"{workload.name} {dtype} {map_name}")
-            rows.append(unfold_row(workload, map_name, dtype, device, bandwidth, args.seconds, bar.update))
+            row = unfold_row(workload, map_name, dtype, device, bandwidth, args.seconds, not args.core, bar.update)
+            rows.append({"section": section} | row)
             if args.convolution:
                 rows.append(convolution_row(workload, map_name, dtype, device, args.seconds, bar.update))
 
-    finish(rows, report.table(rows), environment, args.output)
+    finish(rows, report.table(rows, args.before), environment, args.output)
 
 
 def finish(rows: list[report.Row], text: str, environment: dict[str, Any], output: Path | None) -> None:
@@ -78,12 +82,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "float16", "bfloat16"])
     parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
     parser.add_argument("--workloads", nargs="+", help="names of benchmarks/workloads.py [all]")
+    parser.add_argument("--core", action="store_true", help="other axes, sources and padding modes")
     parser.add_argument("--convolution", action="store_true", help="also as a convolution, beside deform_conv2d")
     parser.add_argument("--overhead", nargs="*", metavar="MODE", help="only the time of a call in each mode")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, about [%(default)s]")
     parser.add_argument(
         "--combine", nargs="+", type=Path, metavar="JSON", help="outputs of one command: their least times"
     )
+    parser.add_argument("--before", type=Path, metavar="JSON", help="an earlier output: also its times ÷ those of now")
     parser.add_argument("--output", type=Path, help="write this .json, .md and .png")
     return parser.parse_args()
 
@@ -112,9 +118,8 @@ def processor() -> str:
 
 
 def tensors(workload: Workload, map_name: str, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    image = torch.randn(workload.batch, workload.channels, workload.size, workload.size, device=device, dtype=dtype)
-    rates = MAPS[map_name](workload.batch, workload.size, device).to(dtype)
-    return image.requires_grad_(), rates.requires_grad_()
+    image = torch.randn(workload.batch, workload.channels, *workload.size, device=device, dtype=dtype)
+    return image.requires_grad_(), positions(workload, map_name, device).to(dtype).requires_grad_()
 
 
 def unfold_row(
@@ -124,20 +129,21 @@ def unfold_row(
     device: torch.device,
     bandwidth: float,
     seconds: float,
+    compiled: bool,
     tick: Callable[[], None],
 ) -> report.Row:
     dtype = DTYPES[dtype_name]
-    image, rates = tensors(workload, map_name, dtype, device)
-    calls = {name: partial(call, kernel_size=workload.kernel_size) for name, call in contenders(device).items()}
-    row = compare(calls, (image, rates), workload, dtype, device, seconds, tick)
-    floor = [1e3 * size / bandwidth for size in workload.floor_bytes(dtype, dtype)]
+    inputs = tensors(workload, map_name, dtype, device)
+    row = compare(contenders(workload, device, compiled), inputs, workload, dtype, device, seconds, tick)
+    floor = [1e3 * size / bandwidth for size in workload.floor_bytes(dtype)]
     return {
-        "section": "unfold",
         "workload": workload.name,
         "size": str(workload),
         "dtype": dtype_name,
         "map": map_name,
         "floor_ms": None if workload.name == "tiny" else floor,
+        "columns_bytes": workload.entries * dtype.itemsize,
+        "input_bytes": workload.image_entries * dtype.itemsize,
         **row,
     }
 
@@ -177,7 +183,7 @@ def compare(
 ) -> dict[str, Any]:
     """Milliseconds (forward, backward) and peak memory of each call, after they were seen to agree."""
     calls = {name: call for name, call in calls.items() if takes(call, inputs)}
-    check(calls, inputs, dtype)
+    check(calls, inputs, workload.source, dtype)
     clock = Clock(device)
     tiny = workload.name == "tiny"
     plain = tuple(t.detach() for t in inputs)
@@ -212,19 +218,18 @@ def takes(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> bool:
     return True
 
 
-def check(calls: dict[str, Callable[..., Tensor]], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:
+def check(calls: dict[str, Callable[..., Tensor]], inputs: tuple[Tensor, ...], source: str, dtype: torch.dtype) -> None:
+    image, moved, *others = inputs
+    rest = torch.ones_like(moved) if source == "rates" else torch.zeros_like(moved)
     with torch.no_grad():
-        names = list(calls)
-        ones = (inputs[0], torch.ones_like(inputs[1]), *inputs[2:])
-        expected = calls[names[0]](*inputs)
-        expected_at_one = calls[names[0]](*ones)
-        for name in names[1:]:
-            result, reference = (
-                (calls[name](*ones), expected_at_one) if name in FIXED_RATE else (calls[name](*inputs), expected)
-            )
-            error = ((result - reference).float().norm() / reference.float().norm()).item()
+        first, *names = (name for name in calls if name not in UNLIKE)
+        expected = {False: calls[first](*inputs), True: calls[first](image, rest, *others)}
+        for name in names:
+            fixed = name in FIXED_RATE
+            result = calls[name](image, rest if fixed else moved, *others)
+            error = ((result - expected[fixed]).float().norm() / expected[fixed].float().norm()).item()
             if not error < CLOSE[dtype]:
-                raise SystemExit(f"{name} and {names[0]} do not agree: {error:.1e}")
+                raise SystemExit(f"{name} and {first} do not agree: {error:.1e}")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.contenders import dynamic_dilation_unfold, unfold
+from benchmarks.contenders import ddu, unfold
 from benchmarks.measure import Clock, time_all
 from benchmarks.report import Row, row_of
-from benchmarks.workloads import WORKLOADS, random_map
+from benchmarks.workloads import WORKLOADS, positions
 
 Function = Callable[[Tensor, Tensor], Tensor]
 Call = Callable[[], object]
@@ -21,7 +21,7 @@ Mode = Callable[[Function, Tensor, Tensor], Call]
 
 # Plain functions: what torch.compile has to look at before a call is what it would be in a model.
 CONTENDERS: dict[str, Function] = {
-    "ddu": lambda image, rates: dynamic_dilation_unfold(image, rates, 3),
+    "ddu": lambda image, rates: ddu(image, rates, 3),
     "F.unfold": lambda image, rates: unfold(image, rates, 3),
 }
 VMAPPED = 4  # items
@@ -112,8 +112,8 @@ def modes(device: torch.device) -> dict[str, Mode]:
 
 def overhead_rows(names: list[str], device: torch.device, seconds: float) -> Iterator[Row]:
     (tiny,) = (workload for workload in WORKLOADS[device.type] if workload.name == "tiny")
-    image = torch.randn(tiny.batch, tiny.channels, tiny.size, tiny.size, device=device)
-    rates = random_map(tiny.batch, tiny.size, device)
+    image = torch.randn(tiny.batch, tiny.channels, *tiny.size, device=device)
+    rates = positions(tiny, "random", device)
     for name in names:
         make = modes(device)[name]
         calls = {contender: make(function, image, rates) for contender, function in CONTENDERS.items()}

@@ -7,34 +7,54 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown. Times in milliseconds, forward / backward; the ratios are of their sums, unless they say otherwise."""
+def table(rows: list[Row], before: Path | None = None) -> str:
+    """Markdown. Times in milliseconds and ratios of them, forward / backward.
+
+    Memory is that of a step: ``÷ input`` is what it takes besides the columns and their gradient, in sizes of the
+    input. ``before`` is an output of the same command.
+    """
     lines: list[str] = []
+    earlier = {} if before is None else {key(row): row["ms"] for row in json.loads(before.read_text())["rows"]}
     for section in dict.fromkeys(row["section"] for row in rows):
         here = [row for row in rows if row["section"] == section]
+        floored = "floor_ms" in here[0]
         names = list(dict.fromkeys(name for row in here for name in row["ms"]))
         head = ["workload", "type", "map"]
-        if "floor_ms" in here[0]:
-            head += ["floor", "forward ÷ floor", "backward ÷ floor"]
         first, *others = names
+        head += ["floor", "÷ floor"] if floored else []
+        head += ["before ÷ now"] if earlier else []
         head += names + [f"÷ {name}" for name in others] + [f"memory {name}" for name in names]
+        head += ["÷ input"] if floored else []
         lines += [f"### {section}", "", row_of(head), row_of(["---"] * len(head))]
         for row in here:
             cells = [f"{row['workload']} {row['size']}", row["dtype"], row["map"]]
-            ms = row["ms"]
-            if "floor_ms" in here[0]:
+            ms, memory = row["ms"], row["memory"]
+            if floored:
                 floor = row.get("floor_ms")
-                cells += ["", "", ""] if floor is None else [
-                    f"{floor[0]:.3f} / {floor[1]:.3f}",
-                    *(f"{ms[first][i] / floor[i]:.2f}" for i in range(2)),
-                ]  # fmt: skip
-            cells += [f"{ms[name][0]:.4g} / {ms[name][1]:.4g}" if name in ms else "" for name in names]
-            cells += [f"{sum(ms[first]) / sum(ms[name]):.2f}" if name in ms else "" for name in others]
-            memory = row["memory"]
+                cells += ["", ""] if floor is None else [pair(floor, ".3f"), ratios(ms[first], floor)]
+            if earlier:
+                cells.append(ratios(earlier[key(row)][first], ms[first]) if key(row) in earlier else "")
+            cells += [pair(ms[name], ".4g") if name in ms else "" for name in names]
+            cells += [ratios(ms[first], ms[name]) if name in ms else "" for name in others]
             cells += [f"{memory[name] / 2**20:.1f} MiB" if name in memory else "" for name in names]
+            if floored:
+                known = row.get("input_bytes")
+                cells.append(f"{(memory[first] - 2 * row['columns_bytes']) / known:.2f}" if known else "")
             lines.append(row_of(cells))
         lines.append("")
     return "\n".join(lines)
+
+
+def key(row: Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("section", "workload", "size", "dtype", "map"))
+
+
+def pair(values: Any, form: str) -> str:
+    return " / ".join(format(value, form) for value in values)
+
+
+def ratios(ours: Any, theirs: Any) -> str:
+    return pair([a / b for a, b in zip(ours, theirs, strict=True)], ".2f")
 
 
 def row_of(cells: list[str]) -> str:
@@ -66,8 +86,8 @@ def combined(paths: list[Path]) -> tuple[list[Row], dict[str, Any]]:
 
 
 def plot(rows: list[Row], environment: dict[str, Any], path: Path) -> None:
-    """Forward and backward of each workload, as multiples of the floor; nothing where no row has one."""
-    here = [row for row in rows if row.get("floor_ms") and row["map"] == "smooth"]
+    """Forward and backward of the unfold, as multiples of the floor; nothing where no row has one."""
+    here = [row for row in rows if row.get("floor_ms") and row["section"] == "unfold" and row["map"] == "smooth"]
     if not here:
         return
     from matplotlib.figure import Figure

@@ -74,6 +74,7 @@ struct Check {
   const char* groups_name = "groups";  // what the caller calls the groups of the positions
   const char* positions_name = "positions";
   bool unbatched = false;
+  bool axes_known = true;  // to the caller, or from an argument
 
   // ---- options
 
@@ -118,6 +119,7 @@ struct Check {
         of_options = list->size() > 1 ? static_cast<int64_t>(list->size()) : of_options;
       }
       const bool outvoted = of_options == lead_axes || !valid(of_positions);
+      axes_known = valid(lead_axes) || valid(of_positions) || valid(of_options);
       caller.axes = valid(lead_axes) && outvoted ? lead_axes
           : valid(of_positions)                  ? of_positions
           : valid(of_options)                    ? of_options
@@ -230,6 +232,16 @@ struct Check {
         caller.model ? " or (" : "", caller.model ? pattern : "", caller.model ? ")" : "", ", but got ",
         tuple(tensor.sym_sizes()));
     return batched(tensor);
+  }
+
+  // For a tensor of none of the numbers of axes that there are.
+  [[noreturn]] void no_image(const char* argument, const at::Tensor& tensor) {
+    constexpr const char* kBetween[] = {"", ", ", " or "};
+    std::string shapes;
+    for (caller.axes = 1; caller.axes <= kMaxAxes; ++caller.axes) {
+      shapes += std::string(kBetween[caller.axes - 1]) + "(B, " + image_pattern() + ")";
+    }
+    TORCH_CHECK(false, op, "(): expected ", argument, " of shape ", shapes, ", but got ", tuple(tensor.sym_sizes()));
   }
 
   // With the batch size of 1 that an unbatched tensor leaves out.
@@ -473,6 +485,9 @@ SymParams check_input(Check& check, const at::Tensor& input, const at::Tensor& p
   check.tensor("input", input);
   const auto source = check.start(options, positions, input.dim() - 2);
   check.tensor(check.positions_name, positions);
+  if (!check.axes_known) {
+    check.no_image("input", input);
+  }
   SymParams params;
   check.window(params, options, source);
   const auto shape = check.lead_shape("input", input, check.caller.axes + 2, check.image_pattern());

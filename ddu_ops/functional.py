@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops import _extension
+from ddu_ops import _extension, reference
 from ddu_ops._options import Ints, integer, ints, windows
 
 _extension.require()
@@ -871,20 +871,27 @@ def _in_numbers(
 ) -> tuple[Tensor, Sequence[int]]:
     """What ``F.conv2d`` means by a padding in words: the input, and the padding on every side of it.
 
-    Of an odd number of zeros the one that is left over goes to the end of the axis.
+    Of an odd number of pixels the one that is left over goes to the end of the axis. It becomes part of the input: a
+    zero, or the outermost pixel once more, beyond which a border goes on as before. A reflection would turn elsewhere.
     """
     if padding == "valid":
         return input, (0,) * axes
     if tuple(stride) != (1,) * axes:
         raise RuntimeError(f"{name}(): expected stride to be 1 with padding='same', but got {tuple(stride)}")
     reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
-    if any(r % 2 for r in reach):
+    odd = [r % 2 for r in reach]
+    if any(odd) and padding_mode == "border":
+        for dim, one in zip(range(-axes, 0), odd, strict=True):
+            if one and input.shape[dim] > 0:
+                input = torch.cat([input, input.narrow(dim, input.shape[dim] - 1, 1)], dim)
+    elif any(odd):
         if padding_mode != "zeros":
             raise RuntimeError(
                 f"{name}(): expected padding='same' to add as much on both sides with padding_mode={padding_mode!r}, "
-                f"because only zeros can be added on one side, but got dilation * (kernel_size - 1) = {tuple(reach)}"
+                f"because an image that is longer is reflected elsewhere, but got dilation * (kernel_size - 1) = "
+                f"{tuple(reach)}"
             )
-        input = F.pad(input, [side for r in reversed(reach) for side in (0, r % 2)])
+        input = F.pad(input, [side for one in reversed(odd) for side in (0, one)])
     return input, tuple(r // 2 for r in reach)
 
 
@@ -912,21 +919,22 @@ def to_offsets(
     *,
     aligned: bool = True,
 ) -> Tensor:
-    r"""Offsets with which ``torchvision.ops.deform_conv2d`` takes the samples of a dilation map.
+    r"""Offsets with which a deformable convolution or :func:`deform_unfold2d` takes the samples of a dilation map.
 
-    With them, and the same stride, padding, dilation and mask, it computes what :func:`dynamic_dilation_conv2d` does.
-    A deformable convolution moves every tap on its own; here all taps of a window move away from its centre together.
-    The offset of tap :math:`(m, n)` is
+    With them, and the same stride, padding, dilation and mask, ``torchvision.ops.deform_conv2d`` computes what
+    :func:`dynamic_dilation_conv2d` does. It moves every tap on its own; here all taps of a window move away from its
+    centre together. The offset of tap :math:`(m, n)` is
 
     .. math::
         \bigl((m - \tfrac{k_h - 1}{2}) \, d_h \, (D_h - 1), \; (n - \tfrac{k_w - 1}{2}) \, d_w \, (D_w - 1)\bigr)
 
-    less :math:`(d_h \tfrac{k_h - 1}{2}, d_w \tfrac{k_w - 1}{2})` where ``aligned`` is false.
+    less :math:`(d_h \tfrac{k_h - 1}{2}, d_w \tfrac{k_w - 1}{2})` where ``aligned`` is false. Along one and three axes
+    it is alike.
 
     Args:
-        dilation_map: the dilation rates.
-        kernel_size: taps of the window, an int or a pair (height, width).
-        dilation: the dilation that both convolutions are called with, an int or a pair. Default: 1.
+        dilation_map: the dilation rates. The offsets of a window with a rate that is not finite are NaN.
+        kernel_size: taps of the window, an int or one per axis.
+        dilation: the dilation that both are called with, an int or one per axis. Default: 1.
         dilation_groups: the number of groups that the map is for. Default: 1.
         aligned: as in :func:`dynamic_dilation_unfold`. Default: ``True``.
 
@@ -948,22 +956,25 @@ def to_offsets(
         )
     name = "to_offsets"
     dilation_groups = integer(dilation_groups, "dilation_groups", name)
-    kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", name)
-    dilation_h, dilation_w = ints(dilation, 2, "dilation", name)
-    if dilation_map.dim() != 4 or dilation_map.shape[1] not in (dilation_groups, 2 * dilation_groups):
+    axes = dilation_map.dim() - 2
+    if axes not in (1, 2, 3) or dilation_map.shape[1] not in (dilation_groups, axes * dilation_groups):
+        axes = axes if axes in (1, 2, 3) else 2
+        out = ", ".join(("D_out", "H_out", "W_out")[-axes:])
+        shapes = " or ".join(f"(B, {rates * dilation_groups}, {out})" for rates in sorted({1, axes}))
         raise RuntimeError(
-            f"to_offsets(): expected dilation_map of shape (B, {dilation_groups}, H_out, W_out) or "
-            f"(B, {2 * dilation_groups}, H_out, W_out), but got {tuple(dilation_map.shape)}"
+            f"to_offsets(): expected dilation_map of shape {shapes}, but got {tuple(dilation_map.shape)}"
         )
+    kernel_size, dilation = ints(kernel_size, axes, "kernel_size", name), ints(dilation, axes, "dilation", name)
+
+    def places(rates: Tensor, groups: int, aligned: bool) -> list[tuple[Tensor, Tensor]]:
+        return reference.positions(rates, "rates", kernel_size, dilation=dilation, groups=groups, aligned=aligned)
+
     rates = at_least_float32(dilation_map)  # and rounded once, at the end
-    options: dict[str, Any] = {"dtype": rates.dtype, "device": rates.device}
-    tap_h = (torch.arange(kernel_h, **options) - (kernel_h - 1) / 2) * dilation_h
-    tap_w = (torch.arange(kernel_w, **options) - (kernel_w - 1) / 2) * dilation_w
-    taps = torch.stack(torch.meshgrid(tap_h, tap_w, indexing="ij"), -1).view(1, 1, kernel_h * kernel_w, 2, 1, 1)
-    batch, channels, height, width = rates.shape
-    rates = rates.reshape(batch, dilation_groups, 1, channels // dilation_groups, height, width)
-    offsets = taps * (rates - 1)
-    if not aligned:
-        centre = torch.tensor([dilation_h * (kernel_h - 1) / 2, dilation_w * (kernel_w - 1) / 2], **options)
-        offsets = offsets - centre.view(1, 1, 1, 2, 1, 1)
-    return offsets.flatten(1, 3).to(dilation_map.dtype)
+    moved, resting = places(rates, dilation_groups, aligned), places(rates.new_ones(1, 1, *rates.shape[2:]), 1, True)
+    offsets = [
+        (pixel - pixel_at_rest) + (displacement - displacement_at_rest)
+        for (pixel, displacement), (pixel_at_rest, displacement_at_rest) in zip(moved, resting, strict=True)
+    ]
+    shape = (len(rates), dilation_groups, *kernel_size, *rates.shape[2:])
+    stacked = torch.stack([offset.expand(shape) for offset in offsets], 2 + axes)
+    return stacked.flatten(1, 2 + axes).to(dilation_map.dtype)

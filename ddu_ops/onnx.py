@@ -1,34 +1,38 @@
 """Translations of the operators for ``torch.onnx.export``.
 
-A convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates, where it has not offsets
-itself; the unfold is one whose
-weights pick out one tap each. The fold adds up the four neighbours of every tap by ``ScatterElements``. Exporting needs
-the packages of ``ddu_ops[onnx]``; onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
+On one and two axes a convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates, and an
+unfold is one whose weights pick out one tap each. On three axes, and with a padding mode other than zeros, an unfold is
+a ``GridSample`` (opset 20). There, and with a weight for each image, a convolution is an unfold and a ``MatMul``. The
+fold adds up the neighbours of every tap by ``ScatterElements``. Exporting needs the packages of ``ddu_ops[onnx]``;
+onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from ddu_ops import reference
 from ddu_ops._options import ints
 
 _LIMIT = 2.0**30  # a tap so far away lies outside of every image, and its position is an int32
 
 
 def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """ONNX translations of the operators, for opset 19 and above.
+    """ONNX translations of the operators, for opset 19 and above, and from 20 on for volumes and padding modes.
 
-    Batch and image size may be dynamic. Rates that are not finite make their windows NaN, as everywhere. In the
-    columns of the unfold a pixel that is not finite does so, too, to all taps of the windows that see it, for a
-    ``DeformConv`` adds them up, all but one times zero. What the operators check, the exported program does not.
+    Batch and image size may be dynamic. Rates and offsets that are not finite make NaN of what they move, as
+    everywhere. In the columns of the unfold a pixel that is not finite does so, too, to all taps of the windows that
+    see it, because a ``DeformConv`` adds them up, all but one times zero. What the operators check, the exported
+    program does not.
 
     Args:
         dtype: what the program computes in, ``torch.float64`` or ``torch.float32``. The positions of ``DeformConv``
-            are sums of pixels and offsets, so in float32 they lose precision as images grow, about one part in ten
-            million of the image's size; but that takes half the time, and is what runtimes other than onnxruntime on
-            a CPU may know.
+            are sums of pixels and offsets, and those of ``GridSample`` are divided by the size, so in float32 they
+            lose precision as images grow, about one part in ten million of the image's size; but that takes half the
+            time, and is what runtimes other than onnxruntime on a CPU may know.
 
     Returns:
         A table for the ``custom_translation_table`` of :func:`torch.onnx.export`.
@@ -36,8 +40,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     Raises:
         ValueError: for another ``dtype``.
         ModuleNotFoundError: without onnxscript.
-        RuntimeError: in the export, for an opset below 19, for a ``padding_mode`` other than ``"zeros"``, for
-            operators on one or three axes, and for a convolution with a weight for each image.
+        RuntimeError: in the export, for an opset below 19 or, with three axes or a ``padding_mode`` other than
+            ``"zeros"``, below 20; and for derivatives.
 
     Example:
         >>> import ddu_ops.onnx
@@ -56,17 +60,15 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     if dtype not in (torch.float64, torch.float32):
         raise ValueError(f"translations(): expected dtype to be torch.float64 or torch.float32, but got {dtype}")
     import numpy as np
-    from onnxscript import INT64, evaluator, ir, opset19
+    from onnxscript import INT64, evaluator, ir, opset19, opset20
 
     op: Any = opset19  # its annotations tell the types of ONNX apart, which no tensor here does
+    op20: Any = opset20
     number = np.float64 if dtype == torch.float64 else np.float32
     to = ir.DataType.DOUBLE if dtype == torch.float64 else ir.DataType.FLOAT
 
     def real(value: Any) -> Any:
         return op.Constant(value=ir.tensor(np.asarray(value, number)))
-
-    def per_axis(option: Sequence[int]) -> Sequence[int]:
-        return ints(option, 2, "an option", "translations")
 
     def size(tensor: Any, dim: int) -> Any:
         return op.Shape(tensor, start=dim, end=dim + 1)
@@ -75,105 +77,194 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         ints = (op.Constant(value_ints=[part]) if isinstance(part, int) else part for part in parts)
         return op.Concat(*ints, axis=0)
 
-    def rates_and_unit(dilation_map: Any, groups: int) -> tuple[Any, Any]:
-        """The rates, (B, G, 1 or 2, 1, H_out, W_out), all of them finite.
+    def in_full(axes: int, *options: Sequence[int]) -> list[tuple[int, ...]]:
+        return [ints(option, axes, "an option", "translations") for option in options]
 
-        And what makes up for that, (B, G, 1, 1, H_out, W_out): 1, or NaN for a window with a rate that is not.
+    def taps_of(kernel_size: Sequence[int], source: str, **options: Any) -> tuple[Any, Any]:
+        """Where the taps of the first window lie with parameters of zero, and how far one moves them: each (N, K)."""
+        axes, taps = len(kernel_size), math.prod(kernel_size)
+        parameters = torch.zeros(1, axes if source == "rates" else axes * taps, *[1] * axes, dtype=torch.float64)
+
+        def places(parameters: torch.Tensor) -> Any:
+            along = reference.positions(parameters, source, kernel_size, **options)
+            full = [(pixel + moved).expand(1, 1, *kernel_size, *[1] * axes) for pixel, moved in along]
+            return torch.stack([place.flatten() for place in full]).numpy()
+
+        first = places(parameters)
+        return first, places(parameters + 1) - first
+
+    def moved_taps(positions: Any, source: str, slope: Any, groups: int) -> tuple[Any, Any]:
+        """How far the taps are moved, (B, G, K, N, *out), where a parameter is not finite not at all.
+
+        And what makes up for that, (B, G, K or 1, 1, *out): 1, or NaN for what such a parameter moves.
         """
-        grid = op.Shape(dilation_map, start=2)
-        rates = op.Reshape(op.Cast(dilation_map, to=to), shape(size(dilation_map, 0), groups, -1, 1, grid))
-        not_finite = op.Or(op.IsNaN(rates), op.IsInf(rates))
-        unit = op.ReduceProd(op.Where(not_finite, real(np.nan), real(1)), shape(2))
-        return op.Where(not_finite, real(0), rates), unit
+        axes, taps = slope.shape
+        parts = (1, -1) if source == "rates" else (taps, axes)
+        grid = op.Shape(positions, start=2)
+        parameters = op.Reshape(op.Cast(positions, to=to), shape(size(positions, 0), groups, *parts, grid))
+        not_finite = op.Or(op.IsNaN(parameters), op.IsInf(parameters))
+        unit = op.ReduceProd(op.Where(not_finite, real(np.nan), real(1)), shape(3))
+        parameters = op.Where(not_finite, real(0), parameters)
+        return op.Mul(parameters, real(slope.T.reshape(1, 1, taps, axes, *[1] * axes))), unit
 
-    def slopes(kernel_size: Sequence[int], dilation: Sequence[int]) -> Any:
-        """How far each tap moves with the rates, (2, kH * kW)."""
-        twice: list[Any] = [(2 * np.arange(k) - (k - 1)) * d for k, d in zip(kernel_size, dilation, strict=True)]
-        return np.stack(np.meshgrid(*twice, indexing="ij")).reshape(2, -1) / 2
+    def per_tap(values: Any, axes: int) -> Any:
+        """(N, K) -> (1, 1, K, N, 1, ...)."""
+        return real(values.T.reshape(1, 1, *values.T.shape, *[1] * axes))
 
-    def of_rates(
-        dilation_map: Any, kernel_size: Sequence[int], dilation: Sequence[int], groups: int, aligned: bool
-    ) -> tuple[Any, Any]:
-        """The offsets that a map means, (B, G, kH * kW, 2, H_out, W_out), and the unit of each window."""
-        rates, unit = rates_and_unit(dilation_map, groups)
-        # From where the taps of a plain convolution lie: with rates of 1, nowhere, or up to the first of them.
-        slope = slopes(kernel_size, dilation)
-        shift = -slope if aligned else -np.indices(kernel_size).reshape(2, -1) * np.reshape(dilation, (2, 1))
-        offsets = op.Add(
-            op.Mul(op.Transpose(rates, perm=[0, 1, 3, 2, 4, 5]), real(slope.T[None, None, :, :, None, None])),
-            real(shift.T[None, None, :, :, None, None]),
-        )
-        return offsets, unit
-
-    def of_offsets(offset: Any, taps: int, groups: int) -> tuple[Any, Any]:
-        """The same of offsets, with the unit of each tap, (B, G, 1, kH * kW, H_out, W_out)."""
-        grid = op.Shape(offset, start=2)
-        offsets = op.Reshape(op.Cast(offset, to=to), shape(size(offset, 0), groups, taps, 2, grid))
-        not_finite = op.Or(op.IsNaN(offsets), op.IsInf(offsets))
-        unit = op.ReduceProd(op.Where(not_finite, real(np.nan), real(1)), shape(3), keepdims=0)
-        return op.Where(not_finite, real(0), offsets), op.Unsqueeze(unit, shape(2))
+    def for_groups(values: Any, of: int, groups: int, axes: int) -> Any:
+        """(B, of, K or 1, N or 1, *out), for as many groups of channels, -> the same for ``groups``, a multiple."""
+        if of == groups:
+            return values
+        inner = op.Shape(values, start=2)
+        each = op.Reshape(values, shape(size(values, 0), of, 1, inner))
+        each = op.Expand(each, shape(1, 1, groups // of, *[1] * (2 + axes)))
+        return op.Reshape(each, shape(size(values, 0), groups, inner))
 
     def deform_conv(
         input: Any,
         weight: Any,
         bias: Any,
-        offsets: Any,
-        unit: Any,
-        mask: Any,
+        moved: Any,
+        factors: Any,
+        out: Any,
+        source: str,
         kernel_size: Sequence[int],
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
-        offset_groups: int,
+        position_groups: int,
+        aligned: bool,
     ) -> Any:
-        """The convolution with offsets, of ``weight`` and ``bias`` in the type that the program computes in."""
-        taps = kernel_size[0] * kernel_size[1]
-        mask_groups = 1 if mask is None else mask.shape[1] // taps
-        both = math.lcm(offset_groups, mask_groups)
-        batch, grid = size(offsets, 0), op.Shape(offsets, start=4)
+        """The convolution of an image or a signal, of ``weight`` and ``bias`` in the type that the program computes in.
 
-        def for_both(tensor: Any, of: int, *inner: int) -> Any:
-            """Of so many groups, as often as makes it of ``both``: (B, both, *inner, H_out, W_out)."""
-            tensor = op.Reshape(tensor, shape(batch, of, 1, *inner, grid))
-            return op.Reshape(
-                op.Expand(tensor, shape(1, 1, both // of, *(1 for _ in inner), 1, 1)), shape(batch, both, *inner, grid)
-            )
-
-        factors = op.Expand(unit, shape(1, 1, 1, taps, 1, 1))
-        factors = for_both(factors, offset_groups, taps)
-        if mask is not None:
-            factors = op.Mul(factors, for_both(op.Cast(mask, to=to), mask_groups, taps))
-        offsets = for_both(op.Clip(offsets, real(-_LIMIT), real(_LIMIT)), offset_groups, taps, 2)
-        output = op.DeformConv(
+        ``moved`` is what moved_taps makes of the positions, ``factors`` those of the taps, (B, G, K, 1, *out), or
+        None, and ``out`` the size of the output. A signal is an image of height one, also in the output.
+        """
+        axes, taps = len(kernel_size), math.prod(kernel_size)
+        first, _ = taps_of(kernel_size, source, dilation=dilation, aligned=aligned)
+        plain, _ = taps_of(kernel_size, "offsets", dilation=dilation)
+        offsets = op.Clip(op.Add(moved, per_tap(first - plain, axes)), real(-_LIMIT), real(_LIMIT))
+        if axes == 1:
+            input, offsets = op.Unsqueeze(input, shape(2)), op.Concat(op.Mul(offsets, real(0)), offsets, axis=3)
+            out = shape(1, out)
+        if factors is not None:
+            factors = op.Reshape(factors, shape(0, position_groups * taps, out))
+        two = 2 - axes
+        return op.DeformConv(
             op.Cast(input, to=to),
             weight,
-            op.Reshape(offsets, shape(batch, both * taps * 2, grid)),
+            op.Reshape(offsets, shape(0, position_groups * taps * 2, out)),
             bias,
-            op.Reshape(factors, shape(batch, both * taps, grid)),
-            kernel_shape=list(kernel_size),
-            strides=list(stride),
-            pads=[*padding, *padding],
-            dilations=list(dilation),
+            factors,
+            kernel_shape=[1] * two + list(kernel_size),
+            strides=[1] * two + list(stride),
+            pads=2 * ([0] * two + list(padding)),
+            dilations=[1] * two + list(dilation),
             group=groups,
-            offset_group=both,
+            offset_group=position_groups,
         )
-        return op.CastLike(output, input)
 
-    def check(positions: Any, padding_mode: str) -> None:
-        """Refuse what has no translation. The exporter itself takes a low opset for the lowest that it has."""
+    def along_axis(out: Any, stride: int, axis: int, axes: int) -> Any:
+        """Where the windows begin, less where the first one does: int64, along an axis of the output grid."""
+        index = op.Range(0, op.Squeeze(out), 1)
+        return op.Reshape(op.Mul(index, shape(stride)), shape(-1, *[1] * (axes - 1 - axis)))
+
+    def reflected(position: Any, period: Any, fmod: int) -> Any:
+        """A position, of any type, in an axis that is reflected at the centres of its outermost pixels."""
+        position = op.Mod(op.Abs(position), period, fmod=fmod)
+        return op.Min(position, op.Sub(period, position))
+
+    def period_of(image: Any) -> Any:
+        return op.Max(op.Mul(op.Sub(image, shape(1)), shape(2)), shape(1))
+
+    def grid_samples(
+        input: Any,
+        moved: Any,
+        out: Sequence[Any],
+        source: str,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        aligned: bool,
+        padding_mode: str,
+    ) -> Any:
+        """The samples of all taps, (B * G, C / G, ...), the taps one after the other; ``out`` as in deform_conv."""
+        axes, along = len(kernel_size), []
+        first, _ = taps_of(kernel_size, source, padding=padding, dilation=dilation, aligned=aligned)
+        for axis in range(axes):
+            image = size(input, 2 + axis)
+            start = op.Cast(along_axis(out[axis], stride[axis], axis, axes), to=to)
+            place = op.Gather(moved, shape(axis), axis=3)
+            if padding_mode == "reflection":
+                period = op.Cast(period_of(image), to=to)
+                place = op.Mod(place, period, fmod=1)
+            else:
+                place = op.Clip(place, real(-_LIMIT), real(_LIMIT))
+            place = op.Add(op.Add(place, per_tap(first[axis : axis + 1], axes)), start)
+            if padding_mode == "reflection":
+                place = reflected(place, period, 1)
+            place = op.Sub(op.Div(op.Add(op.Mul(place, real(2)), real(1)), op.Cast(image, to=to)), real(1))
+            along.append(op.Unsqueeze(place, shape(-1)))
+        pixels = input
+        if axes == 1:
+            pixels, along = op.Unsqueeze(input, shape(2)), [op.Mul(along[0], real(0)), *along]
+        items = op.Mul(size(moved, 0), shape(groups))
+        rest = out[1:] if axes > 1 else out
+        return op20.GridSample(
+            op.Reshape(op.Cast(input, to=to), shape(items, input.shape[1] // groups, op.Shape(pixels, start=2))),
+            op.Reshape(op.Concat(*along[::-1], axis=-1), shape(items, -1, *rest, max(axes, 2))),
+            align_corners=0,
+            mode="linear",
+            padding_mode="zeros" if padding_mode == "zeros" else "border",
+        )
+
+    def check(needs: int = opset19.version) -> None:
+        """Refuse an opset that is too low. The exporter itself takes it for the lowest that it has."""
         version = evaluator.default().opset.version
-        if version < opset19.version:
+        if version < needs:
+            of = "" if needs == opset19.version else " for three axes and padding modes other than 'zeros'"
             raise RuntimeError(
-                f"translations(): expected torch.onnx.export to have opset_version={opset19.version} or above, but it "
+                f"translations(): expected torch.onnx.export to have opset_version={needs} or above{of}, but it "
                 f"translates for opset {version}"
             )
-        if padding_mode != "zeros":
-            raise RuntimeError(f"translations(): expected padding_mode to be 'zeros', but got {padding_mode!r}")
-        if len(positions.shape) != 4:
-            raise RuntimeError(
-                f"translations(): expected dilation_map or offset to have two axes, but got {len(positions.shape) - 2}"
+
+    def columns_of(
+        input: Any,
+        positions: Any,
+        source: str,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        aligned: bool,
+        padding_mode: str,
+    ) -> Any:
+        """The columns, (B, C * K, L), in the type that the program computes in."""
+        axes = len(positions.shape) - 2
+        kernel_size, stride, padding, dilation = in_full(axes, kernel_size, stride, padding, dilation)
+        window = (kernel_size, stride, padding, dilation)
+        sampled = axes == 3 or padding_mode != "zeros"
+        check(opset20.version if sampled else opset19.version)
+        taps, channels = math.prod(kernel_size), input.shape[1]
+        _, slope = taps_of(kernel_size, source, dilation=dilation, aligned=aligned)
+        moved, unit = moved_taps(positions, source, slope, groups)
+        out = [size(positions, 2 + axis) for axis in range(axes)]
+        if sampled:
+            columns = grid_samples(input, moved, out, source, *window, groups, aligned, padding_mode)
+        else:
+            each = np.eye(taps).reshape(taps, 1, *[1] * (2 - axes), *kernel_size)
+            weight = real(np.tile(each, (channels, 1, 1, 1)))
+            columns = deform_conv(
+                input, weight, None, moved, None, shape(*out), source, *window, channels, groups, aligned
             )
+        # What is not finite makes NaN of the taps that it moves, and of them alone.
+        by_tap = op.Reshape(columns, shape(size(positions, 0), groups, channels // groups, taps, -1))
+        factors = op.Reshape(unit, shape(size(positions, 0), groups, 1, 1 if source == "rates" else taps, -1))
+        return op.Reshape(op.Mul(by_tap, factors), shape(size(positions, 0), channels * taps, -1))
 
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.
 
@@ -188,14 +279,28 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         aligned: bool = True,
         padding_mode: str = "zeros",
     ) -> Any:
-        check(dilation_map, padding_mode)
-        kernel_size, stride, padding, dilation = map(per_axis, (kernel_size, stride, padding, dilation))
-        taps, channels = kernel_size[0] * kernel_size[1], input.shape[1]
-        each = real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1)))
         window = (kernel_size, stride, padding, dilation)
-        moved = of_rates(dilation_map, kernel_size, dilation, groups, aligned)
-        columns = deform_conv(input, each, None, *moved, None, *window, channels, groups)
-        return op.Reshape(columns, shape(0, 0, -1))
+        columns = columns_of(input, dilation_map, "rates", *window, groups, aligned, padding_mode)
+        return op.CastLike(columns, input)
+
+    def sample(
+        input: Any,
+        positions: Any,
+        source: str,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (1,),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        groups: int = 1,
+        aligned: bool = True,
+        padding_mode: str = "zeros",
+        order: Sequence[int] = (),
+    ) -> Any:
+        if any(order):
+            raise RuntimeError(f"translations(): expected order to be of the value itself, but got {tuple(order)}")
+        window = (kernel_size, stride, padding, dilation)
+        columns = columns_of(input, positions, source, *window, groups, aligned, padding_mode)
+        return op.CastLike(columns, input)
 
     def convolution(
         input: Any,
@@ -212,18 +317,48 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         aligned: bool,
         padding_mode: str,
     ) -> Any:
-        check(positions, padding_mode)
-        stride, padding, dilation = map(per_axis, (stride, padding, dilation))
-        weight_and_bias = (op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to))
-        if len(weight.shape) != 4:
-            raise RuntimeError("translations(): expected weight to be the same for every image, but got one for each")
-        kernel_size = list(weight.shape[2:])
-        if source == "rates":
-            moved = of_rates(positions, kernel_size, dilation, dilation_groups, aligned)
-        else:
-            moved = of_offsets(positions, math.prod(kernel_size), dilation_groups)
+        axes = len(positions.shape) - 2
+        per_image = len(weight.shape) == axes + 3
+        kernel_size = tuple(weight.shape[-axes:])
+        stride, padding, dilation = in_full(axes, stride, padding, dilation)
         window = (kernel_size, stride, padding, dilation)
-        return deform_conv(input, *weight_and_bias, *moved, mask, *window, groups, dilation_groups)
+        taps, out = math.prod(kernel_size), op.Shape(positions, start=2)
+        channels = weight.shape[-axes - 2]  # of the output
+        weight, bias = op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to)
+        mask_groups = 1 if mask is None else mask.shape[1] // taps
+        if mask is not None:
+            mask = op.Reshape(op.Cast(mask, to=to), shape(size(mask, 0), mask_groups, taps, 1, out))
+        if axes == 3 or padding_mode != "zeros" or per_image:
+            batch, rows = size(positions, 0), input.shape[1] * taps
+            columns = columns_of(input, positions, source, *window, dilation_groups, aligned, padding_mode)
+            if mask is not None:
+                by_group = op.Reshape(columns, shape(batch, mask_groups, input.shape[1] // mask_groups, taps, -1))
+                columns = op.Mul(by_group, op.Reshape(mask, shape(batch, mask_groups, 1, taps, -1)))
+            items = size(weight, 0) if per_image else 1
+            output = op.MatMul(
+                op.Reshape(weight, shape(items, groups, channels // groups, rows // groups)),
+                op.Reshape(columns, shape(batch, groups, rows // groups, -1)),
+            )
+            output = op.Reshape(output, shape(batch, channels, -1))
+            if bias is not None:
+                output = op.Add(output, op.Reshape(bias, shape(-1, channels, 1)))
+            return op.CastLike(op.Reshape(output, shape(batch, channels, out)), input)
+        check()
+        _, slope = taps_of(kernel_size, source, dilation=dilation, aligned=aligned)
+        moved, factors = moved_taps(positions, source, slope, dilation_groups)
+        both = math.lcm(dilation_groups, mask_groups)
+        moved = for_groups(moved, dilation_groups, both, axes)
+        factors = for_groups(factors, dilation_groups, both, axes)
+        if mask is None:
+            factors = op.Expand(factors, shape(1, 1, taps, 1, *[1] * axes))
+        else:
+            factors = op.Mul(factors, for_groups(mask, mask_groups, both, axes))
+        if axes == 1:
+            weight = op.Unsqueeze(weight, shape(2))
+        output = deform_conv(input, weight, bias, moved, factors, out, source, *window, groups, both, aligned)
+        if axes == 1:
+            output = op.Squeeze(output, shape(2))
+        return op.CastLike(output, input)
 
     def fold(
         columns: Any,
@@ -237,53 +372,61 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         aligned: bool = True,
         padding_mode: str = "zeros",
     ) -> Any:
-        check(dilation_map, padding_mode)
-        kernel_size, stride, padding, dilation = map(per_axis, (kernel_size, stride, padding, dilation))
-        taps = kernel_size[0] * kernel_size[1]
+        check()
+        axes = len(dilation_map.shape) - 2
+        kernel_size, stride, padding, dilation = in_full(axes, kernel_size, stride, padding, dilation)
+        taps = math.prod(kernel_size)
         channels, batch = columns.shape[1] // taps, size(columns, 0)
-        rates, unit = rates_and_unit(dilation_map, groups)
+        first, slope = taps_of(kernel_size, "rates", padding=padding, dilation=dilation, aligned=aligned)
+        moved, unit = moved_taps(dilation_map, "rates", slope, groups)
         # The image has a border of two pixels before and one after it, in which all taps outside of it end.
         bordered = op.Add(output_size, shape(3))
-        pitch = op.Gather(bordered, shape(1), axis=0)
-        pixels, weights = [], []
-        for axis, slope in enumerate(slopes(kernel_size, dilation)):
-            reach = dilation[axis] * (kernel_size[axis] - 1) if aligned else 0
-            offset = op.Add(
-                op.Mul(op.Gather(rates, shape(-axis), axis=2), real(slope[None, None, None, :, None, None])),
-                real(reach % 2 / 2),
-            )
-            offset = op.Clip(offset, real(-_LIMIT), real(_LIMIT))
-            whole = op.Floor(offset)
-            out = op.Range(0, op.Squeeze(size(dilation_map, 2 + axis)), 1)
-            first = op.Sub(op.Mul(out, shape(stride[axis])), shape(padding[axis] - reach // 2))
-            first = op.Reshape(first, shape(*((-1, 1) if axis == 0 else (1, -1))))
-            place = op.Add(op.Cast(whole, to=ir.DataType.INT64), first)
+        finite = op.Not(op.IsNaN(unit))  # of other windows the image gets nothing
+        neighbours = []
+        for axis in range(axes):
             image = op.Gather(output_size, shape(axis), axis=0)
-            inside = op.And(op.GreaterOrEqual(place, shape(-1)), op.Less(place, image))
-            inside = op.And(inside, op.Not(op.IsNaN(unit)))  # of such a window the image gets nothing
-            pixels.append(op.Add(op.Where(inside, place, shape(-2)), shape(2)))
+            whole_first = np.floor(first[axis : axis + 1])
+            offset = op.Gather(moved, shape(axis), axis=3)
+            if padding_mode == "reflection":
+                offset = op.Mod(offset, op.Cast(period_of(image), to=to), fmod=1)
+            else:
+                offset = op.Clip(offset, real(-_LIMIT), real(_LIMIT))
+            offset = op.Add(offset, per_tap(first[axis : axis + 1] - whole_first, axes))
+            whole = op.Floor(offset)
+            start = along_axis(size(dilation_map, 2 + axis), stride[axis], axis, axes)
+            low = op.Add(op.Cast(op.Add(whole, per_tap(whole_first, axes)), to=ir.DataType.INT64), start)
             high = op.Sub(offset, whole)
-            weights.append((op.Sub(real(1), high), high))
-        per_tap = shape(batch, groups, 1, -1)
-        corner = op.Add(op.Mul(pixels[0], pitch), pixels[1])
+            pair = []
+            for pixel, weight in ((low, op.Sub(real(1), high)), (op.Add(low, shape(1)), high)):
+                if padding_mode == "border":
+                    pixel = op.Max(shape(0), op.Min(pixel, op.Sub(image, shape(1))))
+                elif padding_mode == "reflection":
+                    pixel = reflected(pixel, period_of(image), 0)
+                inside = op.And(op.GreaterOrEqual(pixel, shape(0)), op.Less(pixel, image))
+                pair.append((op.Add(op.Where(op.And(inside, finite), pixel, shape(-2)), shape(2)), weight))
+            neighbours.append(pair)
+        one_row = shape(batch, groups, 1, -1)
         values = op.Reshape(op.Cast(columns, to=to), shape(batch, groups, channels // groups, -1))
         result = op.Expand(real(0), shape(batch, groups, channels // groups, op.ReduceProd(bordered)))
-        for row in (0, 1):
-            for column in (0, 1):
-                index = op.Add(corner, op.Add(op.Mul(pitch, shape(row)), shape(column)))
-                weight = op.Mul(weights[0][row], weights[1][column])
-                result = op.ScatterElements(
-                    result,
-                    op.Expand(op.Reshape(index, per_tap), shape(1, 1, channels // groups, 1)),
-                    op.Mul(values, op.Reshape(weight, per_tap)),
-                    axis=3,
-                    reduction="add",
-                )
+        for corner in itertools.product(*neighbours):
+            index, weight = corner[0]
+            for axis, (pixel, factor) in enumerate(corner[1:], start=1):
+                pitch = op.Gather(bordered, shape(axis), axis=0)
+                index, weight = op.Add(op.Mul(index, pitch), pixel), op.Mul(weight, factor)
+            result = op.ScatterElements(
+                result,
+                op.Expand(op.Reshape(index, one_row), shape(1, 1, channels // groups, 1)),
+                op.Mul(values, op.Reshape(weight, one_row)),
+                axis=3,
+                reduction="add",
+            )
         result = op.Reshape(result, shape(batch, channels, bordered))
-        return op.CastLike(op.Slice(result, shape(2, 2), op.Add(output_size, shape(2)), shape(2, 3)), columns)
+        ends = op.Add(output_size, shape(2))
+        return op.CastLike(op.Slice(result, shape(*[2] * axes), ends, shape(*range(2, 2 + axes))), columns)
 
     return {
         torch.ops.ddu.unfold.default: unfold,
+        torch.ops.ddu.sample.default: sample,
         torch.ops.ddu.fold.default: fold,
         torch.ops.ddu.convolution.default: convolution,
     }

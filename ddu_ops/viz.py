@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ddu_ops import reference
 from ddu_ops._options import Ints, integer, ints
-from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, to_offsets
+from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,21 +75,14 @@ def tap_positions(
             "tap_positions(): expected dilation_map of shape (H_out, W_out) or (2, H_out, W_out), but got "
             f"{tuple(dilation_map.shape)}"
         )
-    height, width = rates.shape[1:]
     name = "tap_positions"
-    kernel_h, kernel_w = ints(kernel_size, 2, "kernel_size", name, ValueError)
-    strides = ints(stride, 2, "stride", name, ValueError)
-    paddings = ints(padding, 2, "padding", name, ValueError)
-    dilations = ints(dilation, 2, "dilation", name, ValueError)
-    options: dict[str, Any] = {"dtype": rates.dtype, "device": rates.device}
-    windows = [
-        torch.arange(size, **options) * s - p for size, s, p in zip((height, width), strides, paddings, strict=True)
-    ]
-    taps = [torch.arange(k, **options) * d for k, d in zip((kernel_h, kernel_w), dilations, strict=True)]
-    window = torch.stack(torch.meshgrid(*windows, indexing="ij"), -1).view(height, width, 1, 2)
-    tap = torch.stack(torch.meshgrid(*taps, indexing="ij"), -1).view(1, 1, kernel_h * kernel_w, 2)
-    offsets = to_offsets(rates[None], (kernel_h, kernel_w), dilations, aligned=aligned)[0]
-    return window + tap + offsets.view(kernel_h * kernel_w, 2, height, width).permute(2, 3, 0, 1)
+    kernel_size = ints(kernel_size, 2, "kernel_size", name, ValueError)
+    stride = ints(stride, 2, "stride", name, ValueError)
+    padding = ints(padding, 2, "padding", name, ValueError)
+    dilation = ints(dilation, 2, "dilation", name, ValueError)
+    along = reference.positions(rates[None], "rates", kernel_size, stride, padding, dilation, aligned=aligned)
+    places = [(pixel + displacement).expand(1, 1, *kernel_size, *rates.shape[1:]) for pixel, displacement in along]
+    return torch.stack(places, -1)[0, 0].flatten(0, 1).movedim(0, 2)
 
 
 def draw_taps(

@@ -10,13 +10,14 @@ from cases import TOLERANCES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.accuracy import DTYPES, RESULTS, measure
+from benchmarks.accuracy import DTYPES, PROBLEMS, RESULTS, measure
 
 
+@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_errors_stay_below_their_bounds(dtype: torch.dtype) -> None:
+def test_errors_stay_below_their_bounds(dtype: torch.dtype, problem: str) -> None:
     """Every result as a whole far below the tolerance, and no entry beyond it."""
-    errors = measure(dtype, cases=12)
+    errors = measure(dtype, cases=12 if problem == "rates" else 4, problem=problem)
     for result in RESULTS:
         mine = errors["ddu_ops"][result]
         assert mine.entries > 10_000
@@ -25,3 +26,5 @@ def test_errors_stay_below_their_bounds(dtype: torch.dtype) -> None:
         # A composite loses the positions' bits to the size of the image; nothing here does.
         theirs = errors["grid_sample"][result]
         assert dtype == torch.float64 or not theirs.root_mean_square < 100 * mine.root_mean_square
+    if dtype == torch.float64:  # where enough of them are left, it takes the same samples
+        assert errors["grid_sample"]["columns"].root_mean_square < 1e-9

@@ -35,6 +35,43 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert output.with_suffix(".png").stat().st_size > 10_000
 
 
+def test_a_short_run_of_other_axes_sources_and_modes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Contenders take the same samples, and a run is held against an earlier one."""
+    output = tmp_path / "core"
+    command = [
+        "benchmarks",
+        "--device",
+        "cpu",
+        "--core",
+        "--seconds",
+        "0.01",
+        "--dtypes",
+        "float32",
+        "--maps",
+        "random",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, "--output", str(output)])
+    benchmark.main()
+
+    rows = {(row["section"], row["size"]): row for row in json.loads(output.with_suffix(".json").read_text())["rows"]}
+    assert {section for section, _ in rows} == {"one axis", "three axes", "offsets", "padding modes"}
+    contenders = {section: set(row["ms"]) for (section, _), row in rows.items()}
+    assert contenders["one axis"] == {"ddu", "ddu, height one", "grid_sample"}
+    assert contenders["three axes"] == {"ddu", "grid_sample", "grid_sample by taps"}
+    assert {"ddu", "ddu, zeros", "grid_sample"} <= contenders["padding modes"]
+    assert {"F.unfold"} <= set.union(*(set(row["ms"]) for (section, _), row in rows.items() if section == "offsets"))
+
+    # Each is as fast as itself.
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--combine", f"{output}.json", "--before", f"{output}.json"])
+    capsys.readouterr()
+    benchmark.main()
+    printed = capsys.readouterr().out
+    assert printed.count("| before ÷ now |") == 4
+    assert printed.count("| 1.00 / 1.00 |") >= len(rows)
+
+
 def test_runs_are_combined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = {"section": "unfold", "workload": "S1", "size": "(1, 1, 1, 1)", "dtype": "float32", "map": "smooth"}
     for name, ours, theirs in (("a", [1.0, 5.0], [9.0, 9.0]), ("b", [2.0, 4.0], [8.0, 10.0])):

@@ -160,6 +160,19 @@ dot(): expected input of shape (B, C, H, W), but got (4, 8, 8)
     )
 
 
+def test_an_input_of_too_many_axes_or_none() -> None:
+    """Where no argument tells how many there are to be, the message names all that there can be."""
+    deep, positions = tensor(1, 2, 8, 8, 8, 8), tensor(1, 1, 8, 8, 8, 8)
+    for name in ("unfold", "unfold_backward", "sample", "dot"):
+        given = "dilation_map" if "dilation_map" in CALLS[name] else "positions"
+        for input, got in ((deep, "(1, 2, 8, 8, 8, 8)"), (tensor(2, 4), "(2, 4)")):
+            shapes = "(B, C, W), (B, C, H, W) or (B, C, D, H, W)"
+            expected = f"{name}(): expected input of shape {shapes}, but got {got}"
+            assert message(name, input=input, **{given: positions}) == expected
+    # A map of two axes tells.
+    assert "input of shape (B, C, H, W), but got" in message("unfold", input=deep)
+
+
 def test_shape_of_columns() -> None:
     assert_expected_inline(
         lines(
@@ -650,7 +663,7 @@ dynamic_dilation_fold3d(): expected columns of shape (B, C * kD * kH * kW, L) or
 dynamic_dilation_fold3d(): expected output_size to be one or three ints, but got (3, 4)
 unfold(): expected dilation_map of shape (2, 1, 8), but got (2, 1, 7)
 unfold(): expected dilation_map of shape (2, 1, 3, 4, 5) or (2, 3, 3, 4, 5), but got (2, 2, 3, 4, 5)
-unfold(): expected input of shape (B, C, H, W), but got (2, 4, 2, 3, 4, 5)
+unfold(): expected input of shape (B, C, W), (B, C, H, W) or (B, C, D, H, W), but got (2, 4, 2, 3, 4, 5)
 """,
     )
 

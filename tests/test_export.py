@@ -15,31 +15,53 @@ pytestmark = pytest.mark.filterwarnings("ignore:The given buffer is not writable
 
 
 class Model(nn.Module):
-    """The unfold with a map of its own making, and back."""
+    """The unfold with positions of its own making; with rates, and back."""
 
-    def __init__(self, groups: int = 1) -> None:
+    def __init__(self, groups: int = 1, axes: int = 2, source: str = "rates", padding_mode: str = "zeros") -> None:
         super().__init__()
-        self.rate = nn.Conv2d(4, groups, 3, padding=1)
-        self.unfold = ddu_ops.DynamicDilationUnfold(3, padding=1, groups=groups)
-        self.groups = groups
+        self.axes, self.of_rates = axes, source == "rates"
+        self.window = {"padding": 1, "groups": groups, "padding_mode": padding_mode}
+        parameters = 1 if self.of_rates else axes * 3**axes
+        self.positions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](4, groups * parameters, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
-        dilation_map = F.softplus(self.rate(input))
-        columns = self.unfold(input, dilation_map)
-        return ddu_ops.dynamic_dilation_fold(
-            columns.tanh(), input.shape[-2:], 3, dilation_map, padding=1, groups=self.groups
-        )
+        positions = self.positions(input)
+        if not self.of_rates:
+            return operators("offsets", self.axes)[0](input, 3, positions, **self.window)
+        unfold, fold = operators("rates", self.axes)
+        positions = F.softplus(positions)
+        return fold(unfold(input, 3, positions, **self.window).tanh(), input.shape[2:], 3, positions, **self.window)
 
 
-SIZES = [(2, 4, 6, 7), (3, 4, 9, 5), (7, 4, 10, 10)]
+def operators(source: str, axes: int) -> tuple[Callable[..., Tensor], ...]:
+    unfolds = [ddu_ops.dynamic_dilation_unfold1d, ddu_ops.dynamic_dilation_unfold, ddu_ops.dynamic_dilation_unfold3d]
+    folds = [ddu_ops.dynamic_dilation_fold1d, ddu_ops.dynamic_dilation_fold, ddu_ops.dynamic_dilation_fold3d]
+    offsets = [ddu_ops.deform_unfold1d, ddu_ops.deform_unfold2d, ddu_ops.deform_unfold3d]
+    return (unfolds[axes - 1], folds[axes - 1]) if source == "rates" else (offsets[axes - 1],)
+
+
+KINDS = {
+    "rates": {},
+    "one_axis": {"axes": 1, "groups": 2, "padding_mode": "reflection"},
+    "three_axes": {"axes": 3, "padding_mode": "border"},
+    "offsets": {"source": "offsets", "groups": 2},
+    "offsets_of_three_axes": {"source": "offsets", "axes": 3, "padding_mode": "reflection"},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+SIZES = [(2, (6, 7, 5)), (3, (9, 5, 4)), (7, (10, 10, 3))]  # a batch, and as many numbers as there are axes
+
+
+def image(model: Model, batch: int, size: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.randn(batch, 4, *size[: model.axes], device=device)
 
 
 def exported(model: Model, device: torch.device, strict: bool = False) -> torch.export.ExportedProgram:
-    batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
+    dims = (0, *range(2, 2 + model.axes))
     return torch.export.export(
         model,
-        (torch.randn(2, 4, 6, 7, device=device),),
-        dynamic_shapes={"input": {0: batch, 2: height, 3: width}},
+        (image(model, *SIZES[0], device),),
+        dynamic_shapes={"input": {dim: torch.export.Dim(f"size_{dim}", min=2, max=64) for dim in dims}},
         strict=strict,
     )
 
@@ -50,8 +72,8 @@ def ours(program: torch.export.ExportedProgram) -> set[str]:
 
 def check(run: Callable[[Tensor], Tensor], model: Model, device: torch.device) -> None:
     with torch.no_grad():
-        for shape in SIZES:
-            input = torch.randn(shape, device=device)
+        for size in SIZES:
+            input = image(model, *size, device)
             torch.testing.assert_close(run(input), model(input), rtol=1e-4, atol=1e-5)
 
 
@@ -65,22 +87,25 @@ def test_saved_and_loaded(strict: bool, device: torch.device, tmp_path: Path) ->
     check(loaded.module(), model, device)
 
 
-def test_operators_stay_opaque_unless_asked(device: torch.device) -> None:
-    model = Model().to(device)
+@every_kind
+def test_operators_stay_opaque_unless_asked(kind: str, device: torch.device) -> None:
+    model = Model(**KINDS[kind]).to(device)
     program = exported(model, device)
     opaque = program.run_decompositions()
-    assert ours(opaque) == {"ddu.unfold.default", "ddu.fold.default"}
+    strict = {"ddu.unfold.default", "ddu.fold.default"} if model.of_rates else {"ddu.sample.default"}
+    assert ours(opaque) == strict
     check(opaque.module(), model, device)
     taken_apart = program.run_decompositions(ddu_ops.decompositions())
     assert not ours(taken_apart)
     check(taken_apart.module(), model, device)
 
 
-def test_exported_for_training(device: torch.device) -> None:
+@every_kind
+def test_exported_for_training(kind: str, device: torch.device) -> None:
     """The exported module has the gradients of the model."""
-    model = Model().to(device)
+    model = Model(**KINDS[kind]).to(device)
     trained = exported(model, device).module()
-    input = torch.randn(3, 4, 9, 5, device=device)
+    input = image(model, *SIZES[1], device)
     grads = []
     for module in (trained, model):
         module.zero_grad()
@@ -97,9 +122,10 @@ def test_a_size_outside_of_the_exported_range_is_refused(device: torch.device) -
         program.module()(torch.randn(65, 4, 6, 7, device=device))
 
 
-def test_package_of_aot_inductor(device: torch.device, tmp_path: Path) -> None:
+@every_kind
+def test_package_of_aot_inductor(kind: str, device: torch.device, tmp_path: Path) -> None:
     """Compiled ahead of time into a file that is loaded and run without the model, for any size."""
-    model = Model().to(device)
+    model = Model(**KINDS[kind]).to(device)
     with torch.no_grad():
         path = torch._inductor.aoti_compile_and_package(
             exported(model, device), package_path=str(tmp_path / "model.pt2")

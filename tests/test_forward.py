@@ -246,6 +246,21 @@ def test_a_rate_per_axis_is_a_dilation_per_axis(device: torch.device) -> None:
     assert_same(unfold(case, input, dilation_map), F.unfold(input, 3, dilation=(2, 3), padding=(2, 3)))
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.source == "rates"], ids=str)
+def test_rates_are_offsets_of_the_taps(case: Case, device: torch.device) -> None:
+    """`to_offsets` says with which, on every axis and in every mode; gradients pass through them."""
+    input, dilation_map, _ = make_tensors(case, device=device, kinks=False)
+    dilation_map.requires_grad_()
+    options = {"dilation": case.dilation, "dilation_groups": case.groups, "aligned": case.aligned}
+    offset = ddu_ops.to_offsets(dilation_map, case.kernel_size, **options)
+    expected = unfold(case, input, dilation_map)
+    moved = unfold(replace(case, source="offsets", rates=1, aligned=True), input, offset)
+    torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-9)
+    if expected.numel():
+        grads = (torch.autograd.grad(t.square().sum(), dilation_map, retain_graph=True)[0] for t in (moved, expected))
+        torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-8)
+
+
 def test_a_rate_per_group(device: torch.device) -> None:
     case = Case("rate_per_group", 1, 4, (9, 10), padding=(1, 1), groups=2)
     input = make_tensors(case, torch.float32, device=device).input

@@ -116,7 +116,24 @@ def test_padding_in_words() -> None:
     even = ddu_ops.DynamicDilationUnfold(2, padding="same")(input, torch.ones(2, 1, 6, 7))
     assert_same(even, torch.nn.functional.unfold(torch.nn.functional.pad(input, (0, 1, 0, 1)), 2))
     with pytest.raises(RuntimeError, match=r"^dynamic_dilation_unfold\(\): expected padding='same' to add as much"):
-        ddu_ops.dynamic_dilation_unfold(input, 2, 1.0, padding="same", padding_mode="border")
+        ddu_ops.dynamic_dilation_unfold(input, 2, 1.0, padding="same", padding_mode="reflection")
+
+
+@pytest.mark.parametrize("size", [(7,), (6, 7), (3, 4, 5), (1, 1)], ids=str)
+def test_padding_in_words_with_a_border(size: tuple[int, ...]) -> None:
+    """Of an even kernel, one pixel more at the end: the first windows of a call with more on both sides."""
+    axes = len(size)
+    unfold = (ddu_ops.DynamicDilationUnfold1d, ddu_ops.DynamicDilationUnfold, ddu_ops.DynamicDilationUnfold3d)[axes - 1]
+    input = torch.randn(2, 4, *size, dtype=torch.float64, requires_grad=True)
+    more = 3 * torch.rand(2, 1, *(n + 3 for n in size), dtype=torch.float64)
+    here = (slice(None), slice(None), *[slice(2, -1)] * axes)
+    same = unfold(2, padding="same", padding_mode="replicate")(input, more[here])
+    around = unfold(2, padding=2, padding_mode="replicate")(input, more)
+    expected = around.unflatten(-1, more.shape[2:])[here].flatten(2)
+    torch.testing.assert_close(same, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(same)
+    grads = (torch.autograd.grad(columns, input, grad)[0] for columns in (same, expected))
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
 
 
 def test_defaults_are_the_functions() -> None:

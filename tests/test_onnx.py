@@ -37,7 +37,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec..
 Run = Callable[..., Tensor]
 
 
-ANY_SIZE = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+def any_size(tensor: Tensor) -> dict[int, Any]:
+    """Of all that is not a channel."""
+    return {dim: torch.export.Dim.DYNAMIC for dim in range(tensor.dim()) if dim != 1}
 
 
 def exported(
@@ -58,7 +60,7 @@ def exported(
         dynamo=True,
         verbose=False,
         opset_version=opset,
-        dynamic_shapes=sizes or (ANY_SIZE,) * len(inputs),
+        dynamic_shapes=sizes or tuple(map(any_size, inputs)),
         custom_translation_table=ddu_ops.onnx.translations(dtype),
     )
     assert program is not None
@@ -91,19 +93,43 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
+OF_RATES = [
+    *OPTIONS,
+    Case("signal", 2, 4, (9,), (4,), (2,), (3,), (1,), groups=2),
+    Case("border", 2, 3, (6, 7), (3, 2), padding=(2, 1), padding_mode="border"),
+    Case("reflection", 2, 4, (6, 7), padding=(1, 1), groups=2, rates=2, padding_mode="reflection"),
+    Case("signal_reflection", 2, 4, (9,), (3,), padding=(1,), padding_mode="reflection"),
+    Case("volume", 2, 4, (5, 6, 7), (3, 2, 3), (1, 2, 1), (1, 0, 2), (1, 1, 2), groups=2, rates=3),
+    Case("volume_border", 2, 2, (5, 6, 7), padding=(1, 1, 1), aligned=False, padding_mode="border"),
+    Case("volume_reflection", 1, 2, (5, 6, 7), padding=(1, 1, 1), padding_mode="reflection"),
+]
+OF_OFFSETS = [
+    replace(case, name=f"offsets_{case.name}", source="offsets", rates=1, aligned=True)
+    for case in OF_RATES
+    if case.name != "first_tap"
+]
+
+
+def opset_of(case: Case) -> int:
+    return 20 if case.axes == 3 or case.padding_mode != "zeros" else 19
+
+
+@pytest.mark.parametrize("case", [*OF_RATES, *OF_OFFSETS], ids=str)
 def test_unfold(case: Case) -> None:
-    """At sizes other than the one it was exported with; among the rates are ones that are huge and not finite."""
-    run = exported(Unfold(case), *make_tensors(case, torch.float32)[:2])
-    for batch, size in ((case.batch, case.size), (1, (11, 8)), (5, (8, 15))):
-        other = replace(case, batch=batch, size=size)
-        input, dilation_map, _ = make_tensors(other, torch.float32)
-        for rate in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0):
-            if rate is not None:
-                dilation_map[0, 0, 1, 2] = rate
-            actual = run(input, dilation_map)
+    """At sizes other than the one it was exported with; among the positions are ones that are huge and not finite."""
+    kind = "DeformConv" if opset_of(case) == 19 else "GridSample"
+    input, positions, _ = make_tensors(case, torch.float32)
+    run = exported(Unfold(case), input, positions, opset=opset_of(case), nodes={kind: 1})
+    for batch, size in ((case.batch, case.size), (1, (11, 8, 6)), (5, (8, 15, 7))):
+        other = replace(case, batch=batch, size=size[: case.axes])
+        input, positions, _ = make_tensors(other, torch.float32)
+        at = (0, 0, *[1] * (case.axes - 1), 2)
+        for value in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0):
+            if value is not None:
+                positions[at] = value
+            actual = run(input, positions)
             assert actual.dtype == torch.float32
-            assert_near(actual, unfold_reference(other, input.double(), dilation_map.double()))
+            assert_near(actual, unfold_reference(other, input.double(), positions.double()))
 
 
 class Fold(nn.Module):
@@ -115,17 +141,18 @@ class Fold(nn.Module):
         return fold(self.case, columns, dilation_map)
 
 
-@pytest.mark.parametrize("case", OPTIONS, ids=str)
+@pytest.mark.parametrize("case", OF_RATES, ids=str)
 def test_fold(case: Case) -> None:
     """For any batch; the size of the image is an argument here."""
     _, dilation_map, columns = make_tensors(case, torch.float32)
     run = exported(Fold(case), columns, dilation_map, sizes=({0: torch.export.Dim.DYNAMIC},) * 2)
+    at = (0, 0, *[1] * (case.axes - 1), 2)
     for batch in (case.batch, 1, 5):
         other = replace(case, batch=batch)
         _, dilation_map, columns = make_tensors(other, torch.float32)
         for rate in (None, torch.nan, torch.inf, 3e38, -1e30, 1e9, -0.0):
             if rate is not None:
-                dilation_map[0, 0, 1, 2] = rate
+                dilation_map[at] = rate
             actual = run(columns, dilation_map)
             assert actual.dtype == torch.float32
             assert_near(actual, fold_reference(other, columns.double(), dilation_map.double()))
@@ -166,7 +193,7 @@ def test_precision_does_not_fall_with_the_size_of_the_image() -> None:
 
 
 class Convolution(nn.Module):
-    """Of constant weights, so that only what has a batch is an input of the program."""
+    """Of constant weights, so that only what has a batch is an input of the program, unless these have one."""
 
     def __init__(self, case: ConvolutionCase, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -174,10 +201,24 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
 
-    def forward(self, input: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        positions: Tensor,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        weight, bias = (self.weight, self.bias) if weight is None else (weight, bias)
         named = {self.case.positions_name: positions}
         function = getattr(ddu_ops, self.case.function)
-        return function(input, weight=self.weight, bias=self.bias, mask=mask, **named, **self.case.keywords)
+        return function(input, weight=weight, bias=bias, mask=mask, **named, **self.case.keywords)
+
+
+def varying(case: ConvolutionCase) -> list[str]:
+    """The arguments that are inputs of the program."""
+    names = ["input", case.positions_name, *["mask"] * case.mask]
+    return [*names, "weight", "bias"] if case.per_image else names
 
 
 CONVOLUTIONS = [
@@ -192,6 +233,13 @@ CONVOLUTIONS = [
     ConvolutionCase(
         "offsets_groups", 2, 12, (6, 7), padding=(1, 1), groups=2, conv_groups=2, mask_groups=3, source="offsets"
     ),
+    ConvolutionCase("signal", 2, 12, (9,), (3,), padding=(1,), groups=2, conv_groups=2, mask_groups=3),
+    ConvolutionCase("border", 2, 4, (6, 7), padding=(1, 1), conv_groups=2, mask=False, padding_mode="border"),
+    ConvolutionCase("reflection", 2, 4, (6, 7), padding=(1, 1), source="offsets", padding_mode="reflection"),
+    ConvolutionCase(
+        "volume", 1, 12, (5, 6, 7), padding=(1, 1, 1), groups=2, conv_groups=2, mask_groups=3, padding_mode="zeros"
+    ),
+    ConvolutionCase("per_image", 2, 4, (6, 7), padding=(1, 1), conv_groups=2, per_image=True),
 ]
 
 
@@ -206,23 +254,29 @@ def tensors_of(case: ConvolutionCase, dtype: torch.dtype = torch.float32) -> tup
 
 def in_order(case: ConvolutionCase, arguments: dict[str, Tensor]) -> list[Tensor]:
     """The arguments of the program."""
-    return [arguments[key] for key in ("input", case.positions_name, "mask") if key in arguments]
+    return [arguments[key] for key in varying(case)]
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 def test_convolution(case: ConvolutionCase) -> None:
-    """One DeformConv, for other sizes than it was exported with; rates that are huge or not finite."""
+    """For other sizes than it was exported with; rates that are huge or not finite."""
     arguments, inputs = tensors_of(case)
+    constant = [key for key in ("weight", "bias") if key in arguments and key not in varying(case)]
     model = Convolution(case, arguments["weight"], arguments.get("bias"))
-    run = exported(model, *inputs, nodes={"DeformConv": 1, "MatMul": 0, "Gemm": 0, "Conv": 0})
-    for batch, size in ((case.batch, case.size), (1, (11, 8)), (5, (8, 15))):
-        other = replace(case, batch=batch, size=size)
-        arguments = tensors_of(other)[0] | {key: arguments[key] for key in ("weight", "bias") if key in arguments}
+    by_columns = opset_of(case) == 20 or case.per_image
+    nodes = {"DeformConv": int(opset_of(case) == 19), "MatMul": int(by_columns), "Gemm": 0, "Conv": 0}
+    batched = {0: torch.export.Dim.DYNAMIC}
+    sizes = tuple(batched if key in ("weight", "bias") else any_size(arguments[key]) for key in varying(case))
+    run = exported(model, *inputs, opset=opset_of(case), sizes=sizes, nodes=nodes)
+    at = (0, 0, *[1] * (case.axes - 1), 2)
+    for batch, size in ((case.batch, case.size), (1, (11, 8, 6)), (5, (8, 15, 7))):
+        other = replace(case, batch=batch, size=size[: case.axes])
+        arguments = tensors_of(other)[0] | {key: arguments[key] for key in constant}
         for rate in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0, 1.0):
             if rate == 1:
                 arguments[case.positions_name] = torch.ones_like(arguments[case.positions_name])
             elif rate is not None:
-                arguments[case.positions_name][0, 0, 1, 2] = rate
+                arguments[case.positions_name][at] = rate
             actual = run(*in_order(case, arguments))
             assert actual.dtype == torch.float32
             assert_near(actual, convolve_reference(other, {key: t.double() for key, t in arguments.items()}))
@@ -325,24 +379,23 @@ def test_an_opset_without_deform_conv_is_refused(name: str, opset: int) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "case, what",
-    [
-        (replace(OPTIONS[0], padding_mode="border"), "padding_mode to be 'zeros', but got 'border'"),
-        (Case("row", 2, 3, (7,), padding=(1,)), "dilation_map or offset to have two axes, but got 1"),
-        (Case("volume", 1, 1, (3, 4, 5), padding=(1,)), "dilation_map or offset to have two axes, but got 3"),
-        (replace(CONVOLUTIONS[0], padding_mode="border"), "padding_mode to be 'zeros', but got 'border'"),
-        (replace(CONVOLUTIONS[0], per_image=True), "weight to be the same for every image, but got one for each"),
-        (ConvolutionCase("line", 2, 3, (7,), mask=False), "dilation_map or offset to have two axes, but got 1"),
-    ],
-    ids=["padding_mode", "one_axis", "three_axes", "conv_padding_mode", "conv_per_image", "conv_one_axis"],
-)
-def test_what_has_no_translation_is_refused_by_name(case: Case, what: str) -> None:
-    model: nn.Module = Unfold(case)
-    tensors = list(make_tensors(case, torch.float32)[:2])
-    if isinstance(case, ConvolutionCase):
-        arguments, tensors = tensors_of(case)
-        model = Convolution(case, arguments["weight"], arguments.get("bias"))
+@pytest.mark.parametrize("case", [case for case in OF_RATES if opset_of(case) == 20], ids=str)
+def test_an_opset_without_a_grid_sample_of_volumes_is_refused(case: Case) -> None:
+    tensors = make_tensors(case, torch.float32)[:2]
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
-        exported(model, *tensors, sizes=({},) * 2)
-    assert f"translations(): expected {what}" in str(caught.value)
+        exported(Unfold(case), *tensors, sizes=({},) * 2)
+    assert "opset_version=20 or above for three axes and padding modes other than 'zeros', but it" in str(caught.value)
+
+
+class Sample(nn.Module):
+    """The derivative by the offset down."""
+
+    def forward(self, input: Tensor, offset: Tensor) -> Tensor:
+        return torch.ops.ddu.sample(input, offset, "offsets", [3], padding=[1], order=[1, 0])
+
+
+def test_a_derivative_is_refused_by_name() -> None:
+    given = make_tensors(replace(OPTIONS[0], source="offsets"), torch.float32)[:2]
+    with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
+        exported(Sample(), *given, sizes=({},) * 2)
+    assert "translations(): expected order to be of the value itself, but got (1, 0)" in str(caught.value)

@@ -96,6 +96,8 @@ fi
 
 section benchmark
 "$python" -m benchmarks --device cuda --seconds "$seconds" --output "$results/cuda" || failed+=(benchmark)
+"$python" -m benchmarks --device cuda --seconds "$seconds" --core --maps smooth --dtypes float32 float16 \
+  --output "$results/core_cuda" || failed+=("benchmark of other axes, offsets and padding modes")
 "$python" -m benchmarks --device cuda --seconds "$seconds" --convolution --workloads S1 F1 --maps smooth \
   --dtypes float32 float16 --output "$results/cuda_convolution" || failed+=("benchmark of convolutions")
 "$python" -m benchmarks --device cuda --overhead --output "$results/overhead_cuda" || failed+=("overhead")

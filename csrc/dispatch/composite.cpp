@@ -67,7 +67,10 @@ struct Windows {
 
   static Tensor deform_unfold(const Tensor& input, const Tensor& offset, const Options& options) {
     const auto params = check_sample(deform_unfold_name().c_str(), input, offset, options, kCaller);
-    return of_batch<&ddu::sample>(params, input, offset, options);
+    // The value, by an order for each parameter: of an empty list AOTInductor's programs make None (torch 2.13).
+    Options value = options;
+    value.order.assign(params.parameters, 0);
+    return of_batch<&ddu::sample>(params, input, offset, value);
   }
 
   static const std::string& conv_name() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The weights of the corners around a tap, and their derivatives.
+// The samples between the corners around a tap, their weights, and their derivatives.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +46,23 @@ DDU_HOST_DEVICE T corner_weight(const AxisWeights<T> (&weights)[kAxes], int q, i
     product = a == 0 ? weight : product * weight;
   }
   return product;
+}
+
+// The values at the corners, replaced by the partial derivatives at the tap: the one with number q in the place of
+// corner q. Differences come before products, so what corners have in common cancels exactly.
+template <int kAxes, class T>
+DDU_HOST_DEVICE void differentiate(const T (&fraction)[kAxes], const T (&direction)[kAxes], T (&corner)[1 << kAxes]) {
+  for (int a = 0; a < kAxes; ++a) {
+    const int bit = axis_bit(kMaxAxes - kAxes + a);
+    for (int c = 0; c < 1 << kAxes; ++c) {
+      if ((c & bit) == 0) {
+        const T low = corner[c];
+        const T high = corner[c | bit];
+        corner[c] = (1 - fraction[a]) * low + fraction[a] * high;
+        corner[c | bit] = direction[a] * (high - low);
+      }
+    }
+  }
 }
 
 // The weights of all corners, for a term.

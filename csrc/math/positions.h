@@ -28,17 +28,17 @@ namespace ddu {
 // Whether the parameters are those of a tap.
 DDU_HOST_DEVICE constexpr bool per_tap(Source source) { return source == Source::kOffsets; }
 
-template <class T>
+template <class T, class Index = int64_t>
 struct TapPlace {
-  int64_t pixels;
+  Index pixels;
   T fraction;
   T slope;  // d position / d parameter
 };
 
 // A tap's distance from the window's centre at rate 1: (tap - (k - 1) / 2) * d.
-template <class T>
-DDU_HOST_DEVICE T tap_distance(const Axis<int64_t>& axis, int64_t tap) {
-  return static_cast<T>(2 * tap - (axis.kernel - 1)) * static_cast<T>(axis.dilation) / 2;
+template <class T, class Index>
+DDU_HOST_DEVICE T tap_distance(const Axis<int64_t>& axis, Index tap) {
+  return static_cast<T>(2 * tap - (static_cast<Index>(axis.kernel) - 1)) * static_cast<T>(axis.dilation) / 2;
 }
 
 // What the window's centre leaves of a pixel: 0, or 1/2 where it lies between two.
@@ -53,11 +53,11 @@ DDU_HOST_DEVICE int64_t first_pixel(const Axis<Int>& axis, Source source, bool a
   return reach / 2 - axis.padding;
 }
 
-template <class T>
-DDU_HOST_DEVICE TapPlace<T> tap_place(const Axis<int64_t>& axis, Source source, bool aligned, int64_t tap) {
+template <class T, class Index>
+DDU_HOST_DEVICE TapPlace<T, Index> tap_place(const Axis<int64_t>& axis, Source source, bool aligned, Index tap) {
   return source == Source::kRates
-      ? TapPlace<T>{0, centre_fraction<T>(axis, source, aligned), tap_distance<T>(axis, tap)}
-      : TapPlace<T>{tap * axis.dilation, T(0), T(1)};
+      ? TapPlace<T, Index>{0, centre_fraction<T>(axis, source, aligned), tap_distance<T>(axis, tap)}
+      : TapPlace<T, Index>{tap * static_cast<Index>(axis.dilation), T(0), T(1)};
 }
 
 // Parameters of a window, or of a tap, in a problem of so many axes; of rates there may also be one for all of them.

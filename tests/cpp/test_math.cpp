@@ -605,6 +605,36 @@ TEST(weights_of_a_value_sum_to_one_and_of_a_derivative_to_zero) {
   }
 }
 
+TEST(corners_become_the_partial_derivatives_that_their_weights_are_for) {
+  for (const double direction : {1.0, -1.0, 0.0}) {
+    for (const double y : {0.0, 0.125, 1.0}) {
+      for (const double x : {0.25, 0.75}) {
+        const double fraction[] = {y, x};
+        const double directions[] = {1.0, direction};
+        const AxisWeights<double> weights[] = {axis_weights(y, 1.0), axis_weights(x, direction)};
+        double partials[] = {kPixels[0], kPixels[1], kPixels[2], kPixels[3]};
+        differentiate(fraction, directions, partials);
+        for (int q = 0; q < 4; ++q) {
+          double sum = 0;
+          for (int c = 0; c < 4; ++c) {
+            sum += corner_weight(weights, q, c) * kPixels[c];
+          }
+          CHECK(partials[q] == sum, partials[q], sum, q, y, x, direction);
+        }
+      }
+    }
+  }
+}
+
+TEST(what_corners_have_in_common_cancels_before_it_is_multiplied) {
+  const float large = 8388608;  // its sum with one is the next float
+  const float fraction[] = {0.3F, 0.7F};
+  const float direction[] = {1, 1};
+  float partials[] = {large, large + 1, large, large + 1};
+  differentiate(fraction, direction, partials);
+  CHECK(partials[1] == 1 && partials[2] == 0 && partials[3] == 0, partials[1], partials[2], partials[3]);
+}
+
 // The derivative of so much order by each rate, of two axes.
 Term rates_term(const std::vector<int64_t>& order) {
   return term_of(Source::kRates, 2, static_cast<int64_t>(order.size()), [&](int64_t r) { return order[r]; });

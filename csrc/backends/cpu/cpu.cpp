@@ -35,9 +35,11 @@ struct Call {
     cpu::advise_large_pages(columns);
     const auto* const source = packed.template const_data_ptr<T>();
     auto* const target = columns.mutable_data_ptr<scalar_t>();
-    const int64_t tasks = cpu::sample_tasks(p);
+    const int64_t tiles = cpu::ceil_div(positions_of(p), cpu::kTile);
+    const int64_t together = cpu::planes_together(p, tiles, 4, 16);
+    const int64_t tasks = cpu::tasks_of(p, together, tiles);
     cpu::parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
-      kernels.sample(p, source, located, target, begin, end);
+      kernels.sample(p, together, source, located, target, begin, end);
     });
   }
 
@@ -52,6 +54,7 @@ struct Call {
       int64_t count,
       Tensor* result) const {
     const int64_t bands = cpu::bands_of(p, planes);
+    const int64_t together = cpu::planes_together(p, bands, 1, 4);
     const Tensor image_planes = image == nullptr ? Tensor() : at::empty({bands * planes, layout.plane}, kType);
     if (image != nullptr) {
       cpu::advise_large_pages(image_planes);
@@ -66,6 +69,7 @@ struct Call {
     const cpu::Reduction<scalar_t, T> reduction = {
         cpu::strided<scalar_t>(columns),
         located,
+        together,
         bands,
         splat,
         image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>(),
@@ -73,9 +77,9 @@ struct Call {
         count,
         input == nullptr ? nullptr : input_planes.template const_data_ptr<T>(),
         sum_data};
-    cpu::parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
-      kernels.reduce(p, reduction, begin, end);
-    });
+    const int64_t tasks = cpu::tasks_of(p, together, bands);
+    cpu::parallel_tasks(
+        tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) { kernels.reduce(p, reduction, begin, end); });
     const int64_t size = p.axis[kMaxAxes - 1].size;
     if (image != nullptr && image->numel() > 0) {
       auto* const target = image->mutable_data_ptr<scalar_t>();

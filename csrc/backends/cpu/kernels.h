@@ -82,6 +82,7 @@ template <class scalar_t, class T>
 struct Reduction {
   Strided<const scalar_t*> columns;  // L is the last axis
   PositionsView<scalar_t, T> positions;
+  int64_t together;
   int64_t bands;
   const Term* splat;
   T* image;  // planes, [bands, B * G, planes, ...], or null
@@ -100,24 +101,23 @@ struct Kernels {
   // The sum of `copies` sets of planes -> image, contiguous. A task is one row of the image, for all lanes of a plane.
   void (*unpack)(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* image, int64_t begin, int64_t end);
 
-  // columns, contiguous. A task is one tile of positions for one chunk of the planes of a group: sample_tasks of them.
+  // columns, contiguous. A task is one tile of positions for `together` planes of a group.
   void (*sample)(
       const UnfoldParams& p,
+      int64_t together,
       const T* planes,
       const PositionsView<scalar_t, T>& positions,
       scalar_t* columns,
       int64_t begin,
       int64_t end);
 
-  // A task is one plane and one band of positions; each band adds to planes of its own.
+  // A task is `together` planes of a group and one band of positions; each band adds to planes of its own.
   void (*reduce)(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end);
 };
 
-// Planes of a task of `sample`: enough to pay for the locations, few enough for what they touch to stay in the cache.
-constexpr int64_t kSamplePlanes = 4;
-
-inline int64_t sample_tasks(const UnfoldParams& p) {
-  return p.batch * p.groups * ceil_div(layout(p).planes, kSamplePlanes) * ceil_div(positions_of(p), kTile);
+// Tasks of calls that work on `together` planes and one of the `parts` of the positions at a time.
+inline int64_t tasks_of(const UnfoldParams& p, int64_t together, int64_t parts) {
+  return p.batch * p.groups * ceil_div(layout(p).planes, together) * parts;
 }
 
 // The kernels for the instruction set of this machine, or the one that ATEN_CPU_CAPABILITY asks for.

@@ -587,7 +587,6 @@ void pack_lanes(
   const int64_t stride = image.axis[kMaxAxes - 1];
   const int64_t width = padded(size);
   T rows[kLanes * kTile] = {};
-  T tile[kTile * kLanes] = {};
   for (int64_t task = begin; task < end; ++task) {
     T* const target = planes + (task - first_row) * width * kLanes;
     const int64_t plane = task / l.rows % l.planes;
@@ -611,11 +610,10 @@ void pack_lanes(
       }
       continue;
     }
-    fill_zero(rows, kLanes * kTile);
+    fill_zero(rows + lanes * kTile, (kLanes - lanes) * kTile);
     for (int64_t x = 0; x < size; x += kTile) {
       const int64_t n = least(kTile, size - x);
-      load_tile<kLanes>(source + x * stride, image.channel, stride, lanes, n, rows, tile);
-      copy(tile, n * kLanes, target + (kBorderLow + x) * kLanes);
+      load_tile<kLanes>(source + x * stride, image.channel, stride, lanes, n, rows, target + (kBorderLow + x) * kLanes);
     }
   }
 }
@@ -649,20 +647,21 @@ void unpack_lanes(
         (group % p.groups * l.per_group + first) * image.channel + row * size * image.pixel;
     for (int64_t x = 0; x < size; x += kTile) {
       const int64_t n = least(kTile, size - x);
-      copy(source + x * kLanes, n * kLanes, tile);
+      const T* sum = source + x * kLanes;
       for (int64_t copy = 1; copy < copies; ++copy) {
         const T* const more = source + copy * set + x * kLanes;
         for (int64_t k = 0; k < n * kLanes; ++k) {
-          tile[k] += more[k];
+          tile[k] = sum[k] + more[k];
         }
+        sum = tile;
       }
       if (image.pixel == 1) {
-        store_tile<kLanes>(tile, lanes, n, rows, target + x, image.channel);
+        store_tile<kLanes>(sum, lanes, n, rows, target + x, image.channel);
         continue;
       }
       for (int64_t k = 0; k < n; ++k) {
         for (int64_t c = 0; c < lanes; ++c) {
-          target[(x + k) * image.pixel + c * image.channel] = static_cast<scalar_t>(tile[k * kLanes + c]);
+          target[(x + k) * image.pixel + c * image.channel] = static_cast<scalar_t>(sum[k * kLanes + c]);
         }
       }
     }
@@ -672,6 +671,7 @@ void unpack_lanes(
 template <class scalar_t, class T, int kAxes, int kLanes>
 void sample_lanes(
     const UnfoldParams& p,
+    int64_t together,
     const T* planes,
     const PositionsView<scalar_t, T>& view,
     scalar_t* columns,
@@ -680,7 +680,7 @@ void sample_lanes(
   const auto l = layout(p);
   const int64_t positions = positions_of(p);
   const int64_t tiles = ceil_div(positions, kTile);
-  const int64_t chunks = ceil_div(l.planes, kSamplePlanes);
+  const int64_t chunks = ceil_div(l.planes, together);
   const int64_t taps = taps_of(p);
   const auto corner = corner_rows<kAxes, kLanes>(p);
   Taps<scalar_t, T, kAxes> located(p, view);
@@ -698,8 +698,8 @@ void sample_lanes(
       located.move_to(tap);
       located.corners(pixel);
       located.weigh(p.term, weights);
-      const int64_t last = least((chunk + 1) * kSamplePlanes, l.planes);
-      for (int64_t plane = chunk * kSamplePlanes; plane < last; ++plane) {
+      const int64_t last = least((chunk + 1) * together, l.planes);
+      for (int64_t plane = chunk * together; plane < last; ++plane) {
         gather<kLanes>(n, planes + (group * l.planes + plane) * l.plane, corner, pixel, weights, tile);
         const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
         const int64_t channel = group * l.per_group + plane * kLanes;
@@ -738,43 +738,54 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
   int64_t pixel[kTile];
   T rows[kLanes * kTile] = {};
   T tile[kTile * kLanes] = {};
-  const std::unique_ptr<T[]> products(new T[r.count * kTile * kLanes]);
+  const int64_t chunks = ceil_div(l.planes, r.together);
+  const int64_t size = kTile * kLanes;
+  const std::unique_ptr<Weights<T, kAxes>[]> by_parameter(new Weights<T, kAxes>[r.count]);
+  const std::unique_ptr<T[]> products(new T[r.together * r.count * size]);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t band = task % r.bands;
-    const int64_t plane = task / r.bands;  // of all
-    const int64_t group = plane / l.planes;
-    const int64_t first_lane = plane % l.planes * kLanes;
-    const int64_t lanes = least(kLanes, l.per_group - first_lane);
-    const int64_t channel = group % p.groups * l.per_group + first_lane;  // of the batch item
-    const auto* const source = r.columns.data + group / p.groups * r.columns.batch + channel * taps * row;
-    T* const target = r.image == nullptr ? nullptr : r.image + (band * groups * l.planes + plane) * l.plane;
-    const T* const factor = r.input == nullptr ? nullptr : r.input + plane * l.plane;
-    fill_zero(rows + lanes * kTile, (kLanes - lanes) * kTile);
+    const int64_t chunk = task / r.bands % chunks;
+    const int64_t group = task / r.bands / chunks;
+    const int64_t first_plane = chunk * r.together;
+    const int64_t last_plane = least(first_plane + r.together, l.planes);
     for (int64_t t = tiles * band / r.bands; t < tiles * (band + 1) / r.bands; ++t) {
       const int64_t first = t * kTile;
       const int64_t n = least(kTile, positions - first);
       located.locate(group, first, n);
-      fill_zero(products.get(), r.count * kTile * kLanes);
+      fill_zero(products.get(), r.together * r.count * size);
       for (int64_t tap = 0; tap < taps; ++tap) {
-        load_tile<kLanes>(source + tap * row + first * step, taps * row, step, lanes, n, rows, tile);
         located.move_to(tap);
         located.corners(pixel);
-        if (target != nullptr) {
+        if (r.image != nullptr) {
           located.weigh(*r.splat, weights);
-          scatter<kLanes>(n, target, corner, pixel, weights, tile);
         }
         for (int64_t d = 0; d < r.count; ++d) {
-          located.weigh(r.dot[d], weights);
-          multiply<kLanes>(n, factor, corner, pixel, weights, tile, products.get() + d * kTile * kLanes);
+          located.weigh(r.dot[d], by_parameter[d]);
         }
-        // The sum of a tap, or of all.
-        if (entries > 1 || tap + 1 == taps) {
-          const int64_t entry = entries > 1 ? tap : 0;
-          for (int64_t d = 0; d < r.count; ++d) {
-            const int64_t at = ((plane % l.planes * groups + group) * entries + entry) * r.count + d;
-            sum_lanes<kLanes>(products.get() + d * kTile * kLanes, n, r.sums + at * positions + first);
+        for (int64_t plane = first_plane; plane < last_plane; ++plane) {
+          const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
+          const int64_t channel = group % p.groups * l.per_group + plane * kLanes;  // of the batch item
+          const auto* const source = r.columns.data + group / p.groups * r.columns.batch + channel * taps * row;
+          const int64_t of_all = group * l.planes + plane;
+          T* const sums = products.get() + (plane - first_plane) * r.count * size;
+          fill_zero(rows + lanes * kTile, (kLanes - lanes) * kTile);
+          load_tile<kLanes>(source + tap * row + first * step, taps * row, step, lanes, n, rows, tile);
+          if (r.image != nullptr) {
+            T* const target = r.image + (band * groups * l.planes + of_all) * l.plane;
+            scatter<kLanes>(n, target, corner, pixel, weights, tile);
           }
-          fill_zero(products.get(), r.count * kTile * kLanes);
+          for (int64_t d = 0; d < r.count; ++d) {
+            multiply<kLanes>(n, r.input + of_all * l.plane, corner, pixel, by_parameter[d], tile, sums + d * size);
+          }
+          // The sum of a tap, or of all.
+          if (entries > 1 || tap + 1 == taps) {
+            const int64_t entry = entries > 1 ? tap : 0;
+            for (int64_t d = 0; d < r.count; ++d) {
+              const int64_t at = ((plane * groups + group) * entries + entry) * r.count + d;
+              sum_lanes<kLanes>(sums + d * size, n, r.sums + at * positions + first);
+            }
+            fill_zero(sums, r.count * size);
+          }
         }
       }
     }
@@ -823,12 +834,13 @@ void unpack(const UnfoldParams& p, const T* planes, int64_t copies, scalar_t* im
 template <class scalar_t, class T>
 void sample(
     const UnfoldParams& p,
+    int64_t together,
     const T* planes,
     const PositionsView<scalar_t, T>& positions,
     scalar_t* columns,
     int64_t begin,
     int64_t end) {
-#define DDU_ARGUMENTS (p, planes, positions, columns, begin, end)
+#define DDU_ARGUMENTS (p, together, planes, positions, columns, begin, end)
   DDU_AXES(sample_lanes)
 #undef DDU_ARGUMENTS
 }

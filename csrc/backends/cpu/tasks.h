@@ -55,6 +55,15 @@ inline int64_t bands_of(const UnfoldParams& p, int64_t planes) {
   return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
 }
 
+// Planes of a task, for which positions are located once: as many as the cache holds together, where there are tasks
+// enough for many threads. `parts`: of the positions. `least` is what is worth it in any case.
+inline int64_t planes_together(const UnfoldParams& p, int64_t parts, int64_t least, int64_t most) {
+  constexpr int64_t kCached = int64_t(1) << 16;  // elements
+  const auto l = layout(p);
+  const int64_t enough = p.batch * p.groups * l.planes * parts / kEnoughTasks;
+  return std::min(std::max(least, std::min({most, kCached / l.plane, enough})), l.planes);
+}
+
 // [B, channels, *axes]
 template <class S>
 Strided<const S*> strided(const at::Tensor& tensor) {

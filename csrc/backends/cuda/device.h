@@ -55,6 +55,29 @@ void dispatch_fast(const UnfoldParams& p, const F& f) {
   }
 }
 
+// f(a number, the number of axes, whether the source is known to be rates and the padding mode zeros), as constants:
+// for the general kernels. The number has the type of offsets and pixels.
+template <class F>
+void dispatch_general(const UnfoldParams& p, bool wide, const F& f) {
+  const auto with_axes = [&](auto index, auto plain) {
+    if (p.axes == 3) {
+      f(index, std::integral_constant<int, 3>(), plain);
+    } else {
+      f(index, std::integral_constant<int, 2>(), plain);
+    }
+  };
+  for (const auto& axis : p.axis) {
+    wide = wide || !fits_int32(axis);
+  }
+  if (wide) {
+    with_axes(int64_t(), std::false_type());
+  } else if (p.source == Source::kRates && p.padding_mode == PaddingMode::kZeros) {
+    with_axes(int32_t(), std::true_type());
+  } else {
+    with_axes(int32_t(), std::false_type());
+  }
+}
+
 template <class F>
 void dispatch_index(bool wide, const F& f) {
   return wide ? f(int64_t()) : f(int32_t());
@@ -158,35 +181,39 @@ __device__ __forceinline__ Compute<scalar_t> load_parameter(
 }
 
 // A window of a problem that is treated as one of kAxes axes, and the tap of it that it was moved to last.
-// kZeros: the padding mode is known to be that.
-template <class scalar_t, int kAxes, bool kZeros = false>
+// kPlain: the source is known to be rates, and the padding mode zeros.
+template <class scalar_t, class Index, int kAxes, bool kPlain>
 struct Window {
   using T = Compute<scalar_t>;
   static constexpr int kFirst = kMaxAxes - kAxes;
 
   const UnfoldParams& p;
   const PositionsView& positions;
-  int64_t group;         // of the batch item
-  int64_t at;            // in the positions
-  int64_t pixel[kAxes];  // of the window, before the tap's own
+  const Source source;
+  Index group;         // of the batch item
+  int64_t at;          // in the positions
+  Index pixel[kAxes];  // of the window, before the tap's own
   T parameter[kAxes];
   bool finite;  // all parameters, of the window or of the tap
-  int64_t tap[kAxes];
-  Neighbours<T> neighbour[kAxes];
+  Index tap[kAxes];
+  T fraction[kAxes];  // of the tap, with its pixel and its direction: Neighbours
+  T direction[kAxes];
+  Index neighbour[kAxes];
 
   __device__ __forceinline__
-  Window(const UnfoldParams& p, const PositionsView& positions, int64_t b, int64_t group, int64_t position)
-      : p(p), positions(positions), group(group), at(b * positions.batch) {
+  Window(const UnfoldParams& p, const PositionsView& positions, Index b, Index group, Index position)
+      : p(p), positions(positions), source(kPlain ? Source::kRates : p.source), group(group), at(b * positions.batch) {
 #pragma unroll
     for (int a = kAxes - 1; a >= 0; --a) {
       const auto& axis = p.axis[kFirst + a];
-      const int64_t index = a == 0 ? position : position % axis.out_size;
-      position /= axis.out_size;
+      const Index index = a == 0 ? position : position % static_cast<Index>(axis.out_size);
+      if (a > 0) {
+        position /= static_cast<Index>(axis.out_size);
+      }
       at += index * positions.axis[kFirst + a];
-      pixel[a] = index * axis.stride + first_pixel(axis, p.source, p.aligned);
+      pixel[a] = static_cast<Index>(index * axis.stride + first_pixel(axis, source, p.aligned));
     }
-    finite = true;
-    if (!per_tap(p.source)) {
+    if (!per_tap(source)) {
       load_parameters(0);
     }
   }
@@ -194,66 +221,44 @@ struct Window {
   // Calls visit(tap) after it moved to each of the taps in turn.
   template <class Visit>
   __device__ __forceinline__ void for_taps(const Visit& visit) {
-    const int64_t taps = taps_of(p);
-    int moved = 0;  // the first axis along which the tap is another
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      tap[a] = 0;
-    }
-    for (int64_t number = 0; number < taps; ++number) {
-      if (per_tap(p.source)) {
-        moved = 0;
-        load_parameters(number);
-      }
-#pragma unroll
-      for (int a = 0; a < kAxes; ++a) {
-        if (a >= moved) {
-          const auto& axis = p.axis[kFirst + a];
-          const auto place = tap_place<T>(axis, p.source, p.aligned, tap[a]);
-          neighbour[a] = neighbours(
-              axis.size, pixel[a] + place.pixels, place.fraction, place.slope, parameter[a],
-              kZeros ? PaddingMode::kZeros : p.padding_mode);
-        }
-      }
-      visit(number);
-      bool carry = true;
-      moved = kAxes;
-#pragma unroll
-      for (int a = kAxes - 1; a >= 0; --a) {
-        if (carry) {
-          moved = a;
-          carry = ++tap[a] == p.axis[kFirst + a].kernel;
-          tap[a] = carry ? 0 : tap[a];
-        }
-      }
-    }
+    along<0>(visit, 0);
   }
 
   // Bit c: whether corner c of the tap lies in the image.
   __device__ __forceinline__ unsigned corners_inside() const {
-    unsigned inside = (1u << (1 << kAxes)) - 1;
+    constexpr unsigned kAll = (1u << (1 << kAxes)) - 1;
+    unsigned inside = kAll;
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      const int64_t first = neighbour[a].pixel;
-      const bool low = first >= 0;
-      const bool high = first >= -1 && first + 1 < p.axis[kFirst + a].size;
+      unsigned after = 0;  // corners after the tap
 #pragma unroll
       for (int c = 0; c < 1 << kAxes; ++c) {
-        const bool here = (c & axis_bit(kFirst + a)) != 0 ? high : low;
-        inside = here ? inside : inside & ~(1u << c);
+        after |= (c & axis_bit(kFirst + a)) != 0 ? 1u << c : 0;
       }
+      const Index first = neighbour[a];
+      const bool low = first >= 0;
+      const bool high = first >= -1 && first + 1 < static_cast<Index>(p.axis[kFirst + a].size);
+      inside &= (low ? kAll & ~after : 0) | (high ? after : 0);
     }
     return inside;
+  }
+
+  // The tap's distance from the window's centre at rate one, along every axis.
+  __device__ __forceinline__ void distances(T (&distance)[kAxes]) const {
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      distance[a] = tap_distance<T>(p.axis[kFirst + a], tap[a]);
+    }
   }
 
   // NaN for a tap that is not finite: it has no neighbours, so the zeros that are read instead are multiplied with it.
   __device__ __forceinline__ CornerWeights<kAxes, T> weights(const Term& term) const {
     AxisWeights<T> along[kAxes];
     T distance[kAxes];
+    distances(distance);
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      along[a] = axis_weights(neighbour[a].fraction, neighbour[a].direction);
-      distance[a] = tap_distance<T>(p.axis[kFirst + a], tap[a]);
+      along[a] = axis_weights(fraction[a], direction[a]);
     }
     auto result = corner_weights(along, distance, term);
     if (!finite) {
@@ -266,7 +271,42 @@ struct Window {
   }
 
  private:
-  __device__ __forceinline__ void load_parameters(int64_t number) {
+  // Of the taps that have number `number` along the axes before axis a, in row-major order. Where the taps of a window
+  // share their parameters, each is located once for all taps behind it.
+  template <int a, class Visit>
+  __device__ __forceinline__ void along(const Visit& visit, Index number) {
+    if constexpr (a == kAxes) {
+      if (per_tap(source)) {
+        load_parameters(number);
+#pragma unroll
+        for (int each = 0; each < kAxes; ++each) {
+          locate(each);
+        }
+      }
+      visit(number);
+    } else {
+      const Index kernel = static_cast<Index>(p.axis[kFirst + a].kernel);
+      for (tap[a] = 0; tap[a] < kernel; ++tap[a]) {
+        if (!per_tap(source)) {
+          locate(a);
+        }
+        along<a + 1>(visit, number * kernel + tap[a]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void locate(int a) {
+    const auto& axis = p.axis[kFirst + a];
+    const auto place = tap_place<T>(axis, source, p.aligned, tap[a]);
+    const auto found = neighbours<T, Index>(
+        static_cast<Index>(axis.size), pixel[a] + place.pixels, place.fraction, place.slope, parameter[a],
+        kPlain ? PaddingMode::kZeros : p.padding_mode);
+    neighbour[a] = found.pixel;
+    fraction[a] = found.fraction;
+    direction[a] = kPlain ? T(1) : found.direction;
+  }
+
+  __device__ __forceinline__ void load_parameters(Index number) {
     finite = true;
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
@@ -290,12 +330,12 @@ struct CornerOffsets {
     return offset;
   }
 
-  template <class T>
-  __device__ __forceinline__ Index first(const Neighbours<T> (&neighbour)[kAxes]) const {
+  // Of the first one itself, which lies at a pixel along every axis.
+  __device__ __forceinline__ Index at(const Index (&pixel)[kAxes]) const {
     Index offset = 0;
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      offset += static_cast<Index>(neighbour[a].pixel) * step[a];
+      offset += pixel[a] * step[a];
     }
     return offset;
   }

@@ -5,9 +5,9 @@
 // A block owns 32 output positions of a group and all its channels: thread (x, y) has position x and every kParts-th
 // channel from y on. An entry of columns is read once, by neighbouring threads for neighbouring positions, and used for
 // both results.
-// - dot: for each tap a thread sums columns * corner over its channels, separately for the four corners, which turns
-//   every wanted derivative into four products per tap and not per channel. The parts of a block are added in order, so
-//   the result is the same in every run.
+// - dot: for each tap a thread sums columns * partial derivative over its channels, separately for all partial
+//   derivatives by the position, which turns every wanted derivative into a few products per tap and not per channel.
+//   The parts of a block are added in order, so the result is the same in every run.
 // - splat: each corner's share is added to `sums` atomically. Floating point sums depend on the order; where that must
 //   not be, sums are fixed point (NOTE [ Fixed point ]).
 
@@ -19,13 +19,14 @@ namespace {
 
 constexpr int kLanes = 32;
 constexpr int kParts = 8;
+
 struct Terms {
   Term splat;
   Term dot[kMaxAxes];
   int dots;
 };
 
-template <class scalar_t, class Index, int kAxes, bool kSplat, bool kDot>
+template <class scalar_t, class Index, int kAxes, bool kPlain, bool kSplat, bool kDot>
 __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
     const UnfoldParams p,
     const ColumnsView columns,      // [B, C * taps, L]
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
   const Index b = group / static_cast<Index>(p.groups);
   const Index g = group % static_cast<Index>(p.groups);
   const Index per_group = static_cast<Index>(p.channels / p.groups);
-  Window<scalar_t, kAxes> window(p, positions, b, g, inside ? position : Index(0));
+  Window<scalar_t, Index, kAxes, kPlain> window(p, positions, b, g, inside ? position : Index(0));
 
   const Index taps = static_cast<Index>(taps_of(p));
   const auto* const entries = static_cast<const scalar_t*>(columns.data) + b * columns.batch +
@@ -94,17 +95,17 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
     __syncthreads();
   };
 
-  window.for_taps([&](int64_t number) {
-    const Index tap = static_cast<Index>(number);
+  window.for_taps([&](Index tap) {
     if (inside && window.finite) {
       const unsigned in_image = window.corners_inside();
-      [[maybe_unused]] const Index corner = offsets.first(window.neighbour);
-      [[maybe_unused]] const Index sum_corner = sum_offsets.first(window.neighbour);
+      [[maybe_unused]] const Index corner = offsets.at(window.neighbour);
+      [[maybe_unused]] const Index sum_corner = sum_offsets.at(window.neighbour);
       [[maybe_unused]] CornerWeights<kAxes, T> w;
       if constexpr (kSplat) {
         w = window.weights(terms.splat);
       }
       [[maybe_unused]] T products[kCorners] = {};
+#pragma unroll(kSplat ? 1 : 2)
       for (Index c = threadIdx.y; c < per_group; c += kParts) {
         const T entry = load(entries + (c * taps + tap) * tap_stride);
         if constexpr (kSplat) {
@@ -125,21 +126,30 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
         }
         if constexpr (kDot) {
           const scalar_t* const first = image + c * channel_stride + corner;
-          // Zero outside of the image, and multiplied: an entry that is not finite shows.
+          T partial[kCorners];
 #pragma unroll
           for (int k = 0; k < kCorners; ++k) {
-            products[k] += entry * ((in_image & 1u << k) != 0 ? load(first + offsets[k]) : T(0));
+            partial[k] = (in_image & 1u << k) != 0 ? load(first + offsets[k]) : T(0);
+          }
+          differentiate(window.fraction, window.direction, partial);
+          // Also of what is zero outside of the image: an entry that is not finite shows.
+#pragma unroll
+          for (int q = 0; q < kCorners; ++q) {
+            products[q] += entry * partial[q];
           }
         }
       }
       if constexpr (kDot) {
+        T distance[kAxes];
+        window.distances(distance);
 #pragma unroll
         for (int d = 0; d < kMaxAxes; ++d) {
           if (d < terms.dots) {
-            const auto by_parameter = window.weights(terms.dot[d]);
 #pragma unroll
-            for (int k = 0; k < kCorners; ++k) {
-              dots[d] += by_parameter.corner[k] * products[k];
+            for (int q = 0; q < kCorners; ++q) {
+              if (terms.dot[d].count[q] != 0) {
+                dots[d] += term_factor(terms.dot[d], q, distance) * products[q];
+              }
             }
           }
         }
@@ -148,13 +158,13 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
       dots[0] = dots[1] = dots[2] = std::numeric_limits<T>::quiet_NaN();
     }
     if constexpr (kDot) {
-      if (per_tap(p.source)) {
-        finish(number);
+      if (per_tap(window.source)) {
+        finish(tap);
       }
     }
   });
   if constexpr (kDot) {
-    if (!per_tap(p.source)) {
+    if (!per_tap(window.source)) {
       finish(0);
     }
   }
@@ -187,21 +197,15 @@ void launch_reduce(
   const auto grid = grid_of(p.batch * p.groups * position_blocks);
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    dispatch_index(wide, [&](auto index) {
+    dispatch_general(p, wide, [&](auto index, auto axes, auto plain) {
       using Index = decltype(index);
-      const auto launch = [&](auto axes) {
-        constexpr int kAxes = decltype(axes)::value;
-        const auto kernel = splat == nullptr ? counted<reduce_kernel<scalar_t, Index, kAxes, false, true>>()
-            : dots == 0                      ? counted<reduce_kernel<scalar_t, Index, kAxes, true, false>>()
-                                             : counted<reduce_kernel<scalar_t, Index, kAxes, true, true>>();
-        kernel.launch()<<<grid, dim3(kLanes, kParts), 0, stream>>>(
-            p, columns, positions, sums, input, terms, result, static_cast<Index>(position_blocks));
-      };
-      if (p.axes == 3) {
-        launch(std::integral_constant<int, 3>());
-      } else {
-        launch(std::integral_constant<int, 2>());
-      }
+      constexpr int kAxes = decltype(axes)::value;
+      constexpr bool kPlain = decltype(plain)::value;
+      const auto kernel = splat == nullptr ? counted<reduce_kernel<scalar_t, Index, kAxes, kPlain, false, true>>()
+          : dots == 0                      ? counted<reduce_kernel<scalar_t, Index, kAxes, kPlain, true, false>>()
+                                           : counted<reduce_kernel<scalar_t, Index, kAxes, kPlain, true, true>>();
+      kernel.launch()<<<grid, dim3(kLanes, kParts), 0, stream>>>(
+          p, columns, positions, sums, input, terms, result, static_cast<Index>(position_blocks));
     });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();

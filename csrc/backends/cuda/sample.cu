@@ -28,7 +28,7 @@ constexpr int kThreads = 256;
 // Channels of a thread.
 constexpr int kChannels = 8;
 
-template <class scalar_t, class Index, int kAxes, bool kZeros>
+template <class scalar_t, class Index, int kAxes, bool kPlain>
 __global__ void __launch_bounds__(kThreads) sample_kernel(
     const UnfoldParams p,
     const ImageView input,           // [B, C, *size]
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(
   }
   const Index b = group / static_cast<Index>(p.groups);
   const Index g = group % static_cast<Index>(p.groups);
-  Window<scalar_t, kAxes, kZeros> window(p, positions, b, g, position);
+  Window<scalar_t, Index, kAxes, kPlain> window(p, positions, b, g, position);
 
   const Index per_group = static_cast<Index>(p.channels / p.groups);
   const Index first = chunk * kChannels;
@@ -63,11 +63,11 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(
   const auto* const image = static_cast<const scalar_t*>(input.data) + b * input.batch + g * per_group * input.channel;
   scalar_t* const out = columns + group * per_group * taps * length + position;
 
-  window.for_taps([&](int64_t tap) {
+  window.for_taps([&](Index tap) {
     const auto w = window.weights(p.term);
     const unsigned inside = window.corners_inside();
-    const Index corner = offsets.first(window.neighbour);
-#pragma unroll 4
+    const Index corner = offsets.at(window.neighbour);
+#pragma unroll(kAxes == 3 ? 2 : 4)
     for (Index c = first; c < last; ++c) {
       const scalar_t* const pixel = image + c * channel_stride + corner;
       T sum = 0;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(
       for (int k = 0; k < kCorners; ++k) {
         sum += w.corner[k] * ((inside & 1u << k) != 0 ? load(pixel + offsets[k]) : T(0));
       }
-      out[(c * taps + static_cast<Index>(tap)) * length] = static_cast<scalar_t>(sum);
+      out[(c * taps + tap) * length] = static_cast<scalar_t>(sum);
     }
   });
 }
@@ -334,13 +334,9 @@ void launch_sample(
   const auto grid = grid_of(p.batch * p.groups * chunks * position_blocks);
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    dispatch_index(wide, [&](auto index) {
+    dispatch_general(p, wide, [&](auto index, auto axes, auto plain) {
       using Index = decltype(index);
-      const bool zeros = p.padding_mode == PaddingMode::kZeros;
-      const auto kernel = p.axes == 3 ? (zeros ? counted<sample_kernel<scalar_t, Index, 3, true>>()
-                                               : counted<sample_kernel<scalar_t, Index, 3, false>>())
-          : zeros                     ? counted<sample_kernel<scalar_t, Index, 2, true>>()
-                                      : counted<sample_kernel<scalar_t, Index, 2, false>>();
+      const auto kernel = counted<sample_kernel<scalar_t, Index, decltype(axes)::value, decltype(plain)::value>>();
       kernel.launch()<<<grid, kThreads, 0, stream>>>(
           p, input, positions, static_cast<scalar_t*>(columns), static_cast<Index>(chunks),
           static_cast<Index>(position_blocks));
