@@ -3,73 +3,16 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
-#include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-
-#include <algorithm>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "../backend.h"
 #include "kernels.h"
+#include "tasks.h"
 
 namespace ddu {
 
 namespace {
 
 using at::Tensor;
-
-// NOTE [ CPU tasks ]
-// Every element of a result is the sum of its terms in an order that depends on the sizes alone, so the number of
-// threads does not change a bit:
-// - columns: an element has one term;
-// - image: a task adds to a plane of its own, in the order of the positions. Where there are too few planes to keep the
-//   threads busy, the positions are cut into bands with a plane each, which are added in the order of the bands;
-// - map: the same task leaves the sums over the channels of its plane, which are added in the order of the planes.
-//   So unfold_backward reads grad_output once.
-constexpr int64_t kEnoughTasks = 16;
-constexpr int64_t kMaxBands = 4;
-
-// Fewer entries of columns than this are not worth another thread.
-constexpr int64_t kGrain = 16384;
-
-// Asks for large pages for memory that is about to be written for the first time, as NumPy does for its arrays: where
-// the kernel leaves the choice to the program, page faults of 4 KiB would take longer than the work itself.
-void advise_large_pages([[maybe_unused]] const Tensor& tensor) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr size_t kWorthwhile = size_t(4) << 20;
-  constexpr size_t kPage = 4096;
-  if (tensor.nbytes() >= kWorthwhile) {
-    const auto begin = (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
-    const auto end = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes();
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may be declined
-  }
-#endif
-}
-
-// work: entries of columns, or what takes as long, in each of the tasks.
-template <class F>
-void parallel_tasks(int64_t tasks, int64_t work, const F& f) {
-  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
-}
-
-int64_t bands_of(const UnfoldParams& p, int64_t planes) {
-  const int64_t tiles = cpu::ceil_div(positions_of(p), 8 * cpu::kTile);
-  return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
-}
-
-// [B, channels, *axes]
-template <class S>
-cpu::Strided<const S*> strided(const Tensor& tensor) {
-  cpu::Strided<const S*> view = {tensor.const_data_ptr<S>(), tensor.stride(0), tensor.stride(1), {}};
-  const int64_t axes = tensor.dim() - 2;
-  for (int64_t a = 0; a < axes; ++a) {
-    view.axis[kMaxAxes - axes + a] = tensor.stride(2 + a);
-  }
-  return view;
-}
 
 // One call, for one type.
 template <class scalar_t>
@@ -82,31 +25,18 @@ struct Call {
         layout(cpu::layout(p)),
         kernels(cpu::kernels<scalar_t, T>()),
         planes(p.batch * p.groups * layout.planes) {
-    if (positions.scalar_type() == kType) {
-      located.computed = strided<T>(positions);
-    } else {
-      located.stored = strided<scalar_t>(positions);
-    }
+    located = cpu::view_positions<scalar_t, T>(positions);
   }
 
-  Tensor pack(const Tensor& image) const {
-    auto result = at::empty({planes, layout.plane}, kType);
-    advise_large_pages(result);
-    const auto source = strided<scalar_t>(image);
-    auto* const target = result.template mutable_data_ptr<T>();
-    parallel_tasks(planes * layout.rows, layout.plane / layout.rows, [&](int64_t begin, int64_t end) {
-      kernels.pack(p, source, target, begin, end);
-    });
-    return result;
-  }
+  Tensor pack(const Tensor& image) const { return cpu::packed<scalar_t, T>(p, image); }
 
   void sample(const Tensor& input, Tensor& columns) const {
     const Tensor packed = pack(input);
-    advise_large_pages(columns);
+    cpu::advise_large_pages(columns);
     const auto* const source = packed.template const_data_ptr<T>();
     auto* const target = columns.mutable_data_ptr<scalar_t>();
     const int64_t tasks = cpu::sample_tasks(p);
-    parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
+    cpu::parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
       kernels.sample(p, source, located, target, begin, end);
     });
   }
@@ -121,10 +51,10 @@ struct Call {
       const Term* dot,
       int64_t count,
       Tensor* result) const {
-    const int64_t bands = bands_of(p, planes);
+    const int64_t bands = cpu::bands_of(p, planes);
     const Tensor image_planes = image == nullptr ? Tensor() : at::empty({bands * planes, layout.plane}, kType);
     if (image != nullptr) {
-      advise_large_pages(image_planes);
+      cpu::advise_large_pages(image_planes);
       image_planes.zero_();
     }
     const Tensor input_planes = input == nullptr ? Tensor() : pack(*input);
@@ -134,7 +64,7 @@ struct Call {
     const Tensor sums = direct ? result->view({1, -1}) : at::empty({layout.planes, sums_size}, kType);
     auto* const sum_data = sums.template mutable_data_ptr<T>();
     const cpu::Reduction<scalar_t, T> reduction = {
-        strided<scalar_t>(columns),
+        cpu::strided<scalar_t>(columns),
         located,
         bands,
         splat,
@@ -143,18 +73,18 @@ struct Call {
         count,
         input == nullptr ? nullptr : input_planes.template const_data_ptr<T>(),
         sum_data};
-    parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
+    cpu::parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
       kernels.reduce(p, reduction, begin, end);
     });
     const int64_t size = p.axis[kMaxAxes - 1].size;
     if (image != nullptr && image->numel() > 0) {
       auto* const target = image->mutable_data_ptr<scalar_t>();
-      parallel_tasks(planes * (pixels_of(p) / size), size * layout.lanes, [&](int64_t begin, int64_t end) {
+      cpu::parallel_tasks(planes * (pixels_of(p) / size), size * layout.lanes, [&](int64_t begin, int64_t end) {
         kernels.unpack(p, reduction.image, bands, target, begin, end);
       });
     }
     if (result != nullptr && !direct) {
-      at::parallel_for(0, sums.size(1), kGrain, [&](int64_t begin, int64_t end) {
+      at::parallel_for(0, sums.size(1), cpu::kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t plane = 1; plane < layout.planes; ++plane) {
           const auto* const more = sum_data + plane * sums.size(1);
           for (int64_t k = begin; k < end; ++k) {

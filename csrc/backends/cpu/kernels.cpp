@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "sums_kernels.h"
+
 namespace ddu::cpu {
 
 #define DDU_DECLARE(capability) \
@@ -15,6 +17,10 @@ namespace ddu::cpu {
   extern const Kernels<float, float> kFloat; \
   extern const Kernels<c10::Half, float> kHalf; \
   extern const Kernels<c10::BFloat16, float> kBFloat16; \
+  extern const SumsKernels<double, double> kSumsDouble; \
+  extern const SumsKernels<float, float> kSumsFloat; \
+  extern const SumsKernels<c10::Half, float> kSumsHalf; \
+  extern const SumsKernels<c10::BFloat16, float> kSumsBFloat16; \
   }
 
 DDU_DECLARE(baseline)
@@ -80,6 +86,26 @@ const Kernels<c10::Half, float>& kernels() {
 template <>
 const Kernels<c10::BFloat16, float>& kernels() {
   return DDU_CHOOSE(kBFloat16);
+}
+
+template <>
+const SumsKernels<double, double>& sums_kernels() {
+  return DDU_CHOOSE(kSumsDouble);
+}
+
+template <>
+const SumsKernels<float, float>& sums_kernels() {
+  return DDU_CHOOSE(kSumsFloat);
+}
+
+template <>
+const SumsKernels<c10::Half, float>& sums_kernels() {
+  return DDU_CHOOSE(kSumsHalf);
+}
+
+template <>
+const SumsKernels<c10::BFloat16, float>& sums_kernels() {
+  return DDU_CHOOSE(kSumsBFloat16);
 }
 
 }  // namespace ddu::cpu

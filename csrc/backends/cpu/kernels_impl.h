@@ -225,6 +225,35 @@ class Taps {
     }
   }
 
+  // Where the tap of a position lies between the centres of the first and the last pixel of every axis, of an image
+  // with zeros around it; or where its place is not a number.
+  void inside(bool* __restrict result) const {
+    for (int64_t k = 0; k < n_; ++k) {
+      result[k] = true;
+    }
+    for (int a = 0; a < kAxes; ++a) {
+      const auto& place = places_[a];
+      const int64_t first = kBorderLow * place.pitch;
+      const int64_t last = (kBorderLow + axis(a).size - 1) * place.pitch;
+      const int64_t* const __restrict offset = at(a).offset;
+      const T* const __restrict fraction = at(a).fraction;
+      for (int64_t k = 0; k < n_; ++k) {
+        result[k] = result[k] && offset[k] >= first && (offset[k] < last || (offset[k] == last && fraction[k] == 0));
+      }
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      result[k] = result[k] || unit_[k] != unit_[k];
+    }
+  }
+
+  // What a tensor over the output grid holds at the positions, for a channel of the batch item.
+  template <class S>
+  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    load_positions(view, channel, target);
+  }
+
+  int64_t item() const { return item_; }
+
   void weigh(const Term& term, Weights<T, kAxes>& weights) const {
     T distance[kAxes];
     for (int a = 0; a < kAxes; ++a) {
@@ -715,7 +744,9 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
   }
 }
 
-// ---- with the axes and the lanes of the call
+// ---- with the axes and the lanes of the call (of other files that need what stands above: their own)
+
+#if !defined(DDU_OTHER_TASKS)
 
 #define DDU_LANES(function, ...) \
   switch (layout(p).lanes) { \
@@ -784,6 +815,10 @@ extern const Kernels<double, double> kDouble = kTable<double, double>;
 extern const Kernels<float, float> kFloat = kTable<float, float>;
 extern const Kernels<c10::Half, float> kHalf = kTable<c10::Half, float>;
 extern const Kernels<c10::BFloat16, float> kBFloat16 = kTable<c10::BFloat16, float>;
+
+#else
+}  // namespace
+#endif
 
 }  // namespace ddu::cpu::DDU_CAPABILITY
 
