@@ -6,6 +6,7 @@ Contenders are compared before they are timed.
 """
 
 import argparse
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from benchmarks.workloads import smooth_map
 
 Calls = dict[str, Callable[..., Tensor]]
 Work = tuple[str, str, Calls, list[Tensor]]  # name, size, contenders, arguments
+
+FLEX = os.environ.get("DDU_FLEX", "") == "1"  # flex_attention takes long to compile
 
 # Batch, channels, size, groups or heads, kernel size.
 SIZES: dict[str, dict[str, list[tuple[int, int, int, int, int]]]] = {
@@ -162,7 +165,7 @@ def attention(case: tuple[int, ...], layout: str, dtype: torch.dtype, device: to
         return products(query, *columns)
 
     calls: Calls = {"ours": ours, "our unfold and einsum": by_unfold, "(F.unfold and einsum)": fixed}
-    if device.type == "cuda":
+    if FLEX and device.type == "cuda":
         calls["(flex_attention)"] = flex(shape, size, k)
     return "attention", str(case), calls, [*tensors, rates]
 

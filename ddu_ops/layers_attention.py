@@ -66,7 +66,7 @@ def window_attention(
 
     Example:
         >>> query, key, value = torch.randn(3, 2, 8, 6, 7)
-        >>> layers_attention.window_attention(query, key, value, 3, torch.full((2, 1, 6, 7), 1.5), num_heads=4).shape
+        >>> layers.window_attention(query, key, value, 3, torch.full((2, 1, 6, 7), 1.5), num_heads=4).shape
         torch.Size([2, 8, 6, 7])
     """
     axes = query.dim() - 2
@@ -176,7 +176,7 @@ class NeighborhoodAttention1d(_NeighborhoodAttention):
     """:class:`NeighborhoodAttention2d` of a signal, :math:`(B, C, W)`, without ``predict``.
 
     Example:
-        >>> layers_attention.NeighborhoodAttention1d(8, 2, 3)(torch.randn(2, 8, 6)).shape
+        >>> layers.NeighborhoodAttention1d(8, 2, 3)(torch.randn(2, 8, 6)).shape
         torch.Size([2, 8, 6])
     """
 
@@ -215,7 +215,7 @@ class NeighborhoodAttention2d(_NeighborhoodAttention):
         ValueError: for arguments that do not fit each other.
 
     Example:
-        >>> layer = layers_attention.NeighborhoodAttention2d(8, 4, 3, rates=(1, 2), predict=True)
+        >>> layer = layers.NeighborhoodAttention2d(8, 4, 3, rates=(1, 2), predict=True)
         >>> layer(torch.randn(2, 8, 6, 7)).shape
         torch.Size([2, 8, 6, 7])
     """
@@ -227,7 +227,7 @@ class NeighborhoodAttention3d(_NeighborhoodAttention):
     """:class:`NeighborhoodAttention2d` of a volume, :math:`(B, C, D, H, W)`, without ``predict``.
 
     Example:
-        >>> layers_attention.NeighborhoodAttention3d(8, 2, 3)(torch.randn(2, 8, 4, 5, 6)).shape
+        >>> layers.NeighborhoodAttention3d(8, 2, 3)(torch.randn(2, 8, 4, 5, 6)).shape
         torch.Size([2, 8, 4, 5, 6])
     """
 
@@ -258,7 +258,7 @@ class MultiDilatelocalAttention(nn.Module):
         ValueError: where ``dilation`` has not as many entries as divide the heads.
 
     Example:
-        >>> layer = layers_attention.MultiDilatelocalAttention(12, num_heads=6)
+        >>> layer = layers.MultiDilatelocalAttention(12, num_heads=6)
         >>> layer(torch.randn(2, 6, 7, 12)).shape
         torch.Size([2, 6, 7, 12])
     """
@@ -344,7 +344,7 @@ class DilateBlock(nn.Module):
         - Output: :math:`(B, C, H, W)`.
 
     Example:
-        >>> block = layers_attention.DilateBlock(12, 6, predict=True)
+        >>> block = layers.DilateBlock(12, 6, predict=True)
         >>> block(torch.randn(2, 12, 6, 7)).shape
         torch.Size([2, 12, 6, 7])
     """
@@ -416,7 +416,7 @@ class DCNv4(nn.Module):
         ValueError: for groups that do not divide the channels, and a centre removed from a kernel that has none.
 
     Example:
-        >>> layer = layers_attention.DCNv4(16, group=2)
+        >>> layer = layers.DCNv4(16, group=2)
         >>> layer(torch.randn(2, 42, 16), shape=(6, 7)).shape
         torch.Size([2, 42, 16])
     """
@@ -555,7 +555,7 @@ class Involution2d(nn.Module):
         ValueError: for channels that are no multiple of 16, and an even ``kernel_size``.
 
     Example:
-        >>> layers_attention.Involution2d(32, 7)(torch.randn(2, 32, 6, 7)).shape
+        >>> layers.Involution2d(32, 7)(torch.randn(2, 32, 6, 7)).shape
         torch.Size([2, 32, 6, 7])
     """
 
@@ -650,7 +650,7 @@ class MaxPool2d(_MaxPool):
 
     Example:
         >>> input = torch.randn(1, 4, 6, 6)
-        >>> torch.equal(layers_attention.MaxPool2d(3)(input), nn.MaxPool2d(3)(input))
+        >>> torch.equal(layers.MaxPool2d(3)(input), torch.nn.MaxPool2d(3)(input))
         True
     """
 
@@ -687,7 +687,7 @@ class AvgPool2d(_AvgPool):
 
     Example:
         >>> input = torch.randn(1, 4, 6, 6)
-        >>> torch.allclose(layers_attention.AvgPool2d(3)(input), nn.AvgPool2d(3)(input), atol=1e-6)
+        >>> torch.allclose(layers.AvgPool2d(3)(input), torch.nn.AvgPool2d(3)(input), atol=1e-6)
         True
     """
 

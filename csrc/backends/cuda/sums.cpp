@@ -9,6 +9,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "../../math/positions.h"
 #include "sums.h"
 
 // NOTE [ CUDA sums ]
