@@ -19,7 +19,7 @@ OUTSIDE = ("zero", "exclude")
 
 
 def _function(stem: str, axes: int) -> Callable[..., Any]:
-    return getattr(ddu_ops.sums, f"{stem}{axes}d")  # type: ignore[no-any-return]
+    return getattr(ddu_ops.sums, f"{stem}{axes}d")
 
 
 def window_attention(
@@ -92,7 +92,7 @@ def window_attention(
         scores = scores.masked_fill(covered.repeat_interleave(num_heads // groups, 1).logical_not(), -math.inf)
     weights = scores.softmax(2)
     weights = nn.functional.dropout(weights, dropout) if dropout > 0 else weights
-    return aggregate(value, weights.flatten(1, 2), *window)  # type: ignore[no-any-return]
+    return aggregate(value, weights.flatten(1, 2), *window)
 
 
 def _odd(kernel_size: Ints, axes: int, name: str) -> tuple[int, ...]:
@@ -104,6 +104,7 @@ def _odd(kernel_size: Ints, axes: int, name: str) -> tuple[int, ...]:
 
 class _NeighborhoodAttention(nn.Module):
     axes: int
+    rates: Tensor  # (1, groups, 1, ...)
 
     def __init__(
         self,
@@ -154,7 +155,7 @@ class _NeighborhoodAttention(nn.Module):
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         query, key, value = self.qkv(input).chunk(3, 1)
-        rates: Tensor = self.rates.to(torch.promote_types(query.dtype, torch.float32))  # type: ignore[union-attr, operator]
+        rates = self.rates.to(torch.promote_types(query.dtype, torch.float32))
         if dilation_map is None and self.rate is not None:
             dilation_map = self.rate(input)
         attended = window_attention(
@@ -169,7 +170,7 @@ class _NeighborhoodAttention(nn.Module):
             outside=self.outside,
             dropout=self.attn_drop if self.training else 0.0,
         )
-        return self.proj_drop(self.proj(attended))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(attended))
 
 
 class NeighborhoodAttention1d(_NeighborhoodAttention):
@@ -263,6 +264,8 @@ class MultiDilatelocalAttention(nn.Module):
         torch.Size([2, 6, 7, 12])
     """
 
+    rates: Tensor  # (1, groups, 1, 1)
+
     def __init__(
         self,
         dim: int,
@@ -300,7 +303,7 @@ class MultiDilatelocalAttention(nn.Module):
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         image = input.permute(0, 3, 1, 2)
         query, key, value = self.qkv(image).chunk(3, 1)
-        rates: Tensor = self.rates.to(torch.promote_types(query.dtype, torch.float32))  # type: ignore[union-attr, operator]
+        rates = self.rates.to(torch.promote_types(query.dtype, torch.float32))
         if dilation_map is None and self.rate is not None:
             dilation_map = self.rate(image)
         attended = window_attention(
@@ -314,7 +317,7 @@ class MultiDilatelocalAttention(nn.Module):
             scale=self.scale,
             dropout=self.attn_drop if self.training else 0.0,
         )
-        return self.proj_drop(self.proj(attended.permute(0, 2, 3, 1)))  # type: ignore[no-any-return]
+        return self.proj_drop(self.proj(attended.permute(0, 2, 3, 1)))
 
 
 class _Mlp(nn.Module):
@@ -326,7 +329,7 @@ class _Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(input)))))  # type: ignore[no-any-return]
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(input)))))
 
 
 class DilateBlock(nn.Module):
@@ -391,7 +394,7 @@ class DilateBlock(nn.Module):
         rows = image.permute(0, 2, 3, 1)
         rows = rows + self.attn(self.norm1(rows))
         rows = rows + self.mlp(self.norm2(rows))
-        return rows.permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+        return rows.permute(0, 3, 1, 2)
 
 
 class DCNv4(nn.Module):
@@ -505,7 +508,7 @@ class DCNv4(nn.Module):
             )
             share = centre.sigmoid().repeat_interleave(channels // self.group, 2)
             rows_out = rows_out * (1 - share) + value * share
-        return rows_out if self.output_proj is None else self.output_proj(rows_out)  # type: ignore[no-any-return]
+        return rows_out if self.output_proj is None else self.output_proj(rows_out)
 
     def _in_order(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
         """What was predicted, ``(B, H, W, channels)``, as offsets and a mask in the order of ``deform_aggregate2d``.
@@ -620,7 +623,7 @@ class _Pool(nn.Module):
 class _MaxPool(_Pool):
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         pool = _function("dynamic_dilation_max_pool", self.axes)
-        return pool(input, *self._window(input, dilation_map))  # type: ignore[no-any-return]
+        return pool(input, *self._window(input, dilation_map))
 
 
 class _AvgPool(_Pool):
@@ -630,7 +633,7 @@ class _AvgPool(_Pool):
         out = ddu_ops.grid_size(tuple(input.shape[2:]), kernel_size, stride, padding, dilation)
         mask = input.new_full((), 1 / taps).expand(1, taps, *out)
         aggregate = _function("dynamic_dilation_aggregate", self.axes)
-        return aggregate(input, mask, kernel_size, rates, stride, padding, dilation, groups)  # type: ignore[no-any-return]
+        return aggregate(input, mask, kernel_size, rates, stride, padding, dilation, groups)
 
 
 class MaxPool2d(_MaxPool):

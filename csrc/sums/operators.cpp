@@ -39,13 +39,7 @@ ddu::Options without_ignore(const ddu::Options& options) {
 
 SymParams check_max_pool(
     const char* op, const Tensor& input, const Tensor& positions, const ddu::Options& options, const Caller& caller) {
-  auto params = check_sample(op, input, positions, without_ignore(options), caller);
-  c10::SymInt pixels = 1;
-  for (const auto& axis : params.axis) {
-    pixels = pixels * axis.size;
-  }
-  TORCH_CHECK(pixels >= 1, op, "(): expected input to have pixels, but got shape ", input.sym_sizes());
-  return params;
+  return check_sample(op, input, positions, without_ignore(options), caller);
 }
 
 // ---- results

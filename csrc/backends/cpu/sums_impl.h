@@ -198,6 +198,121 @@ inline void add_products(
   }
 }
 
+// Values at some of the lanes, of planes `pitch` apart that share what is known of a position: the weights, in `w`.
+template <int kLanes, int kAxes, class T>
+inline typename Lanes<T, kLanes>::Type interpolate_by(
+    const T* first, const CornerRows<kAxes>& rows, const T (&w)[1 << kAxes]) {
+  auto sum = w[0] * load<kLanes>(first) + w[1] * load<kLanes>(first + kLanes);
+  for (int c = 2; c < 1 << kAxes; c += 2) {
+    const T* const row = first + rows.offset[c / 2];
+    sum = sum + w[c] * load<kLanes>(row) + w[c + 1] * load<kLanes>(row + kLanes);
+  }
+  return sum;
+}
+
+template <int kAxes, class T>
+inline void weights_at(const Weights<T, kAxes>& weights, int64_t k, T (&w)[1 << kAxes]) {
+  for (int c = 0; c < 1 << kAxes; ++c) {
+    w[c] = weights.corner[c][k];
+  }
+}
+
+// Adds samples times the mask and the weight, rows and lanes of `f`, to the tiles of kPlanes planes.
+template <int kPlanes, bool kMask, bool kWeight, int kLanes, int kAxes, class T>
+inline void add_planes(
+    int64_t n,
+    const T* plane,
+    int64_t pitch,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& weights,
+    const Factors<T, kLanes>* f,
+    T* sums) {
+  for (int64_t k = 0; k < n; ++k) {
+    T w[1 << kAxes];
+    weights_at(weights, k, w);
+    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+      for (int i = 0; i < kPlanes; ++i) {
+        auto value = interpolate_by<kLanes, kAxes>(plane + i * pitch + pixel[k] * kLanes + c, rows, w);
+        if constexpr (kMask) {
+          value = value * f[i].values[k];
+        }
+        if constexpr (kWeight) {
+          value = value * load<kLanes>(f[i].weight + c);
+        }
+        T* const sum = sums + i * kTile * kLanes + k * kLanes + c;
+        store(load<kLanes>(sum) + value, sum);
+      }
+    }
+  }
+}
+
+template <int kPlanes, int kLanes, int kAxes, class T>
+inline void add_planes(
+    bool mask,
+    bool weight,
+    int64_t n,
+    const T* plane,
+    int64_t pitch,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& weights,
+    const Factors<T, kLanes>* f,
+    T* sums) {
+  if (mask && weight) {
+    add_planes<kPlanes, true, true>(n, plane, pitch, rows, pixel, weights, f, sums);
+  } else if (mask) {
+    add_planes<kPlanes, true, false>(n, plane, pitch, rows, pixel, weights, f, sums);
+  } else {
+    add_planes<kPlanes, false, true>(n, plane, pitch, rows, pixel, weights, f, sums);
+  }
+}
+
+// The products of the samples of kPlanes planes with queries, tiles, times the weights: their sums over the planes.
+template <int kPlanes, bool kWeight, int kLanes, int kAxes, class T>
+inline void multiply_planes(
+    int64_t n,
+    const T* plane,
+    int64_t pitch,
+    const CornerRows<kAxes>& rows,
+    const int64_t* pixel,
+    const Weights<T, kAxes>& weights,
+    const Factors<T, kLanes>* f,
+    const T* queries,
+    T* sums) {
+  for (int64_t k = 0; k < n; ++k) {
+    T w[1 << kAxes];
+    weights_at(weights, k, w);
+    for (int c = 0; c < kLanes; c += Lanes<T, kLanes>::kCount) {
+      typename Lanes<T, kLanes>::Type sum = {};
+      for (int i = 0; i < kPlanes; ++i) {
+        auto value = interpolate_by<kLanes, kAxes>(plane + i * pitch + pixel[k] * kLanes + c, rows, w);
+        if constexpr (kWeight) {
+          value = value * load<kLanes>(f[i].weight + c);
+        }
+        sum = sum + value * load<kLanes>(queries + i * kTile * kLanes + k * kLanes + c);
+      }
+      store(sum, sums + k * kLanes + c);
+    }
+  }
+}
+
+// f(the number of planes, as a constant)
+template <class F>
+inline void with_planes(int64_t planes, const F& f) {
+  static_assert(kSumPlanes == 4);
+  switch (planes) {
+    case 1:
+      return f(std::integral_constant<int, 1>());
+    case 2:
+      return f(std::integral_constant<int, 2>());
+    case 3:
+      return f(std::integral_constant<int, 3>());
+    default:
+      return f(std::integral_constant<int, 4>());
+  }
+}
+
 // The query times the factors.
 template <By by, int kLanes, class T>
 inline void multiply_query(int64_t n, const T* query, const Factors<T, kLanes>& f, T* tile) {
@@ -220,8 +335,10 @@ class FactorsOfTap {
     }
   }
 
-  // Of `lanes` channels from `channel` on. chosen: the taps that are chosen, a tile, if there are any.
-  const Factors<T, kLanes>& of(int64_t tap, int64_t channel, int64_t lanes, int64_t n, const T* chosen) {
+  // Of `lanes` channels from `channel` on, kept in one of kSumPlanes slots; after those of the same tap in the slots
+  // before. chosen: the taps that are chosen, a tile, if there are any.
+  const Factors<T, kLanes>& of(int64_t slot, int64_t tap, int64_t channel, int64_t lanes, int64_t n, const T* chosen) {
+    auto& factors_ = all_[slot];
     for (int c = 0; c < kLanes; ++c) {
       factors_.weight[c] = s_.weight.data == nullptr ? T(1)
           : c < lanes                                ? s_.weight.data
@@ -238,8 +355,12 @@ class FactorsOfTap {
       factors_.values = ones_;
     } else if (one_group(channel, lanes)) {
       factors_.by = By::kRow;
-      factors_.values = row_;
-      located_.load(s_.mask, group_of(channel) * taps_ + tap, row_);
+      if (slot > 0 && all_[slot - 1].by == By::kRow && group_of(channel) == group_of(channel - 1)) {
+        factors_.values = all_[slot - 1].values;
+      } else {
+        factors_.values = row_[slot];
+        located_.load(s_.mask, group_of(channel) * taps_ + tap, row_[slot]);
+      }
     } else {
       factors_.by = By::kTile;
       factors_.values = tile_;
@@ -263,9 +384,9 @@ class FactorsOfTap {
   const Taps<scalar_t, T, kAxes>& located_;
   const int64_t taps_;
   const int64_t per_mask_;
-  Factors<T, kLanes> factors_ = {};
+  Factors<T, kLanes> all_[kSumPlanes] = {};
   T ones_[kTile];
-  T row_[kTile] = {};
+  T row_[kSumPlanes][kTile] = {};
   T rows_[kLanes * kTile] = {};
   T tile_[kTile * kLanes] = {};
 };
@@ -319,6 +440,11 @@ void gather_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t beg
                 s.taps, p, located, channel_of(i), lanes_of(i), first, n, rows, choices.get() + i * kSize);
           }
         }
+        bool together = s.count == 0 && s.by_weight == nullptr && (s.by_query == nullptr) != (s.by_mask == nullptr) &&
+            s.taps.data == nullptr && (s.mask.data != nullptr || s.weight.data != nullptr || s.by_mask != nullptr);
+        for (int64_t i = 0; i < planes; ++i) {
+          together = together && factors.one_group(channel_of(i), lanes_of(i));
+        }
         fill_zero(by_query.get(), planes * kSize);
         fill_zero(by_positions.get(), s.count * kSize);
         for (int64_t tap = 0; tap < taps; ++tap) {
@@ -329,6 +455,46 @@ void gather_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t beg
           }
           for (int64_t r = 0; r < s.count; ++r) {
             located.weigh(s.terms[r], term_weights[r]);
+          }
+          const T* const first_input = s.input + (row * l.planes + first_plane) * l.plane;
+          const auto sums_of = [&](int64_t mask_group) {
+            return s.by_mask + ((item * s.mask_groups + mask_group) * taps + tap) * positions + first;
+          };
+          if (together) {  // all by rows, and no other result
+            const Factors<T, kLanes>* f = nullptr;
+            for (int64_t i = 0; i < planes; ++i) {
+              f = &factors.of(i, tap, channel_of(i), lanes_of(i), n, nullptr) - i;
+            }
+            if (s.by_query != nullptr) {
+              with_planes(planes, [&](auto number) {
+                add_planes<decltype(number)::value, kLanes>(
+                    s.mask.data != nullptr, s.weight.data != nullptr, n, first_input, l.plane, corner, pixel,
+                    value_weights, f, by_query.get());
+              });
+              continue;
+            }
+            for (int64_t i = 0; i < planes;) {  // planes that share a group of the mask
+              const int64_t mask_group = factors.group_of(channel_of(i));
+              int64_t end_plane = i + 1;
+              while (end_plane < planes && factors.group_of(channel_of(end_plane)) == mask_group) {
+                ++end_plane;
+              }
+              with_planes(end_plane - i, [&](auto number) {
+                constexpr int kPlanes = decltype(number)::value;
+                if (s.weight.data != nullptr) {
+                  multiply_planes<kPlanes, true, kLanes>(
+                      n, first_input + i * l.plane, l.plane, corner, pixel, value_weights, f + i,
+                      queries.get() + i * kSize, by_mask);
+                } else {
+                  multiply_planes<kPlanes, false, kLanes>(
+                      n, first_input + i * l.plane, l.plane, corner, pixel, value_weights, f + i,
+                      queries.get() + i * kSize, by_mask);
+                }
+              });
+              add_lanes<kLanes>(by_mask, n, sums_of(mask_group));
+              i = end_plane;
+            }
+            continue;
           }
           fill_zero(by_mask, kSize);
           for (int64_t i = 0; i < planes; ++i) {
@@ -342,17 +508,13 @@ void gather_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t beg
                 s.by_weight == nullptr ? nullptr : by_weight,
                 by_positions.get(),
                 s.count};
-            const auto& f = factors.of(tap, channel, lanes, n, choices.get() + i * kSize);
+            const auto& f = factors.of(i, tap, channel, lanes, n, choices.get() + i * kSize);
             add_products<kLanes>(
-                n, s.input + (row * l.planes + first_plane + i) * l.plane, corner, pixel, value_weights,
-                term_weights.get(), f, sums);
+                n, first_input + i * l.plane, corner, pixel, value_weights, term_weights.get(), f, sums);
             for (int64_t c = 0; s.by_weight != nullptr && c < lanes; ++c) {
               s.by_weight[((item * s.strips + strip) * p.channels + channel + c) * taps + tap] += by_weight[c];
             }
             if (s.by_mask != nullptr) {
-              const auto sums_of = [&](int64_t mask_group) {
-                return s.by_mask + ((item * s.mask_groups + mask_group) * taps + tap) * positions + first;
-              };
               if (!factors.one_group(channel, lanes)) {
                 for (int64_t c = 0; c < lanes; ++c) {
                   T* const sum = sums_of(factors.group_of(channel + c));
@@ -423,7 +585,7 @@ void scatter_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t be
         load_lanes<kLanes>(s.taps, p, located, channel, lanes, first, n, rows, chosen);
       }
       for (int64_t tap = 0; tap < taps; ++tap) {
-        const auto& f = factors.of(tap, channel, lanes, n, chosen);
+        const auto& f = factors.of(0, tap, channel, lanes, n, chosen);
         if (f.by == By::kRow) {
           multiply_query<By::kRow, kLanes>(n, query, f, product);
         } else if (f.by == By::kTile) {
@@ -442,7 +604,6 @@ void scatter_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t be
 
 template <class scalar_t, class T, int kAxes, int kLanes>
 void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t begin, int64_t end) {
-  using Integer = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
   constexpr T kLeast = -std::numeric_limits<T>::infinity();
   constexpr int64_t kSize = kTile * kLanes;
   const auto l = layout(p);
@@ -455,11 +616,9 @@ void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t be
   Weights<T, kAxes> weights;
   int64_t pixel[kTile];
   bool counts[kTile];
-  T sampled[kSize];
   T rows[kSize] = {};
-  Integer integer_rows[kSize] = {};
   const std::unique_ptr<T[]> largest(new T[kSumPlanes * kSize]());
-  const std::unique_ptr<Integer[]> taken(new Integer[kSumPlanes * kSize]());
+  const std::unique_ptr<T[]> taken(new T[kSumPlanes * kSize]());  // exact: no window has 2^24 taps
   for (int64_t k = 0; k < kTile; ++k) {
     counts[k] = true;
   }
@@ -482,16 +641,18 @@ void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t be
         located.inside(counts);
       }
       for (int64_t i = 0; i < planes; ++i) {
-        gather<kLanes>(n, pool.input + (row * l.planes + first_plane + i) * l.plane, corner, pixel, weights, sampled);
-        T* const __restrict most = largest.get() + i * kSize;
-        Integer* const __restrict tap_of = taken.get() + i * kSize;
+        const T* const plane = pool.input + (row * l.planes + first_plane + i) * l.plane;
+        T* const most = largest.get() + i * kSize;
+        T* const tap_of = taken.get() + i * kSize;
         for (int64_t k = 0; k < n; ++k) {
-          for (int c = 0; c < kLanes; ++c) {
+          for (int c = 0; c < kLanes && counts[k]; c += Lanes<T, kLanes>::kCount) {
             const int64_t at = k * kLanes + c;
-            const bool larger =
-                counts[k] & ((sampled[at] > most[at]) | (sampled[at] != sampled[at]) | (tap_of[at] < 0));
-            most[at] = larger ? sampled[at] : most[at];
-            tap_of[at] = larger ? static_cast<Integer>(tap) : tap_of[at];
+            const auto value = interpolate<kLanes>(plane + pixel[k] * kLanes + c, corner, weights, k);
+            const auto before = load<kLanes>(most + at);
+            const auto tap_before = load<kLanes>(tap_of + at);
+            const auto larger = (value > before) | (value != value) | (tap_before < T(0));
+            store(larger ? value : before, most + at);
+            store(larger ? typename Lanes<T, kLanes>::Type{} + static_cast<T>(tap) : tap_before, tap_of + at);
           }
         }
       }
@@ -501,8 +662,7 @@ void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t be
       const int64_t channel = row % p.groups * l.per_group + (first_plane + i) * kLanes;
       const int64_t offset = row / p.groups * pool.batch + channel * pool.channel + first * pool.position;
       store_lanes<kLanes>(largest.get() + i * kSize, lanes, n, rows, pool.values + offset, pool.channel, pool.position);
-      store_lanes<kLanes>(
-          taken.get() + i * kSize, lanes, n, integer_rows, pool.taps + offset, pool.channel, pool.position);
+      store_lanes<kLanes>(taken.get() + i * kSize, lanes, n, rows, pool.taps + offset, pool.channel, pool.position);
     }
   }
 }
