@@ -13,6 +13,23 @@ if _extension.problem is None:
     import ddu_ops._vmap  # noqa: F401
     from ddu_ops import layers, receptive_field, viz
     from ddu_ops._decompositions import decompositions
+    from ddu_ops._sum_modules import (
+        DeformAggregate1d,
+        DeformAggregate2d,
+        DeformAggregate3d,
+        DeformCorrelate1d,
+        DeformCorrelate2d,
+        DeformCorrelate3d,
+        DynamicDilationAggregate1d,
+        DynamicDilationAggregate2d,
+        DynamicDilationAggregate3d,
+        DynamicDilationCorrelate1d,
+        DynamicDilationCorrelate2d,
+        DynamicDilationCorrelate3d,
+        DynamicDilationMaxPool1d,
+        DynamicDilationMaxPool2d,
+        DynamicDilationMaxPool3d,
+    )
     from ddu_ops._when_imported import when_imported
     from ddu_ops.functional import (
         deform_unfold1d,
@@ -71,14 +88,29 @@ else:
 
 
 __all__ = [
+    "DeformAggregate1d",
+    "DeformAggregate2d",
+    "DeformAggregate3d",
+    "DeformCorrelate1d",
+    "DeformCorrelate2d",
+    "DeformCorrelate3d",
     "DeformUnfold1d",
     "DeformUnfold2d",
     "DeformUnfold3d",
     "DilationPredictor",
+    "DynamicDilationAggregate1d",
+    "DynamicDilationAggregate2d",
+    "DynamicDilationAggregate3d",
     "DynamicDilationConv2d",
+    "DynamicDilationCorrelate1d",
+    "DynamicDilationCorrelate2d",
+    "DynamicDilationCorrelate3d",
     "DynamicDilationFold",
     "DynamicDilationFold1d",
     "DynamicDilationFold3d",
+    "DynamicDilationMaxPool1d",
+    "DynamicDilationMaxPool2d",
+    "DynamicDilationMaxPool3d",
     "DynamicDilationUnfold",
     "DynamicDilationUnfold1d",
     "DynamicDilationUnfold3d",

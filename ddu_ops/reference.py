@@ -221,7 +221,7 @@ def aggregate(input: Tensor, mask: Tensor, parameters: Tensor, source: str, kern
     """
     out, taps = _by_tap(input, parameters, source, kernel_size, *options)
     groups = mask.shape[1] // taps.shape[2]
-    factors = mask.expand(len(taps), -1, *out).reshape(len(taps), groups, 1, taps.shape[2], -1)
+    factors = mask.expand(len(taps), -1, *out).reshape(len(taps), groups, 1, *taps.shape[2:])
     return (taps.unflatten(1, (groups, -1)) * factors).sum(3).flatten(1, 2).unflatten(2, out)
 
 
@@ -266,7 +266,7 @@ def max_pool(
             index = pixel + _integers(torch.where(cell.isfinite(), cell, 0), last + 1, mode)
             inside = (index >= 0) & ((index < last) | ((index == last) & (displacement == cell)))
             inside = (inside | ~displacement.isfinite()).expand(len(taps), groups, *_per_axis(kernel_size, axes), *out)
-            inside = inside.reshape(len(taps), groups, taps.shape[2], -1)
+            inside = inside.reshape(len(taps), groups, *taps.shape[2:])
             counts = counts & inside.repeat_interleave(input.shape[1] // groups, 1)
     taps = torch.where(counts, taps, -math.inf)
     values = taps.amax(2)

@@ -566,7 +566,7 @@ def dynamic_dilation_max_pool2d(
     return_indices: bool = False,
     aligned: bool = True,
     padding_mode: str = "ignore",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     r"""Take the largest sample of every window.
 
     A map of ones makes it :func:`torch.nn.functional.max_pool2d`. Of several equal samples the first counts, and a NaN
@@ -621,7 +621,7 @@ def dynamic_dilation_max_pool1d(
     return_indices: bool = False,
     aligned: bool = True,
     padding_mode: str = "ignore",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     r"""Take the largest sample of every window of a signal.
 
     Like :func:`dynamic_dilation_max_pool2d`: ``input`` is :math:`(B, C, W)`, the output :math:`(B, C, W_{out})`;
@@ -659,7 +659,7 @@ def dynamic_dilation_max_pool3d(
     return_indices: bool = False,
     aligned: bool = True,
     padding_mode: str = "ignore",
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     r"""Take the largest sample of every window of a volume.
 
     Like :func:`dynamic_dilation_max_pool2d`: ``input`` is :math:`(B, C, D, H, W)`, the output :math:`(B, C,
@@ -724,7 +724,7 @@ def _max_pool(
     *window: Any,
     return_indices: bool,
     **keywords: Any,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Any:
     name = f"dynamic_dilation_max_pool{axes}d"
     stride = kernel_size if stride is None else stride
     values, taps = _call(name, axes, (input,), 0, kernel_size, dilation_map, stride, *window, **keywords)

@@ -414,6 +414,28 @@ def test_public_functions(case: Case, unbatched: bool, device: torch.device) -> 
     assert_near(correlated, want_correlated[0] if unbatched else want_correlated)
 
 
+@pytest.mark.parametrize("case", PUBLIC, ids=str)
+def test_modules_are_the_functions(case: Case) -> None:
+    a, groups = make_arguments(case), mask_groups(case)
+    offsets = case.source == "offsets"
+    function, module = ("deform", "Deform") if offsets else ("dynamic_dilation", "DynamicDilation")
+    window = (case.kernel_size, *case.window)
+
+    def both(stem: str, name: str, tensors: tuple[str, ...], **by_name: Any) -> None:
+        by_name = case.by_name | by_name
+        layer = getattr(ddu_ops, f"{module}{name}{case.axes}d")(*window, **by_name)
+        call = getattr(ddu_ops, f"{function}_{stem}{case.axes}d")
+        leading = [a[tensor] for tensor in tensors]
+        want = call(*leading, case.kernel_size, a["positions"], *case.window, **by_name)
+        result = layer(*leading, a["positions"])
+        torch.testing.assert_close(result, want, rtol=0, atol=0, equal_nan=True)
+
+    both("aggregate", "Aggregate", ("input", "mask"))
+    both("correlate", "Correlate", ("query", "input"), mask_groups=groups)
+    if not offsets:
+        both("max_pool", "MaxPool", ("input",), return_indices=True, padding_mode="ignore")
+
+
 def test_numbers_and_broadcast_arguments() -> None:
     input, mask = torch.randn(2, 4, 6, 7), torch.randn(1, 18, 6, 7)
     rates = torch.full((2, 1, 6, 7), 1.5)

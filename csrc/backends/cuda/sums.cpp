@@ -28,8 +28,14 @@ using sums::Call;
 using sums::Tensors;
 using sums::Wanted;
 
+// [B, channels, n] -> [B, n, channels], contiguous, where packets of 16 bytes can be read.
+Tensor channels_inside(const Tensor& tensor) {
+  const auto result = tensor.transpose(1, 2).contiguous();
+  return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
+}
+
 // [B, C, *size] -> [B, pixels, C]; no copy of a channels-last tensor.
-Tensor pixel_major(const Tensor& tensor) { return tensor.flatten(2).transpose(1, 2).contiguous(); }
+Tensor pixel_major(const Tensor& tensor) { return channels_inside(tensor.flatten(2)); }
 
 // One stride for all positions of the output, or a copy.
 Tensor over_positions(const Tensor& tensor) { return tensor.flatten(2); }
@@ -68,7 +74,7 @@ void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
   Tensor weight;
   if (x[sums::kWeight].defined()) {
     const bool shared = x[sums::kWeight].stride(0) == 0;
-    weight = (shared ? x[sums::kWeight].narrow(0, 0, 1) : x[sums::kWeight]).transpose(1, 2).contiguous();
+    weight = channels_inside(shared ? x[sums::kWeight].narrow(0, 0, 1) : x[sums::kWeight]);
     c.weight = weight.const_data_ptr();
     c.weight_batch = shared ? 0 : weight.stride(0);
   }

@@ -389,8 +389,9 @@ bool sums_possible(const UnfoldParams& p, c10::ScalarType type, int64_t mask_gro
   const int64_t per_mask = p.channels / mask_groups;
   constexpr int64_t kLimit = int64_t(1) << 30;
   bool fits = pixels_of(p) < kLimit && positions_of(p) < kLimit && taps_of(p) < 4096;
-  for (const auto& axis : p.axis) {
-    fits = fits && fits_int32(axis) && axis.out_size * axis.stride < kLimit;
+  for (const auto& axis : p.axis) {  // a pixel of a window, before its own displacement, in 32 bits
+    const int64_t reach = axis.dilation * (axis.kernel - 1);
+    fits = fits && std::max({axis.size, axis.padding, reach, axis.out_size * axis.stride}) < kLimit / 4;
   }
   return fits && per_group % packet == 0 && per_mask % packet == 0 && per_group / packet <= kThreads &&
       (!by_mask || per_group % per_mask == 0);
