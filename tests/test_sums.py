@@ -1,5 +1,6 @@
 """Sums of windows: aggregation, correlation, their adjoints, pooling."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -240,6 +241,29 @@ def test_no_number_of_threads_changes_a_bit(case: Case) -> None:
         torch.set_num_threads(before)
     for outcome in outcomes[1:]:
         assert_bits(outcome, outcomes[0])
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_no_columns_forward_or_backward(last: bool) -> None:
+    """Memory is in proportion to arguments and results."""
+    case = Case("large_kernel", 1, 32, (24, 24), (7, 7), padding=(3, 3))
+    a = make_arguments(case, torch.float32)
+    tensors = [a["query"], a["input"], a["positions"]]
+    tensors = [(channels_last(t) if last else t).requires_grad_() for t in tensors]
+
+    def step() -> None:
+        query, input, positions = tensors
+        scores = torch.ops.ddu.correlate(query, input, positions, *window(case), 1)
+        aggregate(case, input, scores, positions).sum().backward()
+
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    peak = max(itertools.accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    results = 2 * sum(t.nbytes for t in tensors) + 4 * a["mask"].nbytes
+    columns = math.prod(case.columns_shape) * 4
+    assert peak < 3 * results < columns
 
 
 # ---- Derivatives of every order, transforms ----
