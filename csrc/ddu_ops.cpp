@@ -18,44 +18,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 }  // namespace
 
-#define DDU_WINDOWS(N, unfold, fold, deform_unfold, suffix) \
-  Tensor unfold( \
-      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
-      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
-      int64_t groups, bool aligned, std::string_view padding_mode) { \
-    using Signature = \
-        Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word); \
-    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_unfold" suffix); \
-    return op.call(input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
-  } \
-  Tensor fold( \
-      const Tensor& columns, torch::ExpandingArray<N> output_size, torch::ExpandingArray<N> kernel_size, \
-      const Tensor& dilation_map, torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, \
-      torch::ExpandingArray<N> dilation, int64_t groups, bool aligned, std::string_view padding_mode) { \
-    using Signature = Tensor( \
-        const Tensor&, c10::SymIntArrayRef, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, \
-        int64_t, bool, Word); \
-    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_fold" suffix); \
-    const std::vector<c10::SymInt> size(output_size->begin(), output_size->end()); \
-    return op.call( \
-        columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
-  } \
-  Tensor deform_unfold( \
-      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& offset, \
-      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
-      int64_t groups, std::string_view padding_mode) { \
-    using Signature = \
-        Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, Word); \
-    static const auto op = find_operator<Signature>("ddu::" #deform_unfold); \
-    return op.call(input, *kernel_size, offset, *stride, *padding, *dilation, groups, padding_mode); \
-  }
-
-DDU_WINDOWS(1, unfold1d, fold1d, deform_unfold1d, "1d")
-DDU_WINDOWS(2, unfold, fold, deform_unfold2d, "")
-DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d, "3d")
-
-#undef DDU_WINDOWS
-
 #define DDU_SUMS(N) \
   Tensor aggregate##N##d( \
       const Tensor& input, const Tensor& mask, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
@@ -118,6 +80,44 @@ DDU_SUMS(2)
 DDU_SUMS(3)
 
 #undef DDU_SUMS
+
+#define DDU_WINDOWS(N, unfold, fold, deform_unfold, suffix) \
+  Tensor unfold( \
+      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = \
+        Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_unfold" suffix); \
+    return op.call(input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
+  } \
+  Tensor fold( \
+      const Tensor& columns, torch::ExpandingArray<N> output_size, torch::ExpandingArray<N> kernel_size, \
+      const Tensor& dilation_map, torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, \
+      torch::ExpandingArray<N> dilation, int64_t groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, c10::SymIntArrayRef, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, \
+        int64_t, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_fold" suffix); \
+    const std::vector<c10::SymInt> size(output_size->begin(), output_size->end()); \
+    return op.call( \
+        columns, size, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
+  } \
+  Tensor deform_unfold( \
+      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& offset, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, std::string_view padding_mode) { \
+    using Signature = \
+        Tensor(const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, Word); \
+    static const auto op = find_operator<Signature>("ddu::" #deform_unfold); \
+    return op.call(input, *kernel_size, offset, *stride, *padding, *dilation, groups, padding_mode); \
+  }
+
+DDU_WINDOWS(1, unfold1d, fold1d, deform_unfold1d, "1d")
+DDU_WINDOWS(2, unfold, fold, deform_unfold2d, "")
+DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d, "3d")
+
+#undef DDU_WINDOWS
 
 Tensor conv2d(
     const Tensor& input,

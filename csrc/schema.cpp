@@ -35,23 +35,6 @@ TORCH_LIBRARY(ddu, m) {
     define(
         "deform_unfold" + std::to_string(axes) + "d(Tensor input, " + window(axes, "Tensor offset, ", "*, ") +
         ") -> Tensor");
-    for (const bool offsets : {false, true}) {
-      const std::string stem = offsets ? "deform_" : "dynamic_dilation_";
-      const auto number = std::to_string(axes) + "d";
-      const std::string positions = offsets ? "Tensor offset, " : "Tensor dilation_map, ";
-      const std::string aligned = offsets ? "" : "bool aligned=True, ";
-      define(
-          stem + "aggregate" + number + "(Tensor input, Tensor mask, " + window(axes, positions, "*, " + aligned) +
-          ") -> Tensor");
-      define(
-          stem + "correlate" + number + "(Tensor query, Tensor input, " +
-          window(axes, positions, "*, int mask_groups=1, " + aligned) + ") -> Tensor");
-    }
-    define(
-        "dynamic_dilation_max_pool" + std::to_string(axes) + "d(Tensor input, " + ints(axes) +
-        " kernel_size, Tensor dilation_map, " + ints(axes) + " stride=[], " + ints(axes) + " padding=0, " + ints(axes) +
-        " dilation=1, int groups=1, *, bool aligned=True, str padding_mode=\"ignore\") -> (Tensor values, Tensor "
-        "taps)");
   }
   define(
       "dynamic_dilation_conv2d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias=None, int[2] stride=1, "
@@ -90,6 +73,27 @@ TORCH_LIBRARY(ddu, m) {
   define(
       "sample_backward(Tensor grad_output, Tensor input, " + family +
       ") -> (Tensor grad_input, Tensor grad_positions)");
+
+  // Sums of windows, as models call them.
+  for (int axes = 1; axes <= 3; ++axes) {
+    for (const bool offsets : {false, true}) {
+      const std::string stem = offsets ? "deform_" : "dynamic_dilation_";
+      const auto number = std::to_string(axes) + "d";
+      const std::string positions = offsets ? "Tensor offset, " : "Tensor dilation_map, ";
+      const std::string aligned = offsets ? "" : "bool aligned=True, ";
+      define(
+          stem + "aggregate" + number + "(Tensor input, Tensor mask, " + window(axes, positions, "*, " + aligned) +
+          ") -> Tensor");
+      define(
+          stem + "correlate" + number + "(Tensor query, Tensor input, " +
+          window(axes, positions, "*, int mask_groups=1, " + aligned) + ") -> Tensor");
+    }
+    define(
+        "dynamic_dilation_max_pool" + std::to_string(axes) + "d(Tensor input, " + ints(axes) +
+        " kernel_size, Tensor dilation_map, " + ints(axes) + " stride=[], " + ints(axes) + " padding=0, " + ints(axes) +
+        " dilation=1, int groups=1, *, bool aligned=True, str padding_mode=\"ignore\") -> (Tensor values, Tensor "
+        "taps)");
+  }
 
   // Sums of windows (sums/sums.h). sums_backward returns an empty tensor in the place of what output_mask leaves out.
   const auto sums = "Tensor positions, str source, " + window(1, "", "bool aligned=True, ");

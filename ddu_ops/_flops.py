@@ -39,70 +39,6 @@ def _vanishes(positions: Shape, source: str, order: Sequence[int]) -> bool:
     return max(order, default=0) > (len(positions) - 2 if one_rate else 1)
 
 
-@register_flop_formula(torch.ops.ddu.unfold)
-def _unfold(input: Shape, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape) -> int:
-    return _touch(dilation_map) * math.prod(out_shape)
-
-
-@register_flop_formula(torch.ops.ddu.fold)
-def _fold(
-    columns: Shape, output_size: Any, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape
-) -> int:
-    return _touch(dilation_map) * math.prod(columns)
-
-
-@register_flop_formula(torch.ops.ddu.unfold_backward)
-def _unfold_backward(
-    grad_output: Shape,
-    input: Shape,
-    kernel_size: Any,
-    dilation_map: Shape,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: int,
-    *options: Any,
-    out_shape: Any,
-) -> int:
-    touch = _touch(dilation_map)
-    rates = _parameters(dilation_map, "rates", groups)
-    return math.prod(grad_output) * (touch + rates * (touch + _REDUCE))
-
-
-def _order(window: tuple[Any, ...]) -> Sequence[int]:
-    """The last option of the family; ``window`` starts with the kernel size. Defaults at the end are left out."""
-    return window[7] if len(window) > 7 else ()
-
-
-@register_flop_formula(torch.ops.ddu.sample)
-def _sample(input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
-    return 0 if _vanishes(positions, source, _order(window)) else _touch(positions) * math.prod(out_shape)
-
-
-@register_flop_formula(torch.ops.ddu.splat)
-def _splat(columns: Shape, output_size: Any, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
-    return 0 if _vanishes(positions, source, _order(window)) else _touch(positions) * math.prod(columns)
-
-
-@register_flop_formula(torch.ops.ddu.dot)
-def _dot(columns: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
-    vanishes = _vanishes(positions, source, _order(window))
-    return 0 if vanishes else (_touch(positions) + _REDUCE) * math.prod(columns)
-
-
-@register_flop_formula(torch.ops.ddu.sample_backward)
-def _sample_backward(
-    grad_output: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Any
-) -> int:
-    touch, parameters = _touch(positions), _parameters(positions, source, window[4] if len(window) > 4 else 1)
-    order = list(_order(window)) or [0] * parameters
-    each = 0 if _vanishes(positions, source, order) else touch
-    for r in range(parameters):
-        raised = [times + (index == r) for index, times in enumerate(order)]
-        each += 0 if _vanishes(positions, source, raised) else touch + _REDUCE
-    return math.prod(grad_output) * each
-
-
 def _entries(lead: Shape, positions: Shape, window: tuple[Any, ...]) -> int:
     """How many samples a sum of windows takes; ``lead`` has the batch and the channels, ``window`` the kernel size."""
     axes = len(positions) - 2
@@ -175,6 +111,70 @@ def _sums_backward(
 @register_flop_formula(torch.ops.ddu.max_pool)
 def _max_pool(input: Shape, positions: Shape, source: str, *window: Any, out_shape: Any) -> int:
     return _entries(input, positions, window) * _touch(positions)
+
+
+@register_flop_formula(torch.ops.ddu.unfold)
+def _unfold(input: Shape, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape) -> int:
+    return _touch(dilation_map) * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.ddu.fold)
+def _fold(
+    columns: Shape, output_size: Any, kernel_size: Any, dilation_map: Shape, *options: Any, out_shape: Shape
+) -> int:
+    return _touch(dilation_map) * math.prod(columns)
+
+
+@register_flop_formula(torch.ops.ddu.unfold_backward)
+def _unfold_backward(
+    grad_output: Shape,
+    input: Shape,
+    kernel_size: Any,
+    dilation_map: Shape,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *options: Any,
+    out_shape: Any,
+) -> int:
+    touch = _touch(dilation_map)
+    rates = _parameters(dilation_map, "rates", groups)
+    return math.prod(grad_output) * (touch + rates * (touch + _REDUCE))
+
+
+def _order(window: tuple[Any, ...]) -> Sequence[int]:
+    """The last option of the family; ``window`` starts with the kernel size. Defaults at the end are left out."""
+    return window[7] if len(window) > 7 else ()
+
+
+@register_flop_formula(torch.ops.ddu.sample)
+def _sample(input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    return 0 if _vanishes(positions, source, _order(window)) else _touch(positions) * math.prod(out_shape)
+
+
+@register_flop_formula(torch.ops.ddu.splat)
+def _splat(columns: Shape, output_size: Any, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    return 0 if _vanishes(positions, source, _order(window)) else _touch(positions) * math.prod(columns)
+
+
+@register_flop_formula(torch.ops.ddu.dot)
+def _dot(columns: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    vanishes = _vanishes(positions, source, _order(window))
+    return 0 if vanishes else (_touch(positions) + _REDUCE) * math.prod(columns)
+
+
+@register_flop_formula(torch.ops.ddu.sample_backward)
+def _sample_backward(
+    grad_output: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Any
+) -> int:
+    touch, parameters = _touch(positions), _parameters(positions, source, window[4] if len(window) > 4 else 1)
+    order = list(_order(window)) or [0] * parameters
+    each = 0 if _vanishes(positions, source, order) else touch
+    for r in range(parameters):
+        raised = [times + (index == r) for index, times in enumerate(order)]
+        each += 0 if _vanishes(positions, source, raised) else touch + _REDUCE
+    return math.prod(grad_output) * each
 
 
 def _entries_and_product(input: Shape, weight: Shape, dilation_map: Shape) -> tuple[int, int]:

@@ -237,12 +237,12 @@ Tensor dynamic_dilation_conv2d(
 }
 
 void register_composites(torch::Library& m) {
-  Windows<1>::implement(m);
-  Windows<2>::implement(m);
-  Windows<3>::implement(m);
   Sums<1>::implement(m);
   Sums<2>::implement(m);
   Sums<3>::implement(m);
+  Windows<1>::implement(m);
+  Windows<2>::implement(m);
+  Windows<3>::implement(m);
   m.impl("dynamic_dilation_conv2d", TORCH_FN(dynamic_dilation_conv2d));
 }
 

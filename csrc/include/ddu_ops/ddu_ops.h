@@ -33,38 +33,7 @@ namespace ddu {
 
 using IntOrPair = torch::ExpandingArray<2>;
 
-// For N = 1, 2, 3 axes:
-//
-// unfold: F.unfold in which every output position reads its own dilation rate: columns. Channel c reads the map of
-// group c / (C / groups). `aligned` centres a window where F.unfold centres its own; without, on F.unfold's first tap.
-// `padding_mode` says what lies outside: "zeros", "border" or "reflection".
-//
-// fold: its adjoint, which sums columns into an image of output_size: [B, C, *size], or without B.
-//
-// deform_unfold: the windows of a deformable convolution, in which every tap is moved by an offset of its own.
-#define DDU_WINDOWS(N, unfold, fold, deform_unfold) \
-  DDU_API at::Tensor unfold( \
-      const at::Tensor& input, torch::ExpandingArray<N> kernel_size, const at::Tensor& dilation_map, \
-      torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
-      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, bool aligned = true, \
-      std::string_view padding_mode = "zeros"); \
-  DDU_API at::Tensor fold( \
-      const at::Tensor& columns, torch::ExpandingArray<N> output_size, torch::ExpandingArray<N> kernel_size, \
-      const at::Tensor& dilation_map, torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
-      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, bool aligned = true, \
-      std::string_view padding_mode = "zeros"); \
-  DDU_API at::Tensor deform_unfold( \
-      const at::Tensor& input, torch::ExpandingArray<N> kernel_size, const at::Tensor& offset, \
-      torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
-      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, std::string_view padding_mode = "zeros");
-
-DDU_WINDOWS(1, unfold1d, fold1d, deform_unfold1d)
-DDU_WINDOWS(2, unfold, fold, deform_unfold2d)
-DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d)
-
-#undef DDU_WINDOWS
-
-// The sums of windows, without columns:
+// The sums of windows for N = 1, 2, 3 axes, without columns. Their windows are those of unfold and deform_unfold below.
 //
 // aggregate: every tap times a factor of its own, added up: mask [B, M * taps, *out], for M groups of channels.
 //
@@ -103,6 +72,37 @@ DDU_SUMS(2)
 DDU_SUMS(3)
 
 #undef DDU_SUMS
+
+// For N = 1, 2, 3 axes:
+//
+// unfold: F.unfold in which every output position reads its own dilation rate: columns. Channel c reads the map of
+// group c / (C / groups). `aligned` centres a window where F.unfold centres its own; without, on F.unfold's first tap.
+// `padding_mode` says what lies outside: "zeros", "border" or "reflection".
+//
+// fold: its adjoint, which sums columns into an image of output_size: [B, C, *size], or without B.
+//
+// deform_unfold: the windows of a deformable convolution, in which every tap is moved by an offset of its own.
+#define DDU_WINDOWS(N, unfold, fold, deform_unfold) \
+  DDU_API at::Tensor unfold( \
+      const at::Tensor& input, torch::ExpandingArray<N> kernel_size, const at::Tensor& dilation_map, \
+      torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, bool aligned = true, \
+      std::string_view padding_mode = "zeros"); \
+  DDU_API at::Tensor fold( \
+      const at::Tensor& columns, torch::ExpandingArray<N> output_size, torch::ExpandingArray<N> kernel_size, \
+      const at::Tensor& dilation_map, torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, bool aligned = true, \
+      std::string_view padding_mode = "zeros"); \
+  DDU_API at::Tensor deform_unfold( \
+      const at::Tensor& input, torch::ExpandingArray<N> kernel_size, const at::Tensor& offset, \
+      torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, std::string_view padding_mode = "zeros");
+
+DDU_WINDOWS(1, unfold1d, fold1d, deform_unfold1d)
+DDU_WINDOWS(2, unfold, fold, deform_unfold2d)
+DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d)
+
+#undef DDU_WINDOWS
 
 // F.conv2d with a dilation map: weight [O, C / groups, kH, kW], bias [O], mask [B, dilation_groups * kH * kW, H_out,
 // W_out], which the taps are multiplied with; the result is [B, O, H_out, W_out]. The columns are temporary, of at most
