@@ -3,17 +3,31 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
+#include <ATen/ops/empty.h>
 
 #include "../backend.h"
 #include "kernels.h"
-#include "tasks.h"
+#include "tensors.h"
 
 namespace ddu {
 
 namespace {
 
 using at::Tensor;
+using cpu::advise_large_pages;
+using cpu::bands_of;
+using cpu::kGrain;
+using cpu::parallel_tasks;
+using cpu::strided;
 
+// NOTE [ CPU tasks ]
+// Every element of a result is the sum of its terms in an order that depends on the sizes alone, so the number of
+// threads does not change a bit:
+// - columns: an element has one term;
+// - image: a task adds to a plane of its own, in the order of the positions. Where there are too few planes to keep the
+//   threads busy, the positions are cut into bands with a plane each, which are added in the order of the bands;
+// - map: the same task leaves the sums over the channels of its plane, which are added in the order of the planes.
+//   So unfold_backward reads grad_output once.
 // One call, for one type.
 template <class scalar_t>
 struct Call {
@@ -24,19 +38,27 @@ struct Call {
       : p(concrete(params)),
         layout(cpu::layout(p)),
         kernels(cpu::kernels<scalar_t, T>()),
-        planes(p.batch * p.groups * layout.planes) {
-    located = cpu::view_positions<scalar_t, T>(positions);
-  }
+        planes(p.batch * p.groups * layout.planes),
+        located(cpu::positions_view<scalar_t, T>(positions)) {}
 
-  Tensor pack(const Tensor& image) const { return cpu::packed<scalar_t, T>(p, image); }
+  Tensor pack(const Tensor& image) const {
+    auto result = at::empty({planes, layout.plane}, kType);
+    advise_large_pages(result);
+    const auto source = strided<scalar_t>(image);
+    auto* const target = result.template mutable_data_ptr<T>();
+    parallel_tasks(planes * layout.rows, layout.plane / layout.rows, [&](int64_t begin, int64_t end) {
+      kernels.pack(p, source, target, begin, end);
+    });
+    return result;
+  }
 
   void sample(const Tensor& input, Tensor& columns) const {
     const Tensor packed = pack(input);
-    cpu::advise_large_pages(columns);
+    advise_large_pages(columns);
     const auto* const source = packed.template const_data_ptr<T>();
     auto* const target = columns.mutable_data_ptr<scalar_t>();
     const int64_t tasks = cpu::sample_tasks(p);
-    cpu::parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
+    parallel_tasks(tasks, columns.numel() / tasks, [&](int64_t begin, int64_t end) {
       kernels.sample(p, source, located, target, begin, end);
     });
   }
@@ -51,10 +73,10 @@ struct Call {
       const Term* dot,
       int64_t count,
       Tensor* result) const {
-    const int64_t bands = cpu::bands_of(p, planes);
+    const int64_t bands = bands_of(p, planes);
     const Tensor image_planes = image == nullptr ? Tensor() : at::empty({bands * planes, layout.plane}, kType);
     if (image != nullptr) {
-      cpu::advise_large_pages(image_planes);
+      advise_large_pages(image_planes);
       image_planes.zero_();
     }
     const Tensor input_planes = input == nullptr ? Tensor() : pack(*input);
@@ -64,7 +86,7 @@ struct Call {
     const Tensor sums = direct ? result->view({1, -1}) : at::empty({layout.planes, sums_size}, kType);
     auto* const sum_data = sums.template mutable_data_ptr<T>();
     const cpu::Reduction<scalar_t, T> reduction = {
-        cpu::strided<scalar_t>(columns),
+        strided<scalar_t>(columns),
         located,
         bands,
         splat,
@@ -73,18 +95,18 @@ struct Call {
         count,
         input == nullptr ? nullptr : input_planes.template const_data_ptr<T>(),
         sum_data};
-    cpu::parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
+    parallel_tasks(planes * bands, columns.numel() / (planes * bands), [&](int64_t begin, int64_t end) {
       kernels.reduce(p, reduction, begin, end);
     });
     const int64_t size = p.axis[kMaxAxes - 1].size;
     if (image != nullptr && image->numel() > 0) {
       auto* const target = image->mutable_data_ptr<scalar_t>();
-      cpu::parallel_tasks(planes * (pixels_of(p) / size), size * layout.lanes, [&](int64_t begin, int64_t end) {
+      parallel_tasks(planes * (pixels_of(p) / size), size * layout.lanes, [&](int64_t begin, int64_t end) {
         kernels.unpack(p, reduction.image, bands, target, begin, end);
       });
     }
     if (result != nullptr && !direct) {
-      at::parallel_for(0, sums.size(1), cpu::kGrain, [&](int64_t begin, int64_t end) {
+      at::parallel_for(0, sums.size(1), kGrain, [&](int64_t begin, int64_t end) {
         for (int64_t plane = 1; plane < layout.planes; ++plane) {
           const auto* const more = sum_data + plane * sums.size(1);
           for (int64_t k = begin; k < end; ++k) {
@@ -100,7 +122,7 @@ struct Call {
   const cpu::Layout layout;
   const cpu::Kernels<scalar_t, T>& kernels;
   const int64_t planes;  // of all groups and batch items
-  cpu::PositionsView<scalar_t, T> located = {};
+  const cpu::PositionsView<scalar_t, T> located;
 };
 
 struct Cpu {

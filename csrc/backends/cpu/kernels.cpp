@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "kernels.h"
+#include "sums_kernels.h"
 
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
 #include <string>
-
-#include "sums_kernels.h"
 
 namespace ddu::cpu {
 
@@ -17,15 +16,23 @@ namespace ddu::cpu {
   extern const Kernels<float, float> kFloat; \
   extern const Kernels<c10::Half, float> kHalf; \
   extern const Kernels<c10::BFloat16, float> kBFloat16; \
+  }
+
+DDU_DECLARE(baseline)
+DDU_DECLARE(avx2)
+DDU_DECLARE(avx512)
+
+#define DDU_DECLARE_SUMS(capability) \
+  namespace capability { \
   extern const SumsKernels<double, double> kSumsDouble; \
   extern const SumsKernels<float, float> kSumsFloat; \
   extern const SumsKernels<c10::Half, float> kSumsHalf; \
   extern const SumsKernels<c10::BFloat16, float> kSumsBFloat16; \
   }
 
-DDU_DECLARE(baseline)
-DDU_DECLARE(avx2)
-DDU_DECLARE(avx512)
+DDU_DECLARE_SUMS(baseline)
+DDU_DECLARE_SUMS(avx2)
+DDU_DECLARE_SUMS(avx512)
 
 namespace {
 
@@ -69,26 +76,6 @@ const char* capability_name() {
 #endif
 
 template <>
-const Kernels<double, double>& kernels() {
-  return DDU_CHOOSE(kDouble);
-}
-
-template <>
-const Kernels<float, float>& kernels() {
-  return DDU_CHOOSE(kFloat);
-}
-
-template <>
-const Kernels<c10::Half, float>& kernels() {
-  return DDU_CHOOSE(kHalf);
-}
-
-template <>
-const Kernels<c10::BFloat16, float>& kernels() {
-  return DDU_CHOOSE(kBFloat16);
-}
-
-template <>
 const SumsKernels<double, double>& sums_kernels() {
   return DDU_CHOOSE(kSumsDouble);
 }
@@ -106,6 +93,26 @@ const SumsKernels<c10::Half, float>& sums_kernels() {
 template <>
 const SumsKernels<c10::BFloat16, float>& sums_kernels() {
   return DDU_CHOOSE(kSumsBFloat16);
+}
+
+template <>
+const Kernels<double, double>& kernels() {
+  return DDU_CHOOSE(kDouble);
+}
+
+template <>
+const Kernels<float, float>& kernels() {
+  return DDU_CHOOSE(kFloat);
+}
+
+template <>
+const Kernels<c10::Half, float>& kernels() {
+  return DDU_CHOOSE(kHalf);
+}
+
+template <>
+const Kernels<c10::BFloat16, float>& kernels() {
+  return DDU_CHOOSE(kBFloat16);
 }
 
 }  // namespace ddu::cpu

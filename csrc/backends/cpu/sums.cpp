@@ -3,12 +3,13 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include "../../sums/sums.h"
 #include "../backend.h"
 #include "sums_kernels.h"
-#include "tasks.h"
+#include "tensors.h"
 
 // NOTE [ CPU sums ]
 // What keeps the positions of the output (or sums over them) is gathered: a task owns a tile of positions and adds up
@@ -25,6 +26,21 @@ using sums::Call;
 using sums::Tensors;
 
 constexpr int64_t kMostStrips = 16;  // where each leaves a sum of the weight's size
+
+// The planes of an image (NOTE [ CPU kernels ]).
+template <class scalar_t, class T>
+Tensor packed(const UnfoldParams& p, const Tensor& image) {
+  const auto layout = cpu::layout(p);
+  const int64_t planes = p.batch * p.groups * layout.planes;
+  auto result = at::empty({planes, layout.plane}, c10::CppTypeToScalarType<T>::value);
+  cpu::advise_large_pages(result);
+  const auto source = cpu::strided<scalar_t>(image);
+  auto* const target = result.template mutable_data_ptr<T>();
+  cpu::parallel_tasks(planes * layout.rows, layout.plane / layout.rows, [&](int64_t begin, int64_t end) {
+    cpu::kernels<scalar_t, T>().pack(p, source, target, begin, end);
+  });
+  return result;
+}
 
 template <class scalar_t>
 void contract(const Call& call, Tensors& results) {
@@ -45,7 +61,7 @@ void contract(const Call& call, Tensors& results) {
   const Tensor weight = x[sums::kWeight].defined() ? x[sums::kWeight].to(kType) : Tensor();
   s.weight = weight.defined() ? cpu::strided<T>(weight) : cpu::Strided<const T*>{};
   s.taps = x[sums::kTaps].defined() ? cpu::strided<int64_t>(x[sums::kTaps]) : cpu::Strided<const int64_t*>{};
-  s.positions = cpu::view_positions<scalar_t, T>(x[sums::kPositions]);
+  s.positions = cpu::positions_view<scalar_t, T>(x[sums::kPositions]);
 
   // Gathered.
   const int64_t tiles = cpu::ceil_div(positions, cpu::kTile);
@@ -83,7 +99,7 @@ void contract(const Call& call, Tensors& results) {
   const auto& kernels = cpu::sums_kernels<scalar_t, T>();
   const int64_t entries = p.batch * p.channels * taps * positions;
   if (wanted[sums::kQuery] || wanted[sums::kMask] || wanted[sums::kWeight] || wanted[sums::kPositions]) {
-    const Tensor planes = cpu::packed<scalar_t, T>(p, x[sums::kInput]);
+    const Tensor planes = packed<scalar_t, T>(p, x[sums::kInput]);
     s.input = planes.template const_data_ptr<T>();
     const int64_t tasks = p.batch * s.strips;
     cpu::parallel_tasks(tasks, entries / tasks, [&](int64_t begin, int64_t end) { kernels.gather(p, s, begin, end); });
@@ -152,9 +168,9 @@ struct Cpu {
     AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "ddu", [&] {
       using T = at::opmath_type<scalar_t>;
       const auto p = concrete(params);
-      const Tensor planes = cpu::packed<scalar_t, T>(p, input);
+      const Tensor planes = packed<scalar_t, T>(p, input);
       const cpu::Pool<scalar_t, T> pool = {
-          cpu::view_positions<scalar_t, T>(positions),
+          cpu::positions_view<scalar_t, T>(positions),
           planes.template const_data_ptr<T>(),
           ignore,
           values.mutable_data_ptr<scalar_t>(),

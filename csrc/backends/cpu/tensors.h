@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: MIT
-// How the CPU device divides its work, and the views and copies that kernels work on.
+// Tensors and threads of the CPU device.
 #pragma once
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include <algorithm>
 
@@ -16,19 +15,12 @@
 
 namespace ddu::cpu {
 
-// NOTE [ CPU tasks ]
-// Every element of a result is the sum of its terms in an order that depends on the sizes alone, so the number of
-// threads does not change a bit:
-// - columns: an element has one term;
-// - image: a task adds to a plane of its own, in the order of the positions. Where there are too few planes to keep the
-//   threads busy, the positions are cut into bands with a plane each, which are added in the order of the bands;
-// - map: the same task leaves the sums over the channels of its plane, which are added in the order of the planes.
-//   So unfold_backward reads grad_output once.
-constexpr int64_t kEnoughTasks = 16;
-constexpr int64_t kMaxBands = 4;
-
 // Fewer entries of columns than this are not worth another thread.
 constexpr int64_t kGrain = 16384;
+
+// As many tasks keep the threads busy.
+constexpr int64_t kEnoughTasks = 16;
+constexpr int64_t kMaxBands = 4;
 
 // Asks for large pages for memory that is about to be written for the first time, as NumPy does for its arrays: where
 // the kernel leaves the choice to the program, page faults of 4 KiB would take longer than the work itself.
@@ -46,13 +38,19 @@ inline void advise_large_pages([[maybe_unused]] const at::Tensor& tensor) {
 
 // work: entries of columns, or what takes as long, in each of the tasks.
 template <class F>
-void parallel_tasks(int64_t tasks, int64_t work, const F& f) {
-  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
+void parallel_tasks(int64_t begin, int64_t end, int64_t work, const F& f) {
+  at::parallel_for(begin, end, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
 }
 
-inline int64_t bands_of(const UnfoldParams& p, int64_t planes) {
+template <class F>
+void parallel_tasks(int64_t tasks, int64_t work, const F& f) {
+  parallel_tasks(0, tasks, work, f);
+}
+
+// Bands of positions with memory of their own, for so many tasks without them.
+inline int64_t bands_of(const UnfoldParams& p, int64_t tasks) {
   const int64_t tiles = ceil_div(positions_of(p), 8 * kTile);
-  return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
+  return std::clamp<int64_t>(std::min(kEnoughTasks / tasks, tiles), 1, kMaxBands);
 }
 
 // [B, channels, *axes]
@@ -67,7 +65,7 @@ Strided<const S*> strided(const at::Tensor& tensor) {
 }
 
 template <class scalar_t, class T>
-PositionsView<scalar_t, T> view_positions(const at::Tensor& positions) {
+PositionsView<scalar_t, T> positions_view(const at::Tensor& positions) {
   PositionsView<scalar_t, T> view = {};
   if (positions.scalar_type() == c10::CppTypeToScalarType<T>::value) {
     view.computed = strided<T>(positions);
@@ -75,21 +73,6 @@ PositionsView<scalar_t, T> view_positions(const at::Tensor& positions) {
     view.stored = strided<scalar_t>(positions);
   }
   return view;
-}
-
-// The planes of an image (NOTE [ CPU kernels ]).
-template <class scalar_t, class T>
-at::Tensor packed(const UnfoldParams& p, const at::Tensor& image) {
-  const auto l = layout(p);
-  const int64_t planes = p.batch * p.groups * l.planes;
-  auto result = at::empty({planes, l.plane}, c10::CppTypeToScalarType<T>::value);
-  advise_large_pages(result);
-  const auto source = strided<scalar_t>(image);
-  auto* const target = result.template mutable_data_ptr<T>();
-  parallel_tasks(planes * l.rows, l.plane / l.rows, [&](int64_t begin, int64_t end) {
-    kernels<scalar_t, T>().pack(p, source, target, begin, end);
-  });
-  return result;
 }
 
 }  // namespace ddu::cpu
