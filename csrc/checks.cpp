@@ -617,6 +617,93 @@ SymParams check_convolution(
   return params;
 }
 
+SymParams check_sums(
+    const char* op,
+    const at::Tensor& query,
+    const at::Tensor& input,
+    const at::Tensor& mask,
+    const at::Tensor& weight,
+    const at::Tensor& taps,
+    const at::Tensor& positions,
+    c10::SymIntArrayRef image_size,
+    const Options& options,
+    int64_t& mask_groups,
+    const Caller& caller) {
+  Check check{op, caller};
+  const bool from_input = image_size.empty();
+  const char* const lead_name = from_input ? "input" : "query";
+  const at::Tensor& lead = from_input ? input : query;
+  SymParams params;
+  if (from_input) {
+    params = check_input(check, input, positions, options);
+  } else {
+    check.tensor("query", query);
+    const auto source =
+        check.start(options, positions, image_size.size() > 1 ? static_cast<int64_t>(image_size.size()) : 0);
+    check.tensor(check.positions_name, positions);
+    check.window(params, options, source);
+    check.ints("output_size", image_size, 0);
+    const auto shape = check.lead_shape("query", query, check.caller.axes + 2, "C, *out");
+    params.batch = shape[0];
+    params.channels = shape[1];
+    Shape size(check.caller.axes, image_size[0]);
+    if (image_size.size() > 1) {
+      std::copy(image_size.begin(), image_size.end(), size.begin());
+    }
+    check.rest(params, size, "query", query, positions, options);
+  }
+  const auto taps_count = check.taps(params);
+  if (query.defined()) {
+    check.tensor("query", query);
+    const auto expected = check.over_grid(params, params.channels);
+    TORCH_CHECK(
+        check.batched(query) == expected, op, "(): expected query of shape ", check.written(expected), ", but got ",
+        tuple(query.sym_sizes()));
+    check.agrees("query", query, lead_name, lead, /*or_float=*/caller.model);
+  }
+  if (mask.defined()) {
+    check.tensor("mask", mask);
+    const auto shape = check.batched(mask);
+    const bool ranked = shape.size() == static_cast<size_t>(params.axes) + 2;
+    mask_groups =
+        ranked && shape[1] % taps_count == 0 ? (shape[1] / taps_count).guard_int(__FILE__, __LINE__) : int64_t(0);
+    TORCH_CHECK(
+        mask_groups >= 1 && params.channels % mask_groups == 0, op, "(): expected mask of shape (B, M * ",
+        check.taps_pattern(), ", *out), with ", taps_count, " taps and a number of groups M that divides the ",
+        params.channels, " channels of ", lead_name, ", but got ", tuple(mask.sym_sizes()));
+    const auto expected = check.over_grid(params, shape[1]);
+    TORCH_CHECK(
+        check.covers(shape, expected, /*over_space=*/false), op, "(): expected mask of shape ", check.written(expected),
+        ", but got ", tuple(mask.sym_sizes()));
+    check.agrees("mask", mask, lead_name, lead, /*or_float=*/caller.model);
+  } else if (mask_groups != 0) {
+    check.at_least("mask_groups", mask_groups, 1);
+    TORCH_CHECK(
+        params.channels % mask_groups == 0, op, "(): expected mask_groups to divide the ", params.channels,
+        " channels of ", lead_name, ", but got ", mask_groups);
+  } else {
+    mask_groups = 1;
+  }
+  check.bytes(
+      "the bytes for mask",
+      check.product(
+          "the size of mask", check.product("the size of mask", params.batch, mask_groups),
+          check.product("the size of mask", taps_count, check.positions(params))));
+  if (weight.defined()) {
+    check.tensor("weight", weight);
+    check.shaped("weight", weight, {params.batch, params.channels, taps_count});
+    check.agrees("weight", weight, lead_name, lead, /*or_float=*/false);
+  }
+  if (taps.defined()) {
+    TORCH_CHECK(
+        taps.layout() == c10::kStrided && taps.scalar_type() == at::kLong && taps.device() == lead.device(), op,
+        "(): expected taps to be a dense tensor of type int64 on ", lead.device(), ", but got one of type ",
+        name(taps.scalar_type()), " on ", taps.device());
+    check.shaped("taps", taps, check.over_grid(params, params.channels));
+  }
+  return params;
+}
+
 void check_convolution_gradient(
     const char* op,
     const at::Tensor& grad_output,
@@ -660,7 +747,11 @@ Shape columns_shape(const SymParams& params) {
 }
 
 Shape dot_shape(const SymParams& params) {
-  Shape shape = {params.batch, params.groups * (per_tap(params.source) ? taps_of(params) : 1)};
+  return grid_shape(params, params.groups * (per_tap(params.source) ? taps_of(params) : 1));
+}
+
+Shape grid_shape(const SymParams& params, const c10::SymInt& channels) {
+  Shape shape = {params.batch, channels};
   for (int a = params.first_axis(); a < kMaxAxes; ++a) {
     shape.push_back(params.axis[a].out_size);
   }

@@ -76,11 +76,28 @@ void check_convolution_gradient(
     bool has_mask,
     bool needs_mask);
 
+// What the sums of windows take. Which of the tensors are there is up to the operator: undefined ones are left out. The
+// size of the image is that of the input, or else image_size. `mask_groups` is what the caller asks for, or 0, and
+// becomes what there are.
+SymParams check_sums(
+    const char* op,
+    const at::Tensor& query,
+    const at::Tensor& input,
+    const at::Tensor& mask,
+    const at::Tensor& weight,
+    const at::Tensor& taps,
+    const at::Tensor& positions,
+    c10::SymIntArrayRef image_size,
+    const Options& options,
+    int64_t& mask_groups,
+    const Caller& caller = {});
+
 // ---- sizes that follow
 
 Shape input_shape(const SymParams& params);    // [B, C, *size]
 Shape columns_shape(const SymParams& params);  // [B, C * taps, L]
 Shape dot_shape(const SymParams& params);      // [B, G, *out], or [B, G * taps, *out] of parameters of a tap
+Shape grid_shape(const SymParams& params, const c10::SymInt& channels);  // [B, channels, *out]
 
 // The term of the first derivative by parameter r of what params.term is.
 Term raised_term(const SymParams& params, const Options& options, int64_t r);

@@ -18,6 +18,69 @@ using OptionalTensor = std::optional<Tensor>;
 
 }  // namespace
 
+#define DDU_SUMS(N) \
+  Tensor aggregate##N##d( \
+      const Tensor& input, const Tensor& mask, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, \
+        bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_aggregate" #N "d"); \
+    return op.call( \
+        input, mask, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, aligned, padding_mode); \
+  } \
+  Tensor correlate##N##d( \
+      const Tensor& query, const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, int64_t mask_groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, \
+        int64_t, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_correlate" #N "d"); \
+    return op.call( \
+        query, input, *kernel_size, dilation_map, *stride, *padding, *dilation, groups, mask_groups, aligned, \
+        padding_mode); \
+  } \
+  Tensor deform_aggregate##N##d( \
+      const Tensor& input, const Tensor& mask, torch::ExpandingArray<N> kernel_size, const Tensor& offset, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, \
+        Word); \
+    static const auto op = find_operator<Signature>("ddu::deform_aggregate" #N "d"); \
+    return op.call(input, mask, *kernel_size, offset, *stride, *padding, *dilation, groups, padding_mode); \
+  } \
+  Tensor deform_correlate##N##d( \
+      const Tensor& query, const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& offset, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, int64_t mask_groups, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, \
+        int64_t, Word); \
+    static const auto op = find_operator<Signature>("ddu::deform_correlate" #N "d"); \
+    return op.call( \
+        query, input, *kernel_size, offset, *stride, *padding, *dilation, groups, mask_groups, padding_mode); \
+  } \
+  std::tuple<Tensor, Tensor> max_pool##N##d( \
+      const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \
+      std::optional<torch::ExpandingArray<N>> stride, torch::ExpandingArray<N> padding, \
+      torch::ExpandingArray<N> dilation, int64_t groups, bool aligned, std::string_view padding_mode) { \
+    using Signature = std::tuple<Tensor, Tensor>( \
+        const Tensor&, IntArrayRef, const Tensor&, IntArrayRef, IntArrayRef, IntArrayRef, int64_t, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_max_pool" #N "d"); \
+    return op.call( \
+        input, *kernel_size, dilation_map, *stride.value_or(kernel_size), *padding, *dilation, groups, aligned, \
+        padding_mode); \
+  }
+
+DDU_SUMS(1)
+DDU_SUMS(2)
+DDU_SUMS(3)
+
+#undef DDU_SUMS
+
 #define DDU_WINDOWS(N, unfold, fold, deform_unfold, suffix) \
   Tensor unfold( \
       const Tensor& input, torch::ExpandingArray<N> kernel_size, const Tensor& dilation_map, \

@@ -79,4 +79,39 @@ TORCH_LIBRARY(ddu, m) {
   define(
       "sample_backward(Tensor grad_output, Tensor input, " + family +
       ") -> (Tensor grad_input, Tensor grad_positions)");
+
+  // Sums of windows, as models call them.
+  for (int axes = 1; axes <= 3; ++axes) {
+    for (const bool offsets : {false, true}) {
+      const std::string stem = offsets ? "deform_" : "dynamic_dilation_";
+      const auto number = std::to_string(axes) + "d";
+      const std::string positions = offsets ? "Tensor offset, " : "Tensor dilation_map, ";
+      const std::string aligned = offsets ? "" : "bool aligned=True, ";
+      define(
+          stem + "aggregate" + number + "(Tensor input, Tensor mask, " + window(axes, positions, "*, " + aligned) +
+          ") -> Tensor");
+      define(
+          stem + "correlate" + number + "(Tensor query, Tensor input, " +
+          window(axes, positions, "*, int mask_groups=1, " + aligned) + ") -> Tensor");
+    }
+    define(
+        "dynamic_dilation_max_pool" + std::to_string(axes) + "d(Tensor input, " + ints(axes) +
+        " kernel_size, Tensor dilation_map, " + ints(axes) + " stride=[], " + ints(axes) + " padding=0, " + ints(axes) +
+        " dilation=1, int groups=1, *, bool aligned=True, str padding_mode=\"ignore\") -> (Tensor values, Tensor "
+        "taps)");
+  }
+
+  // Sums of windows (sums/sums.h). sums_backward returns an empty tensor in the place of what output_mask leaves out.
+  const auto sums = "Tensor positions, str source, " + window(1, "", "bool aligned=True, ");
+  define("aggregate(Tensor input, Tensor? mask, Tensor? weight, Tensor? taps, " + sums + ") -> Tensor");
+  define("correlate(Tensor query, Tensor input, " + sums + ", int mask_groups=1) -> Tensor");
+  define(
+      "scatter(Tensor query, Tensor? mask, Tensor? weight, Tensor? taps, SymInt[] output_size, " + sums +
+      ") -> Tensor");
+  define(
+      "sums_backward(Tensor query, Tensor input, Tensor? mask, Tensor? weight, Tensor? taps, Tensor positions, "
+      "str source, int[1] kernel_size, int[1] stride, int[1] padding, int[1] dilation, int groups, bool aligned, "
+      "str padding_mode, bool[5] output_mask) -> (Tensor grad_query, Tensor grad_input, Tensor grad_mask, "
+      "Tensor grad_weight, Tensor grad_positions)");
+  define("max_pool(Tensor input, " + sums + ") -> (Tensor values, Tensor taps)");
 }

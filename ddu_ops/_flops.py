@@ -4,9 +4,10 @@ As for torch's own, a multiply-add is two operations, and finding out where data
 the columns is a sum of the ``2 ** N`` pixels around a position by their weights, or is shared out over them: as many
 multiply-adds. A derivative by a parameter of the positions has other weights, found as the others are once for all
 channels of a group; its product with an entry of the columns, added to the gradient of the window or the tap, is one
-more. A convolution makes its columns, multiplies each entry by the mask, if there is one, and then by as many weights
-as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in torch's own
-convolution, a bias counts for nothing.
+more. A sum of windows takes each sample once, multiplies it by what there is of query, mask and weight, and adds it to
+each of the results. A convolution makes its columns, multiplies each entry by the mask, if there is one, and then by as
+many weights as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in
+torch's own convolution, a bias counts for nothing.
 """
 
 import math
@@ -36,6 +37,80 @@ def _vanishes(positions: Shape, source: str, order: Sequence[int]) -> bool:
     """Whether so high a derivative is zero. By an axis there is one; the one rate moves the taps along all axes."""
     one_rate = source == "rates" and len(order) == 1
     return max(order, default=0) > (len(positions) - 2 if one_rate else 1)
+
+
+def _entries(lead: Shape, positions: Shape, window: tuple[Any, ...]) -> int:
+    """How many samples a sum of windows takes; ``lead`` has the batch and the channels, ``window`` the kernel size."""
+    axes = len(positions) - 2
+    kernel = tuple(window[0]) * (axes if len(window[0]) == 1 else 1)
+    return lead[0] * lead[1] * math.prod(kernel) * math.prod(positions[2:])
+
+
+def _factors(*factors: Shape | None) -> int:
+    return sum(_MASK for factor in factors if factor is not None)
+
+
+@register_flop_formula(torch.ops.ddu.aggregate)
+def _aggregate(
+    input: Shape,
+    mask: Shape | None,
+    weight: Shape | None,
+    taps: Shape | None,
+    positions: Shape,
+    source: str,
+    *window: Any,
+    out_shape: Shape,
+) -> int:
+    # The first factor comes with the sum.
+    each = _touch(positions) + _REDUCE + max(_factors(mask, weight) - 1, 0)
+    return _entries(input, positions, window) * each
+
+
+@register_flop_formula(torch.ops.ddu.correlate)
+def _correlate(query: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Shape) -> int:
+    return _entries(input, positions, window) * (_touch(positions) + _REDUCE)
+
+
+@register_flop_formula(torch.ops.ddu.scatter)
+def _scatter(
+    query: Shape,
+    mask: Shape | None,
+    weight: Shape | None,
+    taps: Shape | None,
+    output_size: Any,
+    positions: Shape,
+    source: str,
+    *window: Any,
+    out_shape: Shape,
+) -> int:
+    return _entries(query, positions, window) * (_touch(positions) + _factors(mask, weight))
+
+
+@register_flop_formula(torch.ops.ddu.sums_backward)
+def _sums_backward(
+    query: Shape,
+    input: Shape,
+    mask: Shape | None,
+    weight: Shape | None,
+    taps: Shape | None,
+    positions: Shape,
+    source: str,
+    *window: Any,
+    out_shape: Any,
+) -> int:
+    by_query, by_input, by_mask, by_weight, by_positions = window[-1]
+    touch, factors = _touch(positions), _factors(mask, weight)
+    each = touch if by_query or by_mask or by_weight else 0  # the samples
+    each += sum(_REDUCE for wanted in (by_query, by_mask, by_weight) if wanted)
+    each += factors if by_input or by_positions else 0
+    each += touch if by_input else 0
+    each += _parameters(positions, source, window[4]) * (touch + _REDUCE) if by_positions else 0
+    return _entries(input, positions, window) * each
+
+
+@register_flop_formula(torch.ops.ddu.max_pool)
+def _max_pool(input: Shape, positions: Shape, source: str, *window: Any, out_shape: Any) -> int:
+    return _entries(input, positions, window) * _touch(positions)
 
 
 @register_flop_formula(torch.ops.ddu.unfold)

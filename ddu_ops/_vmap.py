@@ -44,7 +44,10 @@ def _rule(name: str) -> Callable[..., Any]:
     return rule
 
 
-for _name in ("unfold", "fold", "unfold_backward", "sample", "splat", "dot", "sample_backward"):
+_FAMILY = ("unfold", "fold", "unfold_backward", "sample", "splat", "dot", "sample_backward")
+_SUMS = ("aggregate", "correlate", "scatter", "sums_backward", "max_pool")
+
+for _name in _FAMILY + _SUMS:
     _library.impl(_name, _rule(_name), "FuncTorchBatched")
 
 

@@ -7,7 +7,8 @@ everyone. Every operator and every derivative then computes without communicatio
 - along the channels, where each shard holds whole groups and their part of the map; of a single group, whole channels
   beside a replicated map, whose gradient is then a pending sum (``Partial``);
 
-and passes a pending sum on where it is linear. The convolution and its backward compute without communication, too,
+and passes a pending sum on where it is linear. So do the sums of windows, where each shard of the channels also holds
+whole groups of the mask, but for pending sums. The convolution and its backward compute without communication, too,
 
 - along the batch, beside a replicated weight, whose gradient is a pending sum, or each image's own;
 - along the channels of input and output, where each shard holds whole groups of the weight and, of the positions and
@@ -191,6 +192,53 @@ for _name in _OPERATORS:
         lead=(0, lambda _: 1),
         units=partial(_groups_or_channels, _operator),
         divided=lambda _: ["groups"],
+    )
+
+# ---- The sums of windows ----
+
+
+def _shardings_of_sums(op: OpOverload, args: _Arguments) -> Shardings:
+    tensors = [argument.name for argument in op._schema.arguments if "Tensor" in str(argument.type)]
+    inputs = [name for name in tensors if args[name] is not None]
+    outputs = [result.name for result in op._schema.returns]
+    if (
+        op is torch.ops.ddu.sums_backward.default
+    ):  # an empty tensor is not cut, and in the place of what is not asked for
+        asked = zip(outputs, args["output_mask"], strict=True)
+        outputs = [name if need else "empty" for name, need in asked]
+
+    def sharding(others: Placement, **placements: Placement) -> tuple[list[Placement], list[Placement]]:
+        """Of tensors by name."""
+        placements["empty"] = Replicate()
+        return [placements.get(name, others) for name in outputs], [placements.get(name, others) for name in inputs]
+
+    along_channels = sharding(Shard(1))
+    if args["groups"] == 1:
+        along_channels = sharding(Shard(1), positions=Replicate(), grad_positions=Partial())
+    return [sharding(Replicate()), sharding(Shard(0)), along_channels]
+
+
+def _groups_of_all(op: OpOverload, args: _Arguments) -> int:
+    """Groups that every process has to have as many of: of the positions, where they are several, and of the mask."""
+    names = [argument.name for argument in op._schema.arguments]
+    positions, kernel_size = args["positions"], args["kernel_size"]
+    axes = positions.ndim - 2
+    units: int = args[names[0]].shape[1]  # the channels
+    if "mask_groups" in names:
+        units = args["mask_groups"]
+    elif "mask" in names and args["mask"] is not None:
+        units = args["mask"].shape[1] // math.prod(kernel_size * axes if len(kernel_size) == 1 else kernel_size)
+    return units if args["groups"] == 1 else math.gcd(args["groups"], units)
+
+
+for _name in ("aggregate", "correlate", "scatter", "sums_backward", "max_pool"):
+    _operator = getattr(torch.ops.ddu, _name).default
+    _register(
+        _operator,
+        partial(_shardings_of_sums, _operator),
+        lead=(0, 1),
+        units=partial(_groups_of_all, _operator),
+        divided=lambda _, name=_name: ["groups", "mask_groups"] if name == "correlate" else ["groups"],  # type: ignore[misc]
     )
 
 # ---- The convolution ----

@@ -7,7 +7,42 @@ import torch
 from torch import Tensor, nn
 
 from ddu_ops._options import Ints, integer
+from ddu_ops.layers_attention import (
+    AvgPool1d,
+    AvgPool2d,
+    AvgPool3d,
+    DCNv4,
+    DilateBlock,
+    Involution2d,
+    MaxPool1d,
+    MaxPool2d,
+    MaxPool3d,
+    MultiDilatelocalAttention,
+    NeighborhoodAttention1d,
+    NeighborhoodAttention2d,
+    NeighborhoodAttention3d,
+    window_attention,
+)
 from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d, _StartsAtZero
+
+__all__ = [
+    "AdaptiveDilationConv2d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "DCNv4",
+    "DilateBlock",
+    "DynamicASPP",
+    "Involution2d",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+    "MultiDilatelocalAttention",
+    "NeighborhoodAttention1d",
+    "NeighborhoodAttention2d",
+    "NeighborhoodAttention3d",
+    "window_attention",
+]
 
 
 class AdaptiveDilationConv2d(nn.Module):

@@ -257,6 +257,85 @@ def _period(size: int) -> int:
     return max(2 * (size - 1), 1)
 
 
+# ---- Sums of windows, with a batch ----
+
+
+def aggregate(input: Tensor, mask: Tensor, parameters: Tensor, source: str, kernel_size: Ints, *options: Any) -> Tensor:
+    """Every window's taps, times the mask ``(B, M * K, *out)``, added up: ``(B, C, *out)``.
+
+    Arguments are those of :func:`sample` otherwise, for this and the next two.
+    """
+    out, taps = _by_tap(input, parameters, source, kernel_size, *options)
+    groups = mask.shape[1] // taps.shape[2]
+    factors = mask.expand(len(taps), -1, *out).reshape(len(taps), groups, 1, *taps.shape[2:])
+    return (taps.unflatten(1, (groups, -1)) * factors).sum(3).flatten(1, 2).unflatten(2, out)
+
+
+def correlate(
+    query: Tensor,
+    input: Tensor,
+    parameters: Tensor,
+    source: str,
+    kernel_size: Ints,
+    *options: Any,
+    mask_groups: int = 1,
+) -> Tensor:
+    """Every window times the query ``(B, C, *out)``, added up over each group of channels: ``(B, M * K, *out)``."""
+    out, taps = _by_tap(input, parameters, source, kernel_size, *options)
+    products = taps * query.flatten(2).unsqueeze(2)
+    return products.unflatten(1, (mask_groups, -1)).sum(2).flatten(1, 2).unflatten(2, out)
+
+
+def max_pool(
+    input: Tensor,
+    parameters: Tensor,
+    source: str,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    aligned: bool = True,
+    padding_mode: str = "ignore",
+) -> tuple[Tensor, Tensor]:
+    """The largest sample of every window and its tap, the first of equal ones: both ``(B, C, *out)``."""
+    ignore, axes = padding_mode == "ignore", input.dim() - 2
+    window = kernel_size, stride, padding, dilation
+    mode = "zeros" if ignore else padding_mode
+    out, taps = _by_tap(input, parameters, source, *window, groups, aligned, mode)
+    counts = torch.ones_like(taps, dtype=torch.bool)
+    if ignore:
+        parameters = parameters.expand(len(taps), -1, *out)
+        places = positions(parameters, source, *window, groups, aligned)
+        for axis, (pixel, displacement) in enumerate(places):
+            last, cell = input.shape[2 + axis] - 1, displacement.floor()
+            index = pixel + _integers(torch.where(cell.isfinite(), cell, 0), last + 1, mode)
+            inside = (index >= 0) & ((index < last) | ((index == last) & (displacement == cell)))
+            inside = (inside | ~displacement.isfinite()).expand(len(taps), groups, *_per_axis(kernel_size, axes), *out)
+            inside = inside.reshape(len(taps), groups, *taps.shape[2:])
+            counts = counts & inside.repeat_interleave(input.shape[1] // groups, 1)
+    taps = torch.where(counts, taps, -math.inf)
+    values = taps.amax(2)
+    number = torch.arange(taps.shape[2], device=taps.device).view(-1, 1)
+    last_nan = torch.where(taps.isnan(), number, -1).amax(2)
+    first = torch.where(counts & (taps == values.unsqueeze(2)), number, taps.shape[2]).amin(2)
+    chosen = torch.where(last_nan >= 0, last_nan, torch.where(first < taps.shape[2], first, -1))
+    # The values again, differentiable as the samples that they are.
+    sampled = taps.gather(2, chosen.clamp_min(0).unsqueeze(2)).squeeze(2)
+    return sampled.unflatten(2, out), chosen.unflatten(2, out)
+
+
+def _by_tap(
+    input: Tensor, parameters: Tensor, source: str, kernel_size: Ints, *options: Any
+) -> tuple[tuple[int, ...], Tensor]:
+    """The output grid, and samples as ``(B, C, K, L)``."""
+    stride, padding, dilation = (*options, *(1, 0, 1)[len(options) :])[:3]
+    out = _grid(input.shape[2:], kernel_size, stride, padding, dilation)
+    columns = sample(input, parameters, source, kernel_size, *options)
+    taps = math.prod(_per_axis(kernel_size, len(out)))
+    return out, columns.reshape(len(input), input.shape[1], taps, math.prod(out))
+
+
 # ---- With a batch or without ----
 
 

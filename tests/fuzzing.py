@@ -36,6 +36,7 @@ from cases import (
     taking,
     unfold_reference,
 )
+from ddu_ops import reference
 
 # Where the tensors of a call are, but for those that are elsewhere on purpose: tools/fuzz.py --device.
 HOME = os.environ.get("DDU_FUZZ_DEVICE", "cpu")
@@ -152,7 +153,7 @@ class Call:
     def case(self) -> Case | None:
         """The problem that the call states, if it is one."""
         a, axes = self.arguments, None
-        lead = next((a[key] for key in ("input", "grad_output", "columns") if key in a), None)
+        lead = next((a[key] for key in ("input", "query", "grad_output", "columns") if key in a), None)
         positions = a.get(_positions(self.name))
         if not (isinstance(lead, TensorSpec) and isinstance(positions, TensorSpec)):
             return None
@@ -169,13 +170,14 @@ class Call:
                 groups = positions.shape[-axes - 1] // (axes * math.prod(k))
             if any(type(n) is not int for n in (groups, conv_groups)) or type(aligned) is not bool:
                 return None
-            image = a.get("input")
-            size = image.shape[-axes:] if image is not None else _per_axis(a["output_size"], axes)
+            image = a.get("input", a.get("query"))
+            size = image.shape[-axes:] if "output_size" not in a else _per_axis(a["output_size"], axes)
             columns = a.get("columns", a.get("grad_output", lead))
             channels = image.shape[-axes - 1] if image is not None else columns.shape[-2] // max(math.prod(k), 1)
             dims = axes + 2 if image is not None else 3
             batch = (image or columns).shape[0] if len((image or columns).shape) == dims else 1
-            case = Case("fuzzed", batch, channels, size, k, s, p, d, groups, padding_mode=a["padding_mode"])
+            mode = "zeros" if a["padding_mode"] == "ignore" else a["padding_mode"]
+            case = Case("fuzzed", batch, channels, size, k, s, p, d, groups, padding_mode=mode)
             if convolution:
                 given = {key: a.get(key) is not None for key in ("bias", "mask")}
                 case = ConvolutionCase(
@@ -229,6 +231,14 @@ def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
 NAMES = sorted(name.removeprefix("ddu::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("ddu::"))
 
 
+SUMS = ("aggregate", "correlate", "scatter", "sums_backward", "max_pool")
+
+
+def _sum(name: str) -> str | None:
+    """Which sum of windows an operator is, under whatever name."""
+    return next((of for of in SUMS if of in name), None)
+
+
 def _axes(name: str) -> int | None:
     """The number of axes that an operator is for; None where its arguments tell."""
     if name[-1] == "d" and name[-2].isdigit():
@@ -246,7 +256,7 @@ def _source(call: Call) -> str:
     return source
 
 
-ANY_SOURCE = (*FAMILY, *STRICT_CONVOLUTIONS)
+ANY_SOURCE = (*FAMILY, *STRICT_CONVOLUTIONS, *SUMS)
 INTS = ("kernel_size", "stride", "padding", "dilation", "output_size")
 
 around = [2**31, 2**32, 2**63, 2**62, 2**61, 2**53, 2**30, 2**16]
@@ -383,6 +393,10 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
             "output_mask": [draw(st.sampled_from([True, True, False])) for _ in range(3)]
             + [problem.mask and draw(st.sampled_from([True, True, False]))],
         }
+    if _sum(name):
+        available |= draw(factors(case, shape, shared, dtype, public))
+        if _sum(name) == "max_pool" and draw(st.booleans()):
+            available["padding_mode"] = "ignore"
     schema = getattr(torch.ops.ddu, name).default._schema
     arguments = {argument.name: available[argument.name] for argument in schema.arguments}
     if flavour == "absurd":
@@ -391,9 +405,30 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
             arguments[key] = draw(absurd(key, arguments[key]))
     sensible = flavour == "sensible" and min(case.output_size) >= 1
     sensible = sensible and (case.padding_mode == "zeros" or min(case.size) > 0)
-    gradient = draw(st.booleans())
+    gradient = draw(st.booleans()) and _sum(name) != "max_pool"  # whose taps may be others, where they are as large
     paths = tuple(path for path in PATHS if draw(st.booleans())) if HOME == "cuda" else ()
     return Call(name, arguments, sensible, gradient, paths)
+
+
+@st.composite
+def factors(
+    draw: st.DrawFn, case: Case, shape: Callable[..., Any], shared: bool, dtype: torch.dtype, public: bool
+) -> dict[str, Any]:
+    """What sums of windows take besides."""
+    groups = draw(st.sampled_from([m for m in range(1, max(case.channels, 1) + 1) if case.channels % m == 0]))
+    batch = 1 if shared else case.batch
+    mask = public or draw(st.booleans())
+    weight = not public and draw(st.booleans())
+    return {
+        "query": draw(tensors(shape((case.batch, case.channels, *case.output_size)), dtype)),
+        "mask": draw(tensors(shape((batch, groups * case.taps, *case.output_size)), dtype)) if mask else None,
+        "weight": draw(tensors((case.batch, case.channels, case.taps), dtype)) if weight else None,
+        "taps": None,
+        "mask_groups": groups,
+        "output_mask": [
+            possible and draw(st.sampled_from([True, True, False])) for possible in (True, True, mask, weight, True)
+        ],
+    }
 
 
 @st.composite
@@ -407,7 +442,7 @@ def absurd(draw: st.DrawFn, key: str, value: Any) -> Any:
         return draw(st.sampled_from(["rates", "offsets", "zeros", "border", "reflection", "", "circular"]))
     if key == "order":
         return draw(st.lists(absurd_ints, max_size=4))
-    if key in ("groups", "aligned", "dilation_groups"):
+    if key in ("groups", "aligned", "dilation_groups", "mask_groups"):
         return draw(absurd_ints)
     if key == "output_mask":
         return draw(st.lists(st.sampled_from([True, False, True, False, 1, None]), max_size=5))
@@ -443,7 +478,9 @@ def _as_list(value: Any) -> list[Any]:
 REFUSALS = [
     re.compile(r"\w+\(\): expected .+, but got .+", re.DOTALL),  # the operators' own
     re.compile(r"ddu::\w+\(\) .+", re.DOTALL),  # of the schema
-    re.compile(r"Tried to convert a List with \d elements to a fixed-size array of size 4"),  # bool[4], as torch's own
+    re.compile(
+        r"Tried to convert a List with \d elements to a fixed-size array of size [45]"
+    ),  # bool[4], as torch's own
     re.compile(r"ddu\.\w+\.default"),  # of a class of tensors that brings its own operators
 ]
 NO_MEMORY = re.compile(
@@ -497,7 +534,11 @@ def _judge(call: Call) -> str:
         results = as_list(getattr(torch.ops.ddu, call.name)(**arguments))
     if refusals:
         return "refused"
-    assert all(_laid_out(result, call) for result in results)
+    if _sum(call.name):  # channels-last where the image is
+        assert all(result.is_contiguous(memory_format=_format(result)) for result in results)
+        results = results[:1] if _sum(call.name) == "max_pool" else results
+    else:
+        assert all(_laid_out(result, call) for result in results)
     asked = [bool(needed) for needed in arguments.get("output_mask", [True] * len(results))]
     assert all(need or result.shape == (0,) for result, need in zip(results, asked, strict=True))
     small = all(result.numel() <= IMAGE_LIMIT for result in results)
@@ -519,6 +560,9 @@ def _judge(call: Call) -> str:
     case = call.case()
     tensors = {key: value for key, value in arguments.items() if isinstance(value, Tensor)}
     strange = case is None or not small or any(value.device.type != HOME for value in tensors.values())
+    # Where a huge rate comes back to is not said, whichever way a call came to one.
+    strange = strange or (case.padding_mode == "reflection" and _is_huge(tensors[_positions(call.name)]))
+    strange = strange or (call.arguments.get("padding_mode") == "ignore" and min(case.size) == 0)  # nothing but -inf
     if strange or math.prod(max(n, 1) for n in case.input_shape) > IMAGE_LIMIT or not _exact(case):
         return "shaped"
     finite = all(value.isfinite().all() for value in tensors.values())
@@ -550,6 +594,15 @@ def _laid_out(result: Tensor, call: Call) -> bool:
         return True
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     return call.name in CONVOLUTIONS and result.is_contiguous(memory_format=formats[result.dim()])
+
+
+def _is_huge(positions: Tensor) -> bool:
+    return bool((positions.isfinite() & (positions.abs() > 1e15)).any())
+
+
+def _format(result: Tensor) -> torch.memory_format:
+    images = result.dim() in (4, 5)
+    return torch._prims_common.suggest_memory_format(result) if images else torch.contiguous_format
 
 
 def _tolerance(case: Case, dtype: torch.dtype, twice: bool) -> float:
@@ -617,6 +670,7 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     columns = tensors.get("columns", tensors.get("grad_output"))
     if image is not None and image.dim() == case.axes + 1:
         image, rates = image[None], rates[None]
+        tensors = {key: value[None] if key in ("query", "mask") else value for key, value in tensors.items()}
     if image is None and columns is not None and columns.dim() == 2:
         columns, rates = columns[None], rates[None]
     rates = rates.expand(case.positions_shape)
@@ -627,6 +681,8 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
         assert image is not None
         others = {key: value for key, value in tensors.items() if key != _positions(call.name)}
         return _convolution_reference(call, case, {**others, "input": image, case.positions_name: rates}, crop)
+    if _sum(call.name):
+        return _sum_reference(call, case, {**tensors, "input": image, "positions": rates}, crop)
     # Of no numbers there is nothing to differentiate, and what is differentiated once too often vanishes.
     most = case.axes if case.source == "rates" and case.rates == 1 else 1  # derivatives by one parameter
     order = [min(times, most + 1) for times in call.arguments.get("order", [])] if case.batch else []
@@ -691,6 +747,58 @@ def _convolution_reference(
         grad_output,
     )
     found = dict.fromkeys(keys, torch.empty(0, dtype=torch.float64)) | dict(zip(needed, gradients, strict=True))
+    if "input" in needed:
+        found["input"] = crop(found["input"])
+    return list(found.values())
+
+
+SLOTS = ("query", "input", "mask", "weight", "positions")  # the results of sums_backward
+
+
+def _sum_reference(
+    call: Call, case: Case, tensors: dict[str, Tensor], crop: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """The contractions of the form (NOTE [ One form ] in csrc/sums/sums.h)."""
+    kind, places = _sum(call.name), math.prod(case.output_size)
+    if kind == "max_pool":
+        mode = call.arguments["padding_mode"]
+        options = (case.source, case.kernel_size, *case.options[:-1], mode)
+        return [reference.max_pool(tensors["input"], tensors["positions"], *options)[0]]
+    mask = tensors.get("mask")
+    groups = call.arguments["mask_groups"] if mask is None and kind == "correlate" else 1
+    groups = groups if mask is None else mask.shape[1] // case.taps
+    by_group = (case.batch, groups, case.channels // groups, case.taps, places)
+
+    def factors(query: Tensor | None = None, mask: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+        product = torch.ones(by_group, dtype=torch.float64)
+        if query is not None:
+            product = product * query.reshape(*by_group[:3], 1, places)
+        if mask is not None:
+            mask = mask.expand(case.batch, *mask.shape[1:])
+            product = product * mask.reshape(case.batch, groups, 1, case.taps, places)
+        if weight is not None:
+            product = product * weight.reshape(*by_group[:4], 1)
+        return product
+
+    def samples(input: Tensor, positions: Tensor) -> Tensor:
+        return unfold_reference(case, input, positions).reshape(by_group)
+
+    given = {key: tensors[key] for key in ("query", "mask", "weight") if key in tensors}
+    if kind == "scatter":
+        columns = factors(**given).reshape(case.columns_shape)
+        return [crop(fold_reference(case, columns, tensors["positions"]))]
+    if kind != "sums_backward":
+        products = samples(tensors["input"], tensors["positions"]) * factors(**given)
+        return [products.sum(3 if kind == "aggregate" else 2)]
+    needed = [slot for slot, need in zip(SLOTS, call.arguments["output_mask"], strict=True) if need]
+
+    def form(*of: Tensor) -> Tensor:
+        values = tensors | dict(zip(needed, of, strict=True))
+        product = factors(**{key: values[key] for key in given})
+        return (samples(values["input"], values["positions"]) * product).sum()
+
+    gradients = _gradients(form, [tensors[slot] for slot in needed], torch.ones((), dtype=torch.float64))
+    found = dict.fromkeys(SLOTS, torch.empty(0, dtype=torch.float64)) | dict(zip(needed, gradients, strict=True))
     if "input" in needed:
         found["input"] = crop(found["input"])
     return list(found.values())

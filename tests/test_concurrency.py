@@ -196,7 +196,7 @@ def first(_):
     image = dynamic_dilation_fold(columns, 9, 3, leaves[1])
     result = dynamic_dilation_conv2d(image, leaves[2], leaves[1])
     mapped = torch.func.vmap(lambda image: dynamic_dilation_unfold(image, 3, rates[0]))(input)
-    assert len(decompositions()) == 19
+    assert len(decompositions()) == sum(name.startswith("ddu::") for name in torch._C._dispatch_get_all_op_names())
     return [columns, image, result, mapped, *torch.autograd.grad(result.square().sum(), leaves)]
 
 with ThreadPoolExecutor(8) as pool:

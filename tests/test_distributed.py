@@ -531,6 +531,45 @@ def test_the_public_convolution() -> None:
     assert_near(result.full_tensor(), 2 * expected)
 
 
+def check_sums(case: Case, mask_groups: int, dim: int) -> None:
+    """Attention and pooling on parts are those of the whole, without communication, and so are the gradients."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    window = (case.source, case.kernel_size, *case.options)
+    input, positions, _ = make_tensors(case, kinks=False)
+    query = torch.randn(case.batch, case.channels, *case.output_size, dtype=torch.float64)
+
+    def call(query: Tensor, input: Tensor, positions: Tensor) -> Tensor:
+        mask = torch.ops.ddu.correlate(query, input, positions, *window, mask_groups)
+        values, _ = torch.ops.ddu.max_pool(input, positions, *window)
+        return torch.ops.ddu.aggregate(input, mask, None, None, positions, *window) + values
+
+    plain = [t.clone().requires_grad_() for t in (query, input, positions)]
+    expected = call(*plain)
+    cotangent = torch.randn_like(expected)
+    expected_gradients = torch.autograd.grad(expected, plain, cotangent)
+    one_group = dim == 1 and case.groups == 1
+    at = [Shard(dim), Shard(dim), Replicate() if one_group else Shard(dim)]
+    leaves = [t.requires_grad_() for t in distribute((query, input, positions), at)]
+    (grad,) = distribute([cotangent], [Shard(dim)])
+    with collectives(0):
+        actual = call(*leaves)
+        gradients = torch.autograd.grad(actual, leaves, grad)
+    assert actual.placements == (Shard(dim),)
+    assert [g.placements[0] for g in gradients] == [*at[:2], Partial() if one_group else Shard(dim)]
+    for a, e in zip([actual, *gradients], [expected, *expected_gradients], strict=True):
+        assert_near(a.full_tensor(), e.detach())
+
+
+@in_processes
+def test_sums_of_windows() -> None:
+    """Along the batch, along groups of the positions and of the mask, and along heads that share a map."""
+    for source in SOURCES:
+        check_sums(source, 2, 0)
+        check_sums(source, 2, 1)
+        check_sums(replace(source, groups=2), 4, 1)
+
+
 @in_processes
 def test_a_bad_argument_is_refused_by_name() -> None:
     from torch.distributed.tensor import Shard

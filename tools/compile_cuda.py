@@ -32,6 +32,7 @@ MAY_SPILL = {
     "Li3ELb0ELb1ELNS_6SourceE": (656, "likewise"),
     "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
     "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
+    "11sums_kernel": (276, "three axes and all results most; the others a handful of values"),
     "reduce_kernel": (264, "the general path, float64 and 64-bit offsets most; dot alone, two channels at a time"),
     "sample_kernel": (128, "likewise"),
 }

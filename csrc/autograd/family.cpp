@@ -28,6 +28,7 @@
 
 #include "../dispatch/calls.h"
 #include "../dispatch/signatures.h"
+#include "family.h"
 #include "node.h"
 
 namespace ddu {
@@ -375,6 +376,39 @@ std::tuple<Tensor, Tensor> backward_autograd(
 }
 
 }  // namespace
+
+Tensor sample_along(const Tensor& input, const Tensor& positions, const Tensor& direction, const Options& options) {
+  const ImageSize none;
+  const Family family{positions, options, none};
+  return Sample::jvp({Tensor(), direction}, {input, positions}, family, family.zero())[0];
+}
+
+Tensor splat_along(
+    const Tensor& columns,
+    SymIntArrayRef output_size,
+    const Tensor& positions,
+    const Tensor& direction,
+    const Options& options) {
+  const ImageSize size(output_size.begin(), output_size.end());
+  const Family family{positions, options, size};
+  return Splat::jvp({Tensor(), direction}, {columns, positions}, family, family.zero())[0];
+}
+
+Tensor dots_along(
+    const Tensor& columns,
+    const Tensor& input,
+    const Tensor& positions,
+    const Tensor& direction,
+    const Options& options) {
+  const ImageSize none;
+  const Family family{positions, options, none};
+  variable_list by_parameter;
+  for (int64_t r = 0; r < family.parameters(); ++r) {
+    const auto order = family.raised(family.zero(), r);
+    by_parameter.push_back(Dot::jvp({Tensor(), Tensor(), direction}, {columns, input, positions}, family, order)[0]);
+  }
+  return family.from_parameters(by_parameter);
+}
 
 TORCH_LIBRARY_IMPL(ddu, Autograd, m) {
   m.impl("unfold", TORCH_FN(RatesSchema<&sample_autograd<Unfold>>::call));

@@ -10,6 +10,7 @@
 
 #include "../checks.h"
 #include "../convolution/convolution.h"
+#include "../sums/sums.h"
 #include "calls.h"
 #include "signatures.h"
 
@@ -35,6 +36,118 @@ Tensor over_grid(const Tensor& tensor, const SymParams& params) {
   shape[1] = tensor.sym_size(1);
   return tensor.sym_sizes() == SymIntArrayRef(shape) ? tensor : tensor.expand_symint(shape);
 }
+
+// The sums of windows that models call for a problem of `axes` axes.
+template <int axes>
+struct Sums {
+  static constexpr Caller kCaller = {axes, /*model=*/true};
+
+  static std::string name(Source source, const char* stem) {
+    return std::string(source == Source::kRates ? "dynamic_dilation_" : "deform_") + stem + std::to_string(axes) + "d";
+  }
+
+  // The result of the operator for `given`, whose leading argument is an image.
+  template <Source source>
+  static Tensor contract(
+      const char* stem, sums::Slot kept, const sums::Tensors& given, const Options& window, int64_t mask_groups) {
+    const sums::Options options(window, mask_groups, sums::only(kept));
+    const auto call = sums::check(name(source, stem).c_str(), given, options, {}, kCaller);
+    const auto& input = given[sums::kInput];
+    const bool unbatched = input.dim() == axes + 1;
+    auto x = given;
+    for (auto& tensor : x) {
+      tensor = unbatched ? with_batch(tensor) : tensor;
+    }
+    for (const auto slot : {sums::kQuery, sums::kMask}) {  // a softmax gives float32
+      x[slot] = x[slot].defined() ? over_grid(x[slot].to(input.scalar_type()), call.params) : x[slot];
+    }
+    x[sums::kPositions] = over_grid(x[sums::kPositions], call.params);
+    const auto result = sums::contract(x, options, {}, options.wanted)[kept];
+    return unbatched ? result.squeeze(0) : result;
+  }
+
+  static Tensor aggregate(const Tensor& input, const Tensor& mask, const Tensor& dilation_map, const Options& options) {
+    return contract<Source::kRates>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, dilation_map}, options, 0);
+  }
+
+  static Tensor deform_aggregate(
+      const Tensor& input, const Tensor& mask, const Tensor& offset, const Options& options) {
+    return contract<Source::kOffsets>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, offset}, options, 0);
+  }
+
+  template <Source source>
+  static Tensor correlated(
+      const Tensor& query, const Tensor& input, const Tensor& positions, const Options& options, int64_t mask_groups) {
+    TORCH_CHECK(
+        mask_groups >= 1, name(source, "correlate"), "(): expected mask_groups to be at least 1, but got ",
+        mask_groups);
+    return contract<source>("correlate", sums::kMask, {query, input, {}, {}, {}, positions}, options, mask_groups);
+  }
+
+  static Tensor correlate(
+      const Tensor& query,
+      const Tensor& input,
+      IntArrayRef kernel_size,
+      const Tensor& dilation_map,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      int64_t groups,
+      int64_t mask_groups,
+      bool aligned,
+      Word padding_mode) {
+    return correlated<Source::kRates>(
+        query, input, dilation_map,
+        {name_of(Source::kRates), kernel_size, stride, padding, dilation, groups, aligned, padding_mode}, mask_groups);
+  }
+
+  static Tensor deform_correlate(
+      const Tensor& query,
+      const Tensor& input,
+      IntArrayRef kernel_size,
+      const Tensor& offset,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      int64_t groups,
+      int64_t mask_groups,
+      Word padding_mode) {
+    return correlated<Source::kOffsets>(
+        query, input, offset,
+        {name_of(Source::kOffsets), kernel_size, stride, padding, dilation, groups, true, padding_mode}, mask_groups);
+  }
+
+  static std::tuple<Tensor, Tensor> max_pool(
+      const Tensor& input,
+      IntArrayRef kernel_size,
+      const Tensor& dilation_map,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      int64_t groups,
+      bool aligned,
+      Word padding_mode) {
+    const Options options(
+        name_of(Source::kRates), kernel_size, stride.empty() ? kernel_size : stride, padding, dilation, groups, aligned,
+        padding_mode);
+    const auto op = name(Source::kRates, "max_pool");
+    const auto params = sums::check_max_pool(op.c_str(), input, dilation_map, options, kCaller);
+    if (input.dim() == axes + 1) {
+      const auto [values, taps] =
+          sums::max_pool(with_batch(input), over_grid(with_batch(dilation_map), params), options);
+      return {values.squeeze(0), taps.squeeze(0)};
+    }
+    return sums::max_pool(input, over_grid(dilation_map, params), options);
+  }
+
+  static void implement(torch::Library& m) {
+    m.impl(name(Source::kRates, "aggregate").c_str(), TORCH_FN(RatesSchema<&Sums::aggregate>::call));
+    m.impl(name(Source::kRates, "correlate").c_str(), TORCH_FN(correlate));
+    m.impl(name(Source::kRates, "max_pool").c_str(), TORCH_FN(max_pool));
+    m.impl(name(Source::kOffsets, "aggregate").c_str(), TORCH_FN(OffsetsSchema<&Sums::deform_aggregate>::call));
+    m.impl(name(Source::kOffsets, "correlate").c_str(), TORCH_FN(deform_correlate));
+  }
+};
 
 // What models call for a problem of `axes` axes.
 template <int axes>
@@ -190,6 +303,9 @@ struct Windows {
 };
 
 void register_composites(torch::Library& m) {
+  Sums<1>::implement(m);
+  Sums<2>::implement(m);
+  Sums<3>::implement(m);
   Windows<1>::implement(m);
   Windows<2>::implement(m);
   Windows<3>::implement(m);

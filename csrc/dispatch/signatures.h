@@ -17,9 +17,10 @@
 
 namespace ddu {
 
-// The strict operators that have no weight. The convolution's: convolution/convolution.h.
-inline constexpr const char* kOperators[] = {"unfold", "fold", "unfold_backward", "sample",
-                                             "splat",  "dot",  "sample_backward"};
+// The strict operators, but the convolution's: convolution/convolution.h.
+inline constexpr const char* kOperators[] = {"unfold",    "fold",    "unfold_backward", "sample",
+                                             "splat",     "dot",     "sample_backward", "aggregate",
+                                             "correlate", "scatter", "sums_backward",   "max_pool"};
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {

@@ -16,6 +16,7 @@
 
 #include "../../math/axis.h"
 #include "../../math/positions.h"
+#include "../../sums/sums.h"
 #include "../backend.h"
 
 namespace ddu {
@@ -204,6 +205,32 @@ class Plain {
     return image.to(columns.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   }
 
+  // [B, C, *size] -> the largest sample of every window and its tap, both [B, C, L]
+  std::tuple<Tensor, Tensor> largest(const Term& value, const Tensor& image, bool ignore) const {
+    Tensor samples = sample(value, image).reshape_symint({p_.batch, p_.channels, taps_, positions_});
+    const Tensor taps = at::arange(taps_, samples.options().dtype(at::kLong)).view({taps_, 1});
+    Tensor counts = at::ones_like(samples, samples.options().dtype(at::kBool));
+    if (ignore) {
+      for (int64_t a = 0; a < axes_; ++a) {
+        const auto& at = located_[a];
+        const SymInt last = kBorderLow + located_.axis(a).size - 1;
+        const Tensor inside =
+            (at.pixel >= kBorderLow) & ((at.pixel < Scalar(last)) | ((at.pixel == Scalar(last)) & (at.high[0] == 0)));
+        const Tensor here = (inside | located_.unit().isnan()).expand_symint(over_taps());
+        counts = counts &
+            here.reshape_symint({p_.batch, p_.groups, 1, taps_, positions_})
+                .expand_symint({p_.batch, p_.groups, p_.channels / p_.groups, taps_, positions_})
+                .reshape_symint(samples.sym_sizes());
+      }
+      samples = samples.masked_fill(counts.logical_not(), -std::numeric_limits<double>::infinity());
+    }
+    const Tensor values = samples.amax(2, /*keepdim=*/true);  // NaN wins
+    const Tensor last_nan = at::where(samples.isnan() & counts, taps, -1).amax(2);
+    const Tensor first = at::where((samples == values) & counts, taps, taps_).amin(2);
+    const Tensor chosen = at::where(last_nan >= 0, last_nan, at::where(first < taps_, first, -1));
+    return {values.squeeze(2), chosen};
+  }
+
   // -> [B, G, *out], or [B, G * taps, *out]
   Tensor dot(const Term& term, const Tensor& columns, const Tensor& image) const {
     if (vanishes(term)) {
@@ -349,6 +376,17 @@ struct Aten {
   }
 };
 
+std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const Tensor& positions, const Options& options) {
+  const auto params = sums::check_max_pool("max_pool", input, positions, options);
+  warn_of(input);
+  const bool ignore = options.padding_mode == sums::kIgnore;
+  const auto [values, taps] = Plain(params, positions).largest(params.term, input, ignore);
+  const auto laid_out = [&](const Tensor& result) {
+    return result.reshape_symint(grid_shape(params, params.channels)).contiguous(sums::format_of(input));
+  };
+  return {laid_out(values.to(input.scalar_type())), laid_out(taps)};
+}
+
 // XLA and Lazy have no views below functionalization, so nothing in terms of ATen can run there: the CPU's kernels do.
 template <c10::DeviceType device>
 void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -370,6 +408,9 @@ TORCH_LIBRARY_IMPL(ddu, XLA, m) { register_on_cpu<at::kXLA>(m); }
 TORCH_LIBRARY_IMPL(ddu, Lazy, m) { register_on_cpu<at::kLazy>(m); }
 
 // Also of tensors that are sparse, quantised and the like: the checks refuse them, with the argument's name.
-TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) { register_operators<Aten>(m); }
+TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
+  register_operators<Aten>(m);
+  m.impl("max_pool", TORCH_FN(sums::max_pool_schema<&max_pool>));
+}
 
 }  // namespace ddu

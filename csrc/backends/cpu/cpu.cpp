@@ -24,9 +24,8 @@ struct Call {
       : p(concrete(params)),
         layout(cpu::layout(p)),
         kernels(cpu::kernels<scalar_t, T>()),
-        planes(p.batch * p.groups * layout.planes) {
-    located = cpu::view_positions<scalar_t, T>(positions);
-  }
+        planes(p.batch * p.groups * layout.planes),
+        located(cpu::view_positions<scalar_t, T>(positions)) {}
 
   Tensor pack(const Tensor& image) const { return cpu::packed<scalar_t, T>(p, image); }
 
@@ -104,7 +103,7 @@ struct Call {
   const cpu::Layout layout;
   const cpu::Kernels<scalar_t, T>& kernels;
   const int64_t planes;  // of all groups and batch items
-  cpu::PositionsView<scalar_t, T> located = {};
+  const cpu::PositionsView<scalar_t, T> located;
 };
 
 struct Cpu {

@@ -2,6 +2,7 @@
 #include "kernels.h"
 
 #include "convolution.h"
+#include "sums_kernels.h"
 
 #include <ATen/Version.h>
 #include <c10/util/BFloat16.h>
@@ -26,6 +27,18 @@ namespace ddu::cpu {
 DDU_DECLARE(baseline)
 DDU_DECLARE(avx2)
 DDU_DECLARE(avx512)
+
+#define DDU_DECLARE_SUMS(capability) \
+  namespace capability { \
+  extern const SumsKernels<double, double> kSumsDouble; \
+  extern const SumsKernels<float, float> kSumsFloat; \
+  extern const SumsKernels<c10::Half, float> kSumsHalf; \
+  extern const SumsKernels<c10::BFloat16, float> kSumsBFloat16; \
+  }
+
+DDU_DECLARE_SUMS(baseline)
+DDU_DECLARE_SUMS(avx2)
+DDU_DECLARE_SUMS(avx512)
 
 namespace {
 
@@ -86,6 +99,26 @@ const ConvolutionKernels<c10::Half, float>& convolution_kernels() {
 template <>
 const ConvolutionKernels<c10::BFloat16, float>& convolution_kernels() {
   return DDU_CHOOSE(kConvolutionBFloat16);
+}
+
+template <>
+const SumsKernels<double, double>& sums_kernels() {
+  return DDU_CHOOSE(kSumsDouble);
+}
+
+template <>
+const SumsKernels<float, float>& sums_kernels() {
+  return DDU_CHOOSE(kSumsFloat);
+}
+
+template <>
+const SumsKernels<c10::Half, float>& sums_kernels() {
+  return DDU_CHOOSE(kSumsHalf);
+}
+
+template <>
+const SumsKernels<c10::BFloat16, float>& sums_kernels() {
+  return DDU_CHOOSE(kSumsBFloat16);
 }
 
 template <>

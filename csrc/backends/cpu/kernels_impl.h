@@ -194,6 +194,31 @@ class Taps {
     }
   }
 
+  // What a tensor [B, channels, *out] has at the positions.
+  template <class S>
+  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
+    const S* const source = view.data + item_ * view.batch + channel * view.channel;
+    // As many entries in a row as the tensor has.
+    bool in_a_row = true;
+    int64_t row = view.axis[kMaxAxes - 1];
+    const int64_t step = row;
+    for (int a = kAxes - 2; a >= 0; --a) {
+      row *= axis(a + 1).out_size;
+      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
+    }
+    if (in_a_row) {
+      load_row(source + first_ * step, step, n_, target);
+      return;
+    }
+    for (int64_t k = 0; k < n_; ++k) {
+      int64_t offset = 0;
+      for (int a = 0; a < kAxes; ++a) {
+        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
+      }
+      target[k] = static_cast<T>(source[offset]);
+    }
+  }
+
   void move_to(int64_t tap) {
     int64_t rest = tap;
     if (per_tap(p_.source)) {
@@ -244,12 +269,6 @@ class Taps {
     for (int64_t k = 0; k < n_; ++k) {
       result[k] = result[k] || unit_[k] != unit_[k];
     }
-  }
-
-  // What a tensor over the output grid holds at the positions, for a channel of the batch item.
-  template <class S>
-  void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
-    load_positions(view, channel, target);
   }
 
   int64_t item() const { return item_; }
@@ -312,38 +331,14 @@ class Taps {
       }
       const int64_t channel = parameter_channel(p_, group_, tap, kMaxAxes - kAxes + a);
       if (positions_.stored.data != nullptr) {
-        load_positions(positions_.stored, channel, place.parameter);
+        load(positions_.stored, channel, place.parameter);
       } else {
-        load_positions(positions_.computed, channel, place.parameter);
+        load(positions_.computed, channel, place.parameter);
       }
       for (int64_t k = 0; k < n_; ++k) {
         const T poison = place.parameter[k] - place.parameter[k];
         unit_[k] = a == 0 ? T(1) + poison : unit_[k] + poison;
       }
-    }
-  }
-
-  template <class S>
-  void load_positions(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
-    const S* const source = view.data + item_ * view.batch + channel * view.channel;
-    // As many entries in a row as the tensor has.
-    bool in_a_row = true;
-    int64_t row = view.axis[kMaxAxes - 1];
-    const int64_t step = row;
-    for (int a = kAxes - 2; a >= 0; --a) {
-      row *= axis(a + 1).out_size;
-      in_a_row = in_a_row && view.axis[kMaxAxes - kAxes + a] == row;
-    }
-    if (in_a_row) {
-      load_row(source + first_ * step, step, n_, target);
-      return;
-    }
-    for (int64_t k = 0; k < n_; ++k) {
-      int64_t offset = 0;
-      for (int a = 0; a < kAxes; ++a) {
-        offset += index_[a][k] * view.axis[kMaxAxes - kAxes + a];
-      }
-      target[k] = static_cast<T>(source[offset]);
     }
   }
 
@@ -792,7 +787,9 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
   }
 }
 
-// ---- with the axes and the lanes of the call
+// ---- with the axes and the lanes of the call (of other files that need what stands above: their own)
+
+#if !defined(DDU_OTHER_TASKS)
 
 #define DDU_LANES(function, ...) \
   switch (layout(p).lanes) { \
@@ -865,6 +862,10 @@ extern const Kernels<double, double> kDouble = kTable<double, double>;
 extern const Kernels<float, float> kFloat = kTable<float, float>;
 extern const Kernels<c10::Half, float> kHalf = kTable<c10::Half, float>;
 extern const Kernels<c10::BFloat16, float> kBFloat16 = kTable<c10::BFloat16, float>;
+
+#else
+}  // namespace
+#endif
 
 }  // namespace ddu::cpu::DDU_CAPABILITY
 

@@ -46,8 +46,13 @@ inline void advise_large_pages([[maybe_unused]] const at::Tensor& tensor) {
 
 // work: entries of columns, or what takes as long, in each of the tasks.
 template <class F>
+void parallel_tasks(int64_t begin, int64_t end, int64_t work, const F& f) {
+  at::parallel_for(begin, end, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
+}
+
+template <class F>
 void parallel_tasks(int64_t tasks, int64_t work, const F& f) {
-  at::parallel_for(0, tasks, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
+  parallel_tasks(0, tasks, work, f);
 }
 
 inline int64_t bands_of(const UnfoldParams& p, int64_t planes) {

@@ -25,10 +25,51 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <tuple>
 
 #define DDU_API __attribute__((visibility("default")))
 
 namespace ddu {
+
+// The sums of windows for N = 1, 2, 3 axes, without columns. Their windows are those of unfold and deform_unfold below.
+//
+// aggregate: every tap times a factor of its own, added up: mask [B, M * taps, *out], for M groups of channels.
+//
+// correlate: every window times a query [B, C, *out], added up over each of mask_groups groups of channels.
+//
+// max_pool: the largest sample of every window, and its tap. Without a stride it is the size of the window. With
+// padding_mode "ignore" taps outside the image do not count.
+#define DDU_SUMS(N) \
+  DDU_API at::Tensor aggregate##N##d( \
+      const at::Tensor& input, const at::Tensor& mask, torch::ExpandingArray<N> kernel_size, \
+      const at::Tensor& dilation_map, torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, bool aligned = true, \
+      std::string_view padding_mode = "zeros"); \
+  DDU_API at::Tensor correlate##N##d( \
+      const at::Tensor& query, const at::Tensor& input, torch::ExpandingArray<N> kernel_size, \
+      const at::Tensor& dilation_map, torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, int64_t mask_groups = 1, bool aligned = true, \
+      std::string_view padding_mode = "zeros"); \
+  DDU_API at::Tensor deform_aggregate##N##d( \
+      const at::Tensor& input, const at::Tensor& mask, torch::ExpandingArray<N> kernel_size, const at::Tensor& offset, \
+      torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, std::string_view padding_mode = "zeros"); \
+  DDU_API at::Tensor deform_correlate##N##d( \
+      const at::Tensor& query, const at::Tensor& input, torch::ExpandingArray<N> kernel_size, \
+      const at::Tensor& offset, torch::ExpandingArray<N> stride = 1, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, int64_t mask_groups = 1, \
+      std::string_view padding_mode = "zeros"); \
+  DDU_API std::tuple<at::Tensor, at::Tensor> max_pool##N##d( \
+      const at::Tensor& input, torch::ExpandingArray<N> kernel_size, const at::Tensor& dilation_map, \
+      std::optional<torch::ExpandingArray<N>> stride = std::nullopt, torch::ExpandingArray<N> padding = 0, \
+      torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, bool aligned = true, \
+      std::string_view padding_mode = "ignore");
+
+DDU_SUMS(1)
+DDU_SUMS(2)
+DDU_SUMS(3)
+
+#undef DDU_SUMS
 
 // For N = 1, 2, 3 axes:
 //

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT
+// The sums of windows on the CPU: memory and threads. What is computed is in sums_kernels.h.
+
+#include <ATen/Dispatch.h>
+#include <ATen/OpMathType.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+
+#include "../../sums/sums.h"
+#include "../backend.h"
+#include "sums_kernels.h"
+#include "tasks.h"
+
+// NOTE [ CPU sums ]
+// What keeps the positions of the output (or sums over them) is gathered: a task owns a tile of positions and adds up
+// all channels, so nothing is shared. The gradient by the weight is a sum over the tiles of an image: of a few strips
+// of them, whose number depends on the sizes alone, and which are added in order. The image is scattered into planes,
+// as in NOTE [ CPU tasks ].
+
+namespace ddu {
+
+namespace {
+
+using at::Tensor;
+using sums::Call;
+using sums::Tensors;
+
+constexpr int64_t kMostStrips = 16;  // where each leaves a sum of the weight's size
+
+template <class scalar_t>
+void contract(const Call& call, Tensors& results) {
+  using T = at::opmath_type<scalar_t>;
+  constexpr auto kType = c10::CppTypeToScalarType<T>::value;
+  const auto& [x, params, mask_groups, wanted] = call;
+  const auto p = concrete(params);
+  const int64_t taps = taps_of(p);
+  const int64_t positions = positions_of(p);
+  const auto view = [](const Tensor& tensor) {
+    return tensor.defined() ? cpu::strided<scalar_t>(tensor) : cpu::Strided<const scalar_t*>{};
+  };
+
+  cpu::Sums<scalar_t, T> s = {};
+  s.mask_groups = mask_groups;
+  s.query = view(x[sums::kQuery]);
+  s.mask = view(x[sums::kMask]);
+  const Tensor weight = x[sums::kWeight].defined() ? x[sums::kWeight].to(kType) : Tensor();
+  s.weight = weight.defined() ? cpu::strided<T>(weight) : cpu::Strided<const T*>{};
+  s.taps = x[sums::kTaps].defined() ? cpu::strided<int64_t>(x[sums::kTaps]) : cpu::Strided<const int64_t*>{};
+  s.positions = cpu::view_positions<scalar_t, T>(x[sums::kPositions]);
+
+  // Gathered.
+  const int64_t tiles = cpu::ceil_div(positions, cpu::kTile);
+  s.strips = wanted[sums::kWeight] ? std::min(tiles, kMostStrips) : tiles;
+  if (wanted[sums::kQuery]) {
+    auto& result = results[sums::kQuery];
+    s.by_query = result.template mutable_data_ptr<scalar_t>();
+    s.batch = result.stride(0);
+    s.channel = result.stride(1);
+    s.position = result.stride(-1);
+  }
+  // A sum that is added to: in the result, if that has the type and, as it is contiguous, the shape.
+  const auto sum = [&](sums::Slot slot, at::IntArrayRef shape, T*& data) {
+    if (!wanted[slot]) {
+      return Tensor();
+    }
+    auto& result = results[slot];
+    const bool direct = result.scalar_type() == kType && result.is_contiguous() && slot != sums::kWeight;
+    const Tensor found = direct ? result.zero_() : at::zeros(shape, kType);
+    data = found.template mutable_data_ptr<T>();
+    return direct ? Tensor() : found;
+  };
+  const Tensor by_mask =
+      sum(sums::kMask, results[sums::kMask].defined() ? results[sums::kMask].sizes() : at::IntArrayRef(), s.by_mask);
+  const Tensor by_weight = sum(sums::kWeight, {p.batch, s.strips, p.channels, taps}, s.by_weight);
+  const Tensor by_positions = sum(sums::kPositions, x[sums::kPositions].sizes(), s.by_positions);
+  ParameterTerms terms = {};
+  if (wanted[sums::kPositions]) {
+    for (int64_t r = 0; r < p.parameters; ++r) {
+      terms[r] = term_of(p.source, p.axes, p.parameters, [&](int64_t parameter) { return parameter == r ? 1 : 0; });
+    }
+    s.terms = terms.data();
+    s.count = p.parameters;
+  }
+  const auto& kernels = cpu::sums_kernels<scalar_t, T>();
+  const int64_t entries = p.batch * p.channels * taps * positions;
+  if (wanted[sums::kQuery] || wanted[sums::kMask] || wanted[sums::kWeight] || wanted[sums::kPositions]) {
+    const Tensor planes = cpu::packed<scalar_t, T>(p, x[sums::kInput]);
+    s.input = planes.template const_data_ptr<T>();
+    const int64_t tasks = p.batch * s.strips;
+    cpu::parallel_tasks(tasks, entries / tasks, [&](int64_t begin, int64_t end) { kernels.gather(p, s, begin, end); });
+  }
+  if (by_mask.defined()) {
+    results[sums::kMask].copy_(by_mask);
+  }
+  if (by_weight.defined()) {
+    for (int64_t strip = 1; strip < s.strips; ++strip) {
+      by_weight.select(1, 0).add_(by_weight.select(1, strip));
+    }
+    results[sums::kWeight].copy_(by_weight.select(1, 0));
+  }
+  if (by_positions.defined()) {
+    results[sums::kPositions].copy_(by_positions);
+  }
+
+  // Scattered.
+  if (wanted[sums::kInput] && results[sums::kInput].numel() > 0) {
+    auto& result = results[sums::kInput];
+    const auto layout = cpu::layout(p);
+    const int64_t planes = p.batch * p.groups * layout.planes;
+    s.bands = cpu::bands_of(p, planes);
+    const Tensor image = at::zeros({s.bands * planes, layout.plane}, kType);
+    s.image = image.template mutable_data_ptr<T>();
+    cpu::parallel_tasks(planes * s.bands, entries / (planes * s.bands), [&](int64_t begin, int64_t end) {
+      kernels.scatter(p, s, begin, end);
+    });
+    const Tensor target = result.is_contiguous() ? result : at::empty(result.sizes(), result.options());
+    auto* const data = target.template mutable_data_ptr<scalar_t>();
+    const int64_t size = p.axis[kMaxAxes - 1].size;
+    cpu::parallel_tasks(planes * (pixels_of(p) / size), size * layout.lanes, [&](int64_t begin, int64_t end) {
+      cpu::kernels<scalar_t, T>().unpack(p, s.image, s.bands, data, begin, end);
+    });
+    if (!target.is_same(result)) {
+      result.copy_(target);
+    }
+  }
+}
+
+struct Cpu {
+  static void contract(const Call& call, Tensors& results) {
+    const auto& image = call.x[sums::kInput].defined() ? call.x[sums::kInput] : call.x[sums::kQuery];
+    if (call.params.batch == 0 || call.params.channels == 0) {  // empty, or sums of nothing
+      for (auto& result : results) {
+        if (result.defined()) {
+          result.zero_();
+        }
+      }
+      return;
+    }
+    AT_DISPATCH_FLOATING_TYPES_AND2(
+        at::kHalf, at::kBFloat16, image.scalar_type(), "ddu", [&] { ddu::contract<scalar_t>(call, results); });
+  }
+
+  static void max_pool(
+      const SymParams& params,
+      bool ignore,
+      const Tensor& input,
+      const Tensor& positions,
+      const Tensor& values,
+      const Tensor& taps) {
+    if (values.numel() == 0) {
+      return;
+    }
+    AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "ddu", [&] {
+      using T = at::opmath_type<scalar_t>;
+      const auto p = concrete(params);
+      const Tensor planes = cpu::packed<scalar_t, T>(p, input);
+      const cpu::Pool<scalar_t, T> pool = {
+          cpu::view_positions<scalar_t, T>(positions),
+          planes.template const_data_ptr<T>(),
+          ignore,
+          values.mutable_data_ptr<scalar_t>(),
+          taps.mutable_data_ptr<int64_t>(),
+          values.stride(0),
+          values.stride(1),
+          values.stride(-1)};
+      const int64_t tasks = cpu::pool_tasks(p);
+      cpu::parallel_tasks(tasks, values.numel() * taps_of(p) / tasks, [&](int64_t begin, int64_t end) {
+        cpu::sums_kernels<scalar_t, T>().pool(p, pool, begin, end);
+      });
+    });
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, CPU, m) { sums::register_operators<Cpu>(m); }
+
+}  // namespace ddu

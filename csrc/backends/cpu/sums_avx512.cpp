@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// The CPU kernels for the sums of windows, for AVX-512.
+
+#include "sums_impl.h"  // what it includes, for any machine
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define DDU_CAPABILITY avx512
+#define DDU_F16C
+#include "x86.h"
+DDU_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+#include "sums_impl.h"
+DDU_TARGET_END
+#endif

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: MIT
+// The CPU kernels for the sums of windows, for what every machine of this architecture has.
+
+#define DDU_CAPABILITY baseline
+#include "sums_impl.h"

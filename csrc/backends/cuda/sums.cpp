@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+// The sums of windows on CUDA: which calls the kernel takes, and their layouts.
+
+#include "../../sums/sums.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include "../../math/positions.h"
+#include "sums.h"
+
+// NOTE [ CUDA sums ]
+// The kernel wants the channels of a pixel side by side, as a channels-last tensor has them: that is worked on as it
+// stands, what has another layout is copied into that one first, or afterwards. What the kernel cannot do goes by
+// columns (formulas.cpp): float64, groups of channels that are no packets, the gradient by the weight, taps that were
+// chosen, and, where determinism is asked for, the gradient by the input.
+
+namespace ddu {
+
+namespace {
+
+using at::Tensor;
+using c10::SymIntArrayRef;
+using sums::Call;
+using sums::Tensors;
+using sums::Wanted;
+
+// [B, channels, n] -> [B, n, channels], contiguous, where packets of 16 bytes can be read.
+Tensor channels_inside(const Tensor& tensor) {
+  const auto result = tensor.transpose(1, 2).contiguous();
+  return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
+}
+
+// [B, C, *size] -> [B, pixels, C]; no copy of a channels-last tensor.
+Tensor pixel_major(const Tensor& tensor) { return channels_inside(tensor.flatten(2)); }
+
+// One stride for all positions of the output, or a copy.
+Tensor over_positions(const Tensor& tensor) { return tensor.flatten(2); }
+
+cuda::GridView view(const Tensor& flat) {
+  return {flat.const_data_ptr(), flat.stride(0), flat.stride(1), flat.stride(2)};
+}
+
+bool can(const Call& call, const UnfoldParams& p, c10::ScalarType type) {
+  const auto& wanted = call.wanted;
+  return !call.x[sums::kTaps].defined() && !wanted[sums::kWeight] &&
+      !(wanted[sums::kInput] && at::globalContext().deterministicAlgorithms()) &&
+      cuda::sums_possible(p, type, call.mask_groups, wanted[sums::kMask]);
+}
+
+void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
+  const auto& x = call.x;
+  const auto& wanted = call.wanted;
+  const auto& image = x[sums::kInput].defined() ? x[sums::kInput] : x[sums::kQuery];
+  const auto type = image.scalar_type();
+  cuda::SumsCall c = {};
+  c.mask_groups = call.mask_groups;
+
+  // The arguments.
+  const bool samples = wanted[sums::kQuery] || wanted[sums::kMask] || wanted[sums::kPositions];
+  const bool queries = wanted[sums::kInput] || wanted[sums::kMask] || wanted[sums::kPositions];
+  const Tensor input = samples ? pixel_major(x[sums::kInput]) : Tensor();
+  const Tensor query = queries ? pixel_major(x[sums::kQuery]) : Tensor();
+  c.input = samples ? input.const_data_ptr() : nullptr;
+  c.query = queries ? query.const_data_ptr() : nullptr;
+  Tensor mask;
+  if (x[sums::kMask].defined()) {
+    mask = over_positions(x[sums::kMask]);
+    c.mask = view(mask);
+  }
+  Tensor weight;
+  if (x[sums::kWeight].defined()) {
+    const bool shared = x[sums::kWeight].stride(0) == 0;
+    weight = channels_inside(shared ? x[sums::kWeight].narrow(0, 0, 1) : x[sums::kWeight]);
+    c.weight = weight.const_data_ptr();
+    c.weight_batch = shared ? 0 : weight.stride(0);
+  }
+  const auto& positions = x[sums::kPositions];
+  c.positions = {
+      positions.const_data_ptr(), positions.scalar_type() == at::kFloat, positions.stride(0), positions.stride(1), {}};
+  for (int64_t a = 0; a < p.axes; ++a) {
+    c.positions.axis[kMaxAxes - p.axes + a] = positions.stride(2 + a);
+  }
+
+  // The results, in the layout of the kernel.
+  const auto laid_out = [&](const Tensor& result) {
+    const auto flat = result.flatten(2).transpose(1, 2);
+    return flat.is_contiguous() && flat.data_ptr() == result.data_ptr();
+  };
+  Tensor by_query;
+  if (wanted[sums::kQuery]) {
+    const auto& result = results[sums::kQuery];
+    by_query = laid_out(result) ? result.flatten(2).transpose(1, 2)
+                                : at::empty({p.batch, positions_of(p), p.channels}, result.options());
+    c.by_query = by_query.mutable_data_ptr();
+  }
+  if (wanted[sums::kMask]) {
+    c.by_mask = view(results[sums::kMask].flatten(2));
+  }
+  Tensor by_input;
+  if (wanted[sums::kInput]) {
+    const auto& result = results[sums::kInput];
+    const bool direct = type == at::kFloat && laid_out(result);
+    by_input = direct ? result.flatten(2).transpose(1, 2)
+                      : at::empty({p.batch, pixels_of(p), p.channels}, result.options().dtype(at::kFloat));
+    by_input.zero_();
+    c.by_input = by_input.mutable_data_ptr<float>();
+  }
+  if (wanted[sums::kPositions]) {
+    c.by_positions = results[sums::kPositions].mutable_data_ptr();
+    c.dots = static_cast<int>(p.parameters);
+    for (int64_t r = 0; r < p.parameters; ++r) {
+      c.terms[r] = term_of(p.source, p.axes, p.parameters, [&](int64_t parameter) { return parameter == r ? 1 : 0; });
+    }
+  }
+  cuda::launch_sums(p, type, c, c10::cuda::getCurrentCUDAStream());
+
+  for (const auto& [slot, made] : {std::pair(sums::kQuery, by_query), std::pair(sums::kInput, by_input)}) {
+    if (made.defined() && made.data_ptr() != results[slot].data_ptr()) {
+      results[slot].copy_(made.transpose(1, 2).view(results[slot].sizes()));
+    }
+  }
+}
+
+Tensors contract_cuda(const char* op, const Tensors& x, const sums::Options& options, SymIntArrayRef image_size) {
+  const auto call = sums::check(op, x, options, image_size);
+  const auto& image = x[sums::kInput].defined() ? x[sums::kInput] : x[sums::kQuery];
+  const c10::cuda::CUDAGuard guard(image.device());
+  const auto p = concrete(call.params);
+  const bool empty = p.batch == 0 || p.channels == 0 || pixels_of(p) == 0;
+  if (empty || !can(call, p, image.scalar_type())) {
+    return sums::by_columns(x, options, image_size, options.wanted);
+  }
+  auto results = sums::allocate(call);
+  contract(call, p, results);
+  return results;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(ddu, CUDA, m) { sums::register_contractions<&contract_cuda>(m); }
+
+}  // namespace ddu

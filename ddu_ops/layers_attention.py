@@ -1,0 +1,709 @@
+"""Layers that sum over windows: attention, DCNv4, involution, pooling.
+
+None of them makes columns. Those that replace a published layer have its names, and load its state.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ddu_ops.sums
+from ddu_ops._options import Ints, integer, ints
+from ddu_ops.modules import DilationPredictor
+
+#: What becomes of the taps of a window that lie outside the image.
+OUTSIDE = ("zero", "exclude")
+
+
+def _function(stem: str, axes: int) -> Callable[..., Any]:
+    return getattr(ddu_ops.sums, f"{stem}{axes}d")
+
+
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Ints,
+    dilation_map: Tensor,
+    *,
+    num_heads: int = 1,
+    groups: int = 1,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    outside: str = "zero",
+    dropout: float = 0.0,
+) -> Tensor:
+    r"""Let every position attend to a window around it, whose dilation rate is read from a map.
+
+    For each head, the softmax over the taps of the window of query times key, scaled, weighs the values of the same
+    taps. Between the pixels keys and values are interpolated. Neither is ever unfolded: see
+    :func:`ddu_ops.dynamic_dilation_correlate2d` and :func:`ddu_ops.dynamic_dilation_aggregate2d`.
+
+    Args:
+        query, key, value: images of one size, with the heads side by side in their channels.
+        kernel_size: taps of the window, odd numbers: it is centred on its position.
+        dilation_map: the dilation rates, as in :func:`ddu_ops.dynamic_dilation_unfold`.
+        num_heads: number of groups of channels that attend on their own. Default: 1.
+        groups: number of groups of channels that have rates of their own; it divides ``num_heads``. Default: 1.
+        scale: of the scores. Default: ``None``, one over the root of a head's channels.
+        bias: added to the scores, one for each head and tap. Default: ``None``.
+        outside: ``"zero"`` takes taps outside the image as keys and values of zero, which take part in the softmax, as
+            ``nn.Unfold`` has it; ``"exclude"`` leaves those that have no pixel of the image out of it.
+            Default: ``"zero"``.
+        dropout: share of the weights that is set to zero. Default: 0.
+
+    Shape:
+        - query, key, value: :math:`(B, C, *\text{size})`, on one to three axes.
+        - dilation_map: :math:`(B, G, *\text{size})` or a rate per axis.
+        - bias: :math:`(\text{heads}, K)`.
+        - Output: :math:`(B, C, *\text{size})`.
+
+    Raises:
+        ValueError: for an even ``kernel_size``, another word for ``outside``, and groups that do not divide the heads.
+
+    Example:
+        >>> query, key, value = torch.randn(3, 2, 8, 6, 7)
+        >>> layers.window_attention(query, key, value, 3, torch.full((2, 1, 6, 7), 1.5), num_heads=4).shape
+        torch.Size([2, 8, 6, 7])
+    """
+    axes = query.dim() - 2
+    name = "window_attention"
+    kernel = _odd(kernel_size, axes, name)
+    if outside not in OUTSIDE:
+        raise ValueError(f"{name}(): expected outside to be 'zero' or 'exclude', but got {outside!r}")
+    if num_heads % groups != 0:
+        raise ValueError(f"{name}(): expected groups to divide the {num_heads} heads, but got {groups}")
+    taps, size = math.prod(kernel), query.shape[2:]
+    window = (kernel, dilation_map, 1, tuple(k // 2 for k in kernel), 1, groups)
+    correlate, aggregate = _function("dynamic_dilation_correlate", axes), _function("dynamic_dilation_aggregate", axes)
+    scale = (query.shape[1] // num_heads) ** -0.5 if scale is None else scale
+    scores = correlate(query * scale, key, *window, mask_groups=num_heads)
+    scores = scores.unflatten(1, (num_heads, taps))
+    if bias is not None:
+        scores = scores + bias.view(num_heads, taps, *[1] * axes)
+    if outside == "exclude":
+        # The weights of the pixels around a tap add up to nothing where none of them lies in the image.
+        ones = torch.ones((), dtype=key.dtype, device=key.device).expand(len(key), groups, *size)
+        with torch.no_grad():
+            covered = correlate(ones, ones, *window, mask_groups=groups).unflatten(1, (groups, taps)) != 0
+        scores = scores.masked_fill(covered.repeat_interleave(num_heads // groups, 1).logical_not(), -math.inf)
+    weights = scores.softmax(2)
+    weights = nn.functional.dropout(weights, dropout) if dropout > 0 else weights
+    return aggregate(value, weights.flatten(1, 2), *window)
+
+
+def _odd(kernel_size: Ints, axes: int, name: str) -> tuple[int, ...]:
+    kernel = ints(kernel_size, axes, "kernel_size", name, ValueError)
+    if any(k < 1 or k % 2 == 0 for k in kernel):
+        raise ValueError(f"{name}(): expected kernel_size to be odd, but got {kernel}")
+    return kernel
+
+
+class _NeighborhoodAttention(nn.Module):
+    axes: int
+    rates: Tensor  # (1, groups, 1, ...)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        kernel_size: Ints = 7,
+        rates: float | Sequence[float] = 1.0,
+        *,
+        qkv_bias: bool = True,
+        position_bias: bool = False,
+        outside: str = "exclude",
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        predict: bool = False,
+        bounds: tuple[float, float] | None = (0.0, 4.0),
+        pace: float = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name, options = type(self).__name__, {"device": device, "dtype": dtype}
+        fixed = [float(rate) for rate in rates] if isinstance(rates, Sequence) else [float(rates)]
+        self.num_heads = integer(num_heads, "num_heads", name, ValueError)
+        self.groups = len(fixed)
+        self.kernel_size = _odd(kernel_size, self.axes, name)
+        if dim % self.num_heads != 0:
+            raise ValueError(f"{name}(): expected num_heads to divide the {dim} channels, but got {num_heads}")
+        if self.num_heads % self.groups != 0:
+            raise ValueError(f"{name}(): expected as many rates as divide the {num_heads} heads, but got {len(fixed)}")
+        if outside not in OUTSIDE:
+            raise ValueError(f"{name}(): expected outside to be 'zero' or 'exclude', but got {outside!r}")
+        if predict and self.axes != 2:
+            raise ValueError(f"{name}(): expected predict to be False, because a predictor is for images, but got True")
+        self.outside, self.attn_drop = outside, attn_drop
+        conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.axes - 1]
+        self.qkv = conv(dim, 3 * dim, 1, bias=qkv_bias, **options)
+        self.proj = conv(dim, dim, 1, **options)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.register_buffer("rates", torch.tensor(fixed, device=device).view(1, -1, *[1] * self.axes))
+        self.position_bias = (
+            nn.Parameter(torch.zeros(self.num_heads, math.prod(self.kernel_size), **options)) if position_bias else None
+        )
+        self.rate = (
+            DilationPredictor(dim, 3, padding=1, dilation_groups=self.groups, bounds=bounds, pace=pace, **options)
+            if predict
+            else None
+        )
+
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        query, key, value = self.qkv(input).chunk(3, 1)
+        rates = self.rates.to(torch.promote_types(query.dtype, torch.float32))
+        if dilation_map is None and self.rate is not None:
+            dilation_map = self.rate(input)
+        attended = window_attention(
+            query,
+            key,
+            value,
+            self.kernel_size,
+            rates if dilation_map is None else rates * dilation_map,
+            num_heads=self.num_heads,
+            groups=self.groups,
+            bias=self.position_bias,
+            outside=self.outside,
+            dropout=self.attn_drop if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(attended))
+
+
+class NeighborhoodAttention1d(_NeighborhoodAttention):
+    """:class:`NeighborhoodAttention2d` of a signal, :math:`(B, C, W)`, without ``predict``.
+
+    Example:
+        >>> layers.NeighborhoodAttention1d(8, 2, 3)(torch.randn(2, 8, 6)).shape
+        torch.Size([2, 8, 6])
+    """
+
+    axes = 1
+
+
+class NeighborhoodAttention2d(_NeighborhoodAttention):
+    r"""Self-attention in which every position attends to a window around it, at dilation rates of the heads' own.
+
+    The neighbourhood attention of A. Hassani, S. Walton, J. Li, S. Li and H. Shi, "Neighborhood Attention Transformer",
+    CVPR 2023, and its dilated form, with rates that need not be whole: fixed for each group of heads, from a map, or
+    predicted. Where a window leaves the image, NATTEN moves it inside; with rates from a map that is not to be had, so
+    taps outside are left out of the softmax instead, or taken as zeros.
+
+    Args:
+        dim: channels.
+        num_heads: attention heads. Default: 8.
+        kernel_size: taps of the window, odd. Default: 7.
+        rates: the dilation rate, or one for each group of as many heads. Default: 1.
+        qkv_bias: whether queries, keys and values have a bias. Default: ``True``.
+        position_bias: whether every head learns a bias for each tap. Default: ``False``.
+        outside: of taps outside the image: see :func:`window_attention`. Default: ``"exclude"``.
+        attn_drop, proj_drop: dropout of the weights, and of the output. Default: 0.
+        predict: whether to multiply the rates by those that a :class:`~ddu_ops.DilationPredictor` predicts, which
+            start at one. Default: ``False``.
+        bounds, pace: of the prediction: see :class:`~ddu_ops.DilationPredictor`. Default: (0, 4) and 0.1.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C, H, W)`.
+        - dilation_map, which ``forward`` takes too, in the place of a prediction: :math:`(B, 1, H, W)` or
+          :math:`(B, G, H, W)` with a rate for each group of heads.
+        - Output: :math:`(B, C, H, W)`.
+
+    Raises:
+        ValueError: for arguments that do not fit each other.
+
+    Example:
+        >>> layer = layers.NeighborhoodAttention2d(8, 4, 3, rates=(1, 2), predict=True)
+        >>> layer(torch.randn(2, 8, 6, 7)).shape
+        torch.Size([2, 8, 6, 7])
+    """
+
+    axes = 2
+
+
+class NeighborhoodAttention3d(_NeighborhoodAttention):
+    """:class:`NeighborhoodAttention2d` of a volume, :math:`(B, C, D, H, W)`, without ``predict``.
+
+    Example:
+        >>> layers.NeighborhoodAttention3d(8, 2, 3)(torch.randn(2, 8, 4, 5, 6)).shape
+        torch.Size([2, 8, 4, 5, 6])
+    """
+
+    axes = 3
+
+
+class MultiDilatelocalAttention(nn.Module):
+    """DilateFormer's attention over windows, with another dilation rate for each group of heads.
+
+    J. Jiao, Y.-M. Tang, K.-Y. Lin, Y. Gao, J. Ma, Y. Wang and W.-S. Zheng, "DilateFormer: Multi-Scale Dilated
+    Transformer for Visual Recognition", 2023. It has the arguments, the layout and the state of the published layer,
+    and gives its outputs, taps outside the image being zeros that take part in the softmax.
+
+    Args:
+        dim, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, kernel_size, dilation: as published; entries of
+            ``dilation`` need not be whole.
+        predict: whether to multiply the rates by those that a :class:`~ddu_ops.DilationPredictor` predicts, which
+            start at one, so that the layer starts as the published one. Default: ``False``.
+        bounds, pace: of the prediction. Default: (0, 4) and 0.1.
+
+    Shape:
+        - input: :math:`(B, H, W, C)`.
+        - dilation_map, which ``forward`` takes too, in the place of a prediction: :math:`(B, 1, H, W)` or
+          :math:`(B, G, H, W)` with a rate for each entry of ``dilation``.
+        - Output: :math:`(B, H, W, C)`.
+
+    Raises:
+        ValueError: where ``dilation`` has not as many entries as divide the heads.
+
+    Example:
+        >>> layer = layers.MultiDilatelocalAttention(12, num_heads=6)
+        >>> layer(torch.randn(2, 6, 7, 12)).shape
+        torch.Size([2, 6, 7, 12])
+    """
+
+    rates: Tensor  # (1, groups, 1, 1)
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        kernel_size: int = 3,
+        dilation: Sequence[float] = (1, 2, 3),
+        *,
+        predict: bool = False,
+        bounds: tuple[float, float] | None = (0.0, 4.0),
+        pace: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if num_heads % len(dilation) != 0 or dim % num_heads != 0:
+            raise ValueError(
+                f"MultiDilatelocalAttention(): expected num_heads to divide the {dim} channels and to be a multiple of "
+                f"the {len(dilation)} rates, but got {num_heads}"
+            )
+        self.num_heads, self.kernel_size, self.attn_drop = num_heads, kernel_size, attn_drop
+        self.scale = qk_scale or (dim // num_heads) ** -0.5
+        self.dilation = tuple(dilation)
+        self.register_buffer("rates", torch.tensor(self.dilation).float().view(1, -1, 1, 1), persistent=False)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.rate = (
+            DilationPredictor(dim, 3, padding=1, dilation_groups=len(dilation), bounds=bounds, pace=pace)
+            if predict
+            else None
+        )
+
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        image = input.permute(0, 3, 1, 2)
+        query, key, value = self.qkv(image).chunk(3, 1)
+        rates = self.rates.to(torch.promote_types(query.dtype, torch.float32))
+        if dilation_map is None and self.rate is not None:
+            dilation_map = self.rate(image)
+        attended = window_attention(
+            query,
+            key,
+            value,
+            self.kernel_size,
+            rates if dilation_map is None else rates * dilation_map,
+            num_heads=self.num_heads,
+            groups=len(self.dilation),
+            scale=self.scale,
+            dropout=self.attn_drop if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(attended.permute(0, 2, 3, 1)))
+
+
+class _Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int, activation: Callable[[], nn.Module], drop: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = activation()
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(input)))))
+
+
+class DilateBlock(nn.Module):
+    """A block of DilateFormer's first stages: :class:`MultiDilatelocalAttention` and a perceptron, both with shortcuts.
+
+    It has the arguments and the state of the published block, and gives its outputs.
+
+    Args:
+        dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop, attn_drop, act_layer, norm_layer, kernel_size, dilation,
+            cpe_per_block: as published; the last one adds a depthwise convolution in front, the position embedding.
+        predict, bounds, pace: as in :class:`MultiDilatelocalAttention`.
+
+    Shape:
+        - input: :math:`(B, C, H, W)`.
+        - Output: :math:`(B, C, H, W)`.
+
+    Example:
+        >>> block = layers.DilateBlock(12, 6, predict=True)
+        >>> block(torch.randn(2, 12, 6, 7)).shape
+        torch.Size([2, 12, 6, 7])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop: float = 0.0,
+        attn_drop: float = 0.0,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        norm_layer: Callable[[int], nn.Module] = nn.LayerNorm,
+        kernel_size: int = 3,
+        dilation: Sequence[float] = (1, 2, 3),
+        cpe_per_block: bool = False,
+        *,
+        predict: bool = False,
+        bounds: tuple[float, float] | None = (0.0, 4.0),
+        pace: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe_per_block else None
+        self.norm1 = norm_layer(dim)
+        self.attn = MultiDilatelocalAttention(
+            dim,
+            num_heads,
+            qkv_bias,
+            qk_scale,
+            attn_drop,
+            kernel_size=kernel_size,
+            dilation=dilation,
+            predict=predict,
+            bounds=bounds,
+            pace=pace,
+        )
+        self.norm2 = norm_layer(dim)
+        self.mlp = _Mlp(dim, int(dim * mlp_ratio), act_layer, drop)
+
+    def forward(self, input: Tensor) -> Tensor:
+        image = input if self.pos_embed is None else input + self.pos_embed(input)
+        rows = image.permute(0, 2, 3, 1)
+        rows = rows + self.attn(self.norm1(rows))
+        rows = rows + self.mlp(self.norm2(rows))
+        return rows.permute(0, 3, 1, 2)
+
+
+class DCNv4(nn.Module):
+    r"""The deformable operator of DCNv4 between two linear layers.
+
+    Y. Xiong, Z. Li, Y. Chen and others, "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
+    Vision Applications", CVPR 2024: every position predicts an offset and an unbounded factor for each tap of each
+    group, and sums up what it finds there. It has the arguments, the layout and the state of the published layer, and
+    runs on every device. Unlike that it takes any stride, and groups of any number of channels.
+
+    Args:
+        channels, kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size, center_feature_scale,
+            remove_center, output_bias, without_pointwise: as published. ``offset_scale`` scales the whole window, so
+            it is a static dilation rate.
+
+    Shape:
+        - input: :math:`(B, L, C)`, the positions of an image row by row.
+        - shape, which ``forward`` takes too: the height and the width of the image; without it, it is a square.
+        - Output: :math:`(B, L_{out}, C)`.
+
+    Raises:
+        ValueError: for groups that do not divide the channels, and a centre removed from a kernel that has none.
+
+    Example:
+        >>> layer = layers.DCNv4(16, group=2)
+        >>> layer(torch.randn(2, 42, 16), shape=(6, 7)).shape
+        torch.Size([2, 42, 16])
+    """
+
+    def __init__(
+        self,
+        channels: int = 64,
+        kernel_size: int = 3,
+        stride: int = 1,
+        pad: int = 1,
+        dilation: int = 1,
+        group: int = 4,
+        offset_scale: float = 1.0,
+        dw_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
+        remove_center: bool = False,
+        output_bias: bool = True,
+        without_pointwise: bool = False,
+    ) -> None:
+        super().__init__()
+        if channels % group != 0:
+            raise ValueError(f"DCNv4(): expected group to divide the {channels} channels, but got {group}")
+        if remove_center and kernel_size % 2 == 0:
+            raise ValueError(f"DCNv4(): expected kernel_size to be odd with remove_center=True, but got {kernel_size}")
+        self.channels, self.kernel_size, self.stride, self.pad = channels, kernel_size, stride, pad
+        self.dilation, self.group, self.offset_scale = dilation, group, offset_scale
+        self.remove_center, self.without_pointwise = bool(remove_center), without_pointwise
+        self.offset_mask = nn.Linear(channels, math.ceil(3 * group * self.points / 8) * 8)
+        self.offset_mask_dw = (
+            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels)
+            if dw_kernel_size is not None
+            else None
+        )
+        self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
+        self.output_proj = None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
+        self.center_feature_scale = center_feature_scale
+        if center_feature_scale:
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
+        self.reset_parameters()
+
+    @property
+    def points(self) -> int:
+        """Taps that a window has."""
+        return self.kernel_size**2 - self.remove_center
+
+    def reset_parameters(self) -> None:
+        """Starts again, as a new layer does: all offsets and factors are zero."""
+        nn.init.zeros_(self.offset_mask.weight)
+        nn.init.zeros_(self.offset_mask.bias)
+        for linear in (self.value_proj, self.output_proj):
+            if linear is not None:
+                nn.init.xavier_uniform_(linear.weight)
+                if linear.bias is not None:
+                    nn.init.zeros_(linear.bias)
+
+    def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
+        length, channels = input.shape[1:]
+        height, width = (math.isqrt(length),) * 2 if shape is None else shape
+        value = input if self.value_proj is None else self.value_proj(input)
+        image = value.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        source = input
+        if self.offset_mask_dw is not None:
+            source = self.offset_mask_dw(input.unflatten(1, (height, width)).permute(0, 3, 1, 2))
+            source = source.flatten(2).transpose(1, 2)
+        predicted = self.offset_mask(source).unflatten(1, (height, width))
+        if self.stride != 1:  # at the centres of the windows
+            reach = self.dilation * (self.kernel_size - 1)
+            start, out = (
+                reach // 2 - self.pad,
+                [(n + 2 * self.pad - reach - 1) // self.stride + 1 for n in (height, width)],
+            )
+            rows, columns = (
+                (torch.arange(n, device=input.device) * self.stride + start).clamp(0, size - 1)
+                for n, size in zip(out, (height, width), strict=True)
+            )
+            predicted = predicted[:, rows][:, :, columns]
+        offset, mask = self._in_order(predicted)
+        summed = ddu_ops.sums.deform_aggregate2d(
+            image, mask, self.kernel_size, offset, self.stride, self.pad, self.dilation, self.group
+        )
+        rows_out = summed.flatten(2).transpose(1, 2)
+        if self.center_feature_scale:
+            centre = nn.functional.linear(
+                rows_out, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
+            )
+            share = centre.sigmoid().repeat_interleave(channels // self.group, 2)
+            rows_out = rows_out * (1 - share) + value * share
+        return rows_out if self.output_proj is None else self.output_proj(rows_out)
+
+    def _in_order(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
+        """What was predicted, ``(B, H, W, channels)``, as offsets and a mask in the order of ``deform_aggregate2d``.
+
+        Published are, for each group, the offsets of all taps, x before y, then their factors, the taps column by
+        column.
+        """
+        k, taps = self.kernel_size, self.kernel_size**2
+        by_group = predicted[..., : 3 * self.group * self.points].unflatten(-1, (self.group, 3 * self.points))
+        offset, mask = (
+            by_group[..., : 2 * self.points].unflatten(-1, (self.points, 2)),
+            by_group[..., 2 * self.points :],
+        )
+        if self.remove_center:  # a tap without a factor
+            centre = taps // 2
+            nothing = mask[..., :1] * 0
+            mask = torch.cat([mask[..., :centre], nothing, mask[..., centre:]], -1)
+            nowhere = offset[..., :1, :] * 0
+            offset = torch.cat([offset[..., :centre, :], nowhere, offset[..., centre:, :]], -2)
+        place = torch.arange(k, device=predicted.device, dtype=offset.dtype) * self.dilation
+        place = place - (self.dilation * (k - 1) >> 1)
+        grid = torch.stack(torch.meshgrid(place, place, indexing="ij"), -1).view(taps, 2)  # y, x of our taps
+        ours = offset.unflatten(-2, (k, k)).transpose(-3, -2).flatten(-3, -2).flip(-1)
+        ours = self.offset_scale * ours + (self.offset_scale - 1) * grid
+        mask = mask.unflatten(-1, (k, k)).transpose(-2, -1).flatten(-2)
+        return ours.flatten(3).permute(0, 3, 1, 2), mask.flatten(3).permute(0, 3, 1, 2)
+
+
+class Involution2d(nn.Module):
+    """Sums every window by a kernel that its centre predicts, one for 16 channels.
+
+    D. Li, J. Hu, C. Wang and others, "Involution: Inverting the Inherence of Convolution for Visual Recognition",
+    CVPR 2021. It has the arguments and the state of the published layer, and gives its outputs; the windows may have a
+    dilation rate each.
+
+    Args:
+        channels: channels, a multiple of 16 and of 4.
+        kernel_size: taps of the window, odd.
+        stride: step of the window. Default: 1.
+
+    Shape:
+        - input: :math:`(B, C, H, W)`.
+        - dilation_map, which ``forward`` takes too: as in :func:`ddu_ops.dynamic_dilation_unfold`. Default: ones.
+        - Output: :math:`(B, C, H_{out}, W_{out})`.
+
+    Raises:
+        ValueError: for channels that are no multiple of 16, and an even ``kernel_size``.
+
+    Example:
+        >>> layers.Involution2d(32, 7)(torch.randn(2, 32, 6, 7)).shape
+        torch.Size([2, 32, 6, 7])
+    """
+
+    reduction = 4
+    group_channels = 16
+
+    def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
+        super().__init__()
+        if channels % self.group_channels != 0:
+            raise ValueError(f"Involution2d(): expected channels to be a multiple of 16, but got {channels}")
+        (self.kernel_size, _), self.stride = _odd(kernel_size, 2, "Involution2d"), stride
+        hidden, groups = channels // self.reduction, channels // self.group_channels
+        self.conv1 = nn.Sequential()
+        self.conv1.add_module("conv", nn.Conv2d(channels, hidden, 1, bias=False))
+        self.conv1.add_module("bn", nn.BatchNorm2d(hidden))
+        self.conv1.add_module("activate", nn.ReLU())
+        self.conv2 = nn.Sequential()
+        self.conv2.add_module("conv", nn.Conv2d(hidden, self.kernel_size**2 * groups, 1))
+        if stride > 1:
+            self.avgpool = nn.AvgPool2d(stride, stride)
+
+    def forward(self, input: Tensor, dilation_map: Tensor | float = 1.0) -> Tensor:
+        kernels = self.conv2(self.conv1(input if self.stride == 1 else self.avgpool(input)))
+        padding = self.kernel_size // 2
+        return ddu_ops.sums.dynamic_dilation_aggregate2d(
+            input, kernels, self.kernel_size, dilation_map, self.stride, padding
+        )
+
+
+class _Pool(nn.Module):
+    axes: int
+
+    def __init__(
+        self,
+        kernel_size: Ints,
+        stride: Ints | None = None,
+        padding: Ints = 0,
+        dilation: Ints = 1,
+        *,
+        groups: int = 1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
+        self.stride = kernel_size if stride is None else stride
+        self.groups = integer(groups, "groups", type(self).__name__, ValueError)
+        self.rate = nn.Parameter(torch.ones(self.groups, device=device, dtype=dtype))
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, groups={self.groups}"
+        )
+
+    def _window(self, input: Tensor, dilation_map: Tensor | None) -> tuple[Any, ...]:
+        rates = self.rate.to(torch.promote_types(input.dtype, torch.float32)).view(1, -1, *[1] * self.axes)
+        rates = rates if dilation_map is None else rates * dilation_map
+        return (self.kernel_size, rates, self.stride, self.padding, self.dilation, self.groups)
+
+
+class _MaxPool(_Pool):
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        pool = _function("dynamic_dilation_max_pool", self.axes)
+        return pool(input, *self._window(input, dilation_map))
+
+
+class _AvgPool(_Pool):
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        kernel_size, rates, stride, padding, dilation, groups = self._window(input, dilation_map)
+        taps = math.prod(ints(kernel_size, self.axes, "kernel_size", type(self).__name__))
+        out = ddu_ops.grid_size(tuple(input.shape[2:]), kernel_size, stride, padding, dilation)
+        mask = input.new_full((), 1 / taps).expand(1, taps, *out)
+        aggregate = _function("dynamic_dilation_aggregate", self.axes)
+        return aggregate(input, mask, kernel_size, rates, stride, padding, dilation, groups)
+
+
+class MaxPool2d(_MaxPool):
+    """The largest sample of every window, at a dilation rate that each group of channels learns.
+
+    It starts as :class:`torch.nn.MaxPool2d`, with rates of one.
+
+    Args:
+        kernel_size, stride, padding, dilation: as in :class:`torch.nn.MaxPool2d`.
+        groups: number of groups of channels that have a rate of their own. Default: 1.
+
+    Shape:
+        - input: :math:`(B, C, H, W)`.
+        - dilation_map, which ``forward`` takes too and multiplies the rates by: as in
+          :func:`ddu_ops.dynamic_dilation_max_pool2d`.
+        - Output: :math:`(B, C, H_{out}, W_{out})`.
+
+    Example:
+        >>> input = torch.randn(1, 4, 6, 6)
+        >>> torch.equal(layers.MaxPool2d(3)(input), torch.nn.MaxPool2d(3)(input))
+        True
+    """
+
+    axes = 2
+
+
+class MaxPool1d(_MaxPool):
+    """:class:`MaxPool2d` of a signal."""
+
+    axes = 1
+
+
+class MaxPool3d(_MaxPool):
+    """:class:`MaxPool2d` of a volume."""
+
+    axes = 3
+
+
+class AvgPool2d(_AvgPool):
+    """The mean of every window, at a dilation rate that each group of channels learns.
+
+    It starts as :class:`torch.nn.AvgPool2d`, with rates of one; zeros outside the input count.
+
+    Args:
+        kernel_size, stride, padding: as in :class:`torch.nn.AvgPool2d`.
+        dilation: multiplier of the rates. Default: 1.
+        groups: number of groups of channels that have a rate of their own. Default: 1.
+
+    Shape:
+        - input: :math:`(B, C, H, W)`.
+        - dilation_map, which ``forward`` takes too and multiplies the rates by: as in
+          :func:`ddu_ops.dynamic_dilation_aggregate2d`.
+        - Output: :math:`(B, C, H_{out}, W_{out})`.
+
+    Example:
+        >>> input = torch.randn(1, 4, 6, 6)
+        >>> torch.allclose(layers.AvgPool2d(3)(input), torch.nn.AvgPool2d(3)(input), atol=1e-6)
+        True
+    """
+
+    axes = 2
+
+
+class AvgPool1d(_AvgPool):
+    """:class:`AvgPool2d` of a signal."""
+
+    axes = 1
+
+
+class AvgPool3d(_AvgPool):
+    """:class:`AvgPool2d` of a volume."""
+
+    axes = 3
