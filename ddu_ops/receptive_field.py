@@ -62,9 +62,11 @@ class Layer:
 
     def __post_init__(self) -> None:
         lengths = (_length(getattr(self, name)) for name in _OPTIONS)
-        axes = max((length for length in lengths if length <= 3), default=1)
+        axes = max((length for length in lengths if length in (2, 3)), default=2)
         for name in _OPTIONS:
-            object.__setattr__(self, name, one_or_more(getattr(self, name), axes, name, "Layer", ValueError))
+            value = getattr(self, name)
+            for_one = 1 if _length(value) == 1 else axes  # a list with one number stays one
+            object.__setattr__(self, name, one_or_more(value, for_one, name, "Layer", ValueError))
 
     @property
     def axes(self) -> int | None:

@@ -1,7 +1,10 @@
 """The closed formulas, against what the gradient says."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -164,6 +167,24 @@ def test_layers_of_different_axes_are_refused() -> None:
         field([Layer((3, 3)), Layer((3, 3, 3))])
     with pytest.raises(ValueError, match=r"^Layer\(\): expected stride to be one or three ints, but got \(1, 2\)"):
         Layer((3, 3, 3), (1, 2))
+
+
+@pytest.mark.parametrize(
+    "form", [np.int64, torch.tensor, lambda n: [n], lambda n: (np.int32(n),) * 2, lambda n: [n] * 3]
+)
+def test_options_of_a_layer_by_index(form: Callable[[int], Any]) -> None:
+    assert Layer(form(3), form(2), form(1), form(4)).along(0) == (3, 2, 1, 4)
+    assert Layer(3, form(2)).along(1) == (3, 2, 0, 1)
+
+
+@pytest.mark.parametrize("value", [1.5, "3", None, (1.5, 2), [None], (), (1,) * 4, 1j], ids=repr)
+@pytest.mark.parametrize("option", ["kernel_size", "stride", "padding", "dilation"])
+def test_options_of_a_layer_that_are_no_numbers(option: str, value: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"^Layer\(\): expected {option} to be one (or two )?ints?, but got "
+    ) as caught:
+        Layer(**{"kernel_size": 3, option: value})
+    assert str(caught.value).endswith(f"but got {value!r}")
 
 
 class Branches(nn.Module):
