@@ -15,6 +15,7 @@ How far a stack reaches does not tell which pixels it reads on the way. :func:`c
 """
 
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -425,6 +426,7 @@ _IN_PLACE = {
     *("_native_batch_norm_legit", "_batch_norm_no_update", "native_layer_norm", "native_group_norm"),
     *("addmm", "mm", "native_dropout"),
 }
+_NEW = re.compile(r"aten::(new_\w+|\w+_like)")  # of the image they take the size alone
 _REDUCTIONS = {"mean", "sum", "amax", "amin", "var", "std", "var_mean", "linalg_vector_norm", "_softmax"}
 
 
@@ -441,7 +443,7 @@ class _Follow(TorchDispatchMode):
         kwargs = kwargs or {}
         branches = [self.fields[t] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t in self.fields]
         result = func(*args, **kwargs)
-        if branches:
+        if branches and not _NEW.fullmatch(func._schema.name):
             names = [argument.name for argument in func._schema.arguments]
             defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
             found = self._after(func, {**defaults, **dict(zip(names, args, strict=False)), **kwargs}, branches, result)
@@ -471,6 +473,8 @@ class _Follow(TorchDispatchMode):
             start += given["self"].shape[given["dim"]] if start < 0 else 0
             step = [(given["step"], start, start) if a == axis else (1, 0, 0) for a in range(self.axes)]
             return _read(below, step)
+        if name == "cat" and given["dim"] % given["tensors"][0].dim() >= given["tensors"][0].dim() - self.axes:
+            return self._one_behind_another(given["tensors"], given["dim"]) or _everything(below)
         if name in _REDUCTIONS and given.get("dim") is not None:
             dims = given["dim"] if isinstance(given["dim"], Sequence) else [given["dim"]]
             rank = given["self"].dim()
@@ -480,6 +484,17 @@ class _Follow(TorchDispatchMode):
         if torch.Tag.pointwise in func.tags or name in _IN_PLACE:
             return below
         return _everything(below)
+
+    def _one_behind_another(self, tensors: Sequence[Tensor], dim: int) -> Field | None:
+        """Where what comes from the image is put together with something else: it moves behind what is in front."""
+        (place, *others) = [index for index, tensor in enumerate(tensors) if tensor in self.fields]
+        if others:
+            return None
+        axis = dim % tensors[place].dim() - (tensors[place].dim() - self.axes)
+        before = sum(tensor.shape[dim] for tensor in tensors[:place])
+        return _read(
+            self.fields[tensors[place]], [(1, -before, -before) if a == axis else (1, 0, 0) for a in range(self.axes)]
+        )
 
     def _along(self, values: Sequence[int] | int) -> list[int]:
         """An option for every axis; where torch pools a line, it pools an image of one row."""

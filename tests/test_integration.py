@@ -353,6 +353,15 @@ def everything_public() -> Calls:
         "Conv2d_without_predictor": (layer(4, 6, 3, padding=1, predict=False), (image, rates)),
         "AdaptiveDilationConv2d": (layers.AdaptiveDilationConv2d(4, 6, 3, padding=1), (image,)),
         "DynamicASPP": (layers.DynamicASPP(4, 6, rates=(1, 2)).eval(), (image,)),
+        "DeepLabV3Head": (layers.DeepLabV3Head(4, 6, channels=4, dynamic=True).eval(), (image,)),
+        "DenseASPP": (layers.DenseASPP(4, (1, 2), hidden=4).eval(), (image,)),
+        "DilatedStack": (layers.DilatedStack(4, [1, (2, 3)]).eval(), (image,)),
+        "EfficientASPP": (layers.EfficientASPP(4, 6, 2).eval(), (image,)),
+        "RandomDilationConv2d": (layers.RandomDilationConv2d(4, 6, 3, padding="same").eval(), (image,)),
+        "Segmenter": (layers.Segmenter(nn.Conv2d(4, 4, 3, 2), layers.DeepLabV2Head(4, 6)), (image,)),
+        "SmoothedDilatedConv2d": (layers.SmoothedDilatedConv2d(4, 6), (image,)),
+        "SmoothedDilatedConv2d_by_grids": (layers.SmoothedDilatedConv2d(4, 6, interaction="group"), (image,)),
+        "WaveNet": (layers.WaveNet(4, 6, rates=(1, 2)), (image[:, :, 0],)),
     }
     return {**functions, **modules}
 

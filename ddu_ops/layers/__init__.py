@@ -1,0 +1,50 @@
+"""Layers from the literature, composed of convolutions with fixed and with dynamic dilation.
+
+Those that replace a published layer have its names, and load its state.
+"""
+
+from ddu_ops.layers.adaptive import AdaptiveDilationConv2d
+from ddu_ops.layers.blocks import (
+    DilatedBlock,
+    DilatedStack,
+    MultiScale,
+    RandomDilationConv2d,
+    SeparableConv,
+    exponential_rates,
+    same_padding,
+)
+from ddu_ops.layers.causal import CausalConv1d, WaveNet, WaveNetBlock
+from ddu_ops.layers.pyramids import (
+    ASPP,
+    DeepLabV2Head,
+    DeepLabV3Head,
+    DenseASPP,
+    DynamicASPP,
+    EfficientASPP,
+    Segmenter,
+)
+from ddu_ops.layers.smoothed import SmoothedDilatedConv2d
+from ddu_ops.layers.strides import replace_stride_with_dilation
+
+__all__ = [
+    "ASPP",
+    "AdaptiveDilationConv2d",
+    "CausalConv1d",
+    "DeepLabV2Head",
+    "DeepLabV3Head",
+    "DenseASPP",
+    "DilatedBlock",
+    "DilatedStack",
+    "DynamicASPP",
+    "EfficientASPP",
+    "MultiScale",
+    "RandomDilationConv2d",
+    "Segmenter",
+    "SeparableConv",
+    "SmoothedDilatedConv2d",
+    "WaveNet",
+    "WaveNetBlock",
+    "exponential_rates",
+    "replace_stride_with_dilation",
+    "same_padding",
+]
