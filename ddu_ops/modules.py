@@ -480,7 +480,7 @@ class DynamicDilationConv2d(nn.Conv2d):
         per_axis: predict a rate for the height and one for the width. Default: one for both.
         bounds, pace: of the predicted rates: see :class:`DilationPredictor`. Default: (0, 4) and 0.1.
         predict: ``False`` leaves the predictor out; every call then brings its map. Default: ``True``.
-        aligned, workspace_limit: as in :func:`~ddu_ops.dynamic_dilation_conv2d`.
+        aligned: as in :func:`~ddu_ops.dynamic_dilation_conv2d`.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
@@ -529,7 +529,6 @@ class DynamicDilationConv2d(nn.Conv2d):
         pace: float = 0.1,
         predict: bool = True,
         aligned: bool = True,
-        workspace_limit: int = 2**28,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -538,7 +537,6 @@ class DynamicDilationConv2d(nn.Conv2d):
         out_channels = integer(out_channels, "out_channels", name, ValueError)
         groups = integer(groups, "groups", name, ValueError)
         dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError)
-        workspace_limit = integer(workspace_limit, "workspace_limit", name, ValueError)
         if dilation_groups < 1 or in_channels % dilation_groups:
             raise ValueError(
                 f"DynamicDilationConv2d(): expected dilation_groups to divide in_channels = {in_channels}, but got "
@@ -555,7 +553,6 @@ class DynamicDilationConv2d(nn.Conv2d):
         )
         self.dilation_groups = dilation_groups
         self.aligned = aligned
-        self.workspace_limit = workspace_limit
         self.rate = None
         if predict:
             self.rate = DilationPredictor(
@@ -654,7 +651,6 @@ class DynamicDilationConv2d(nn.Conv2d):
             dilation_groups=self.dilation_groups,
             mask=mask,
             aligned=self.aligned,
-            workspace_limit=self.workspace_limit,
         )
 
     def extra_repr(self) -> str:
