@@ -357,6 +357,7 @@ def everything_public() -> Calls:
         "DenseASPP": (layers.DenseASPP(4, (1, 2), hidden=4).eval(), (image,)),
         "DilatedStack": (layers.DilatedStack(4, [1, (2, 3)]).eval(), (image,)),
         "EfficientASPP": (layers.EfficientASPP(4, 6, 2).eval(), (image,)),
+        "FrequencyAdaptiveConv2d": (layers.FrequencyAdaptiveConv2d(4, 6, fs_cfg=None, kernel_decompose=None), (image,)),
         "RandomDilationConv2d": (layers.RandomDilationConv2d(4, 6, 3, padding="same").eval(), (image,)),
         "Segmenter": (layers.Segmenter(nn.Conv2d(4, 4, 3, 2), layers.DeepLabV2Head(4, 6)), (image,)),
         "SmoothedDilatedConv2d": (layers.SmoothedDilatedConv2d(4, 6), (image,)),

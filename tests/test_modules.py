@@ -160,6 +160,9 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "DilatedStack": partial(layers.DilatedStack, 4, [1, (1, 2)]),
     "DynamicASPP": partial(layers.DynamicASPP, 4, 6, rates=(1, 2), dropout=0),
     "EfficientASPP": partial(layers.EfficientASPP, 4, 6, 2),
+    "FrequencyAdaptiveConv2d": partial(layers.FrequencyAdaptiveConv2d, 4, 6),
+    "FrequencyAdaptiveConv3d": partial(layers.FrequencyAdaptiveConv3d, 4, 6),
+    "FrequencySelection": partial(layers.FrequencySelection, 4),
     "MultiScale": partial(layers.MultiScale, 4, 6, (1, 2)),
     "RandomDilationConv2d": partial(layers.RandomDilationConv2d, 4, 6, 3, rates=(1, 1)),
     "SeparableConv": partial(layers.SeparableConv, 4, 6, 3),
@@ -167,8 +170,13 @@ MAKERS: dict[str, Callable[..., nn.Module]] = {
     "WaveNet": partial(layers.WaveNet, 4, 6, rates=(1, 2)),
     "WaveNetBlock": partial(layers.WaveNetBlock, 4, 6),
 }
-# What they take is an image of this shape, unless it is a signal.
-SHAPES = {"CausalConv1d": (2, 4, 9), "WaveNet": (2, 4, 9), "WaveNetBlock": (2, 4, 9)}
+# What they take is an image of this shape, unless it is a signal or a volume.
+SHAPES = {
+    "CausalConv1d": (2, 4, 9),
+    "FrequencyAdaptiveConv3d": (2, 4, 5, 6, 7),
+    "WaveNet": (2, 4, 9),
+    "WaveNetBlock": (2, 4, 9),
+}
 makers = pytest.mark.parametrize(
     "make, shape", [(make, SHAPES.get(name, (2, 4, 5, 6))) for name, make in MAKERS.items()], ids=MAKERS.keys()
 )

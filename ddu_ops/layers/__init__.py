@@ -14,6 +14,7 @@ from ddu_ops.layers.blocks import (
     same_padding,
 )
 from ddu_ops.layers.causal import CausalConv1d, WaveNet, WaveNetBlock
+from ddu_ops.layers.frequency import FrequencyAdaptiveConv2d, FrequencyAdaptiveConv3d, FrequencySelection
 from ddu_ops.layers.pyramids import (
     ASPP,
     DeepLabV2Head,
@@ -37,6 +38,9 @@ __all__ = [
     "DilatedStack",
     "DynamicASPP",
     "EfficientASPP",
+    "FrequencyAdaptiveConv2d",
+    "FrequencyAdaptiveConv3d",
+    "FrequencySelection",
     "MultiScale",
     "RandomDilationConv2d",
     "Segmenter",
