@@ -34,17 +34,24 @@ if _extension.problem is None:
         to_offsets,
     )
     from ddu_ops.modules import (
+        DeformConv1d,
+        DeformConv2d,
+        DeformConv3d,
         DeformUnfold1d,
         DeformUnfold2d,
         DeformUnfold3d,
         DilationPredictor,
+        DynamicDilationConv1d,
         DynamicDilationConv2d,
+        DynamicDilationConv3d,
         DynamicDilationFold,
         DynamicDilationFold1d,
         DynamicDilationFold3d,
         DynamicDilationUnfold,
         DynamicDilationUnfold1d,
         DynamicDilationUnfold3d,
+        OffsetPredictor,
+        convert_mmcv,
     )
 
     # It imports triton, where that is, or warns that it is not: not everybody's matter.
@@ -59,18 +66,25 @@ else:
 
 
 __all__ = [
+    "DeformConv1d",
+    "DeformConv2d",
+    "DeformConv3d",
     "DeformUnfold1d",
     "DeformUnfold2d",
     "DeformUnfold3d",
     "DilationPredictor",
+    "DynamicDilationConv1d",
     "DynamicDilationConv2d",
+    "DynamicDilationConv3d",
     "DynamicDilationFold",
     "DynamicDilationFold1d",
     "DynamicDilationFold3d",
     "DynamicDilationUnfold",
     "DynamicDilationUnfold1d",
     "DynamicDilationUnfold3d",
+    "OffsetPredictor",
     "__version__",
+    "convert_mmcv",
     "decompositions",
     "deform_conv1d",
     "deform_conv2d",

@@ -57,7 +57,7 @@ def _register_convolution(name: str) -> None:
         size: int = info.batch_size
         given = dict(zip(parameters, args, strict=True))
         dims = dict(zip(parameters, in_dims, strict=True))
-        weight, bias = given["weight"], given.get("bias")
+        weight = given["weight"]
         plain_rank = given["positions"].dim() - (dims["positions"] is not None)  # of a weight for all images
         per_image = weight.dim() - (dims["weight"] is not None) > plain_rank
         needed = given.get("output_mask", ())

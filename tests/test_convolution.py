@@ -367,7 +367,7 @@ class Model(nn.Module):
 
 def away_from_ones(model: nn.Module) -> nn.Module:
     for module in model.modules():
-        if isinstance(module, ddu_ops.DilationPredictor):
+        if isinstance(module, (ddu_ops.DilationPredictor, ddu_ops.OffsetPredictor)):
             nn.init.normal_(module.weight, std=0.2)
     return model
 
@@ -687,24 +687,46 @@ def test_a_predictor_is_made_as_a_convolution() -> None:
 # ---- the module ----
 
 
-CONVOLUTIONS = [
+TRAINED = [
     nn.Conv2d(4, 6, 3),
     nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(2, 1), groups=2, bias=False),
     nn.Conv2d(4, 4, 3, padding="same", groups=4),
     nn.Conv2d(4, 6, 1, stride=2).double(),
     nn.Conv2d(4, 6, 3, padding=1).bfloat16(),
+    nn.Conv2d(4, 6, 3, padding="same", padding_mode="replicate"),
+    nn.Conv2d(4, 6, (5, 2), stride=2, padding=(2, 1), padding_mode="reflect"),
+    nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2),
+    nn.Conv1d(4, 6, 3, padding=2, dilation=2, padding_mode="reflect"),
+    nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), bias=False),
+    nn.Conv3d(4, 6, 3, padding=1, padding_mode="replicate"),
 ]
+SIZES = {1: (9,), 2: (9, 11), 3: (3, 5, 4)}
 
 
-@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
-@pytest.mark.parametrize("bounds", [(0.0, 4.0), None])
-def test_from_conv_starts_as_the_convolution(conv: nn.Conv2d, bounds: Any) -> None:
-    layer = ddu_ops.DynamicDilationConv2d.from_conv(conv, bounds=bounds, dilation_groups=2)
+def axes_of(conv: nn.Module) -> int:
+    return int(type(conv).__name__[-2])
+
+
+@pytest.mark.parametrize("conv", TRAINED, ids=str)
+@pytest.mark.parametrize(
+    "stem, options",
+    [
+        ("DynamicDilationConv", {"bounds": (0.0, 4.0), "dilation_groups": 2}),
+        ("DynamicDilationConv", {"bounds": None, "per_axis": True}),
+        ("DeformConv", {"predict": True, "offset_groups": 2}),
+        ("DeformConv", {"predict": True, "mask": "softmax", "bound": 2.0}),
+        ("DeformConv", {"predict": True, "mask": None}),
+    ],
+    ids=str,
+)
+def test_from_conv_starts_as_the_convolution(conv: nn.Module, stem: str, options: dict[str, Any]) -> None:
+    layer = getattr(ddu_ops, f"{stem}{axes_of(conv)}d").from_conv(conv, **options)
     assert layer.weight is not conv.weight
-    for shape in ((2, 4, 9, 11), (4, 9, 11)):
+    size = SIZES[axes_of(conv)]
+    for shape in ((2, 4, *size), (4, *size)):
         input = torch.randn(shape, dtype=conv.weight.dtype)
         torch.testing.assert_close(layer(input), conv(input))
-    layer(torch.randn(2, 4, 9, 11, dtype=conv.weight.dtype)).square().sum().backward()
+    layer(torch.randn(2, 4, *size, dtype=conv.weight.dtype)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
@@ -716,15 +738,25 @@ def test_from_conv_keeps_the_state() -> None:
 
 
 def test_from_conv_refuses() -> None:
-    with pytest.raises(TypeError) as transposed:
-        ddu_ops.DynamicDilationConv2d.from_conv(nn.ConvTranspose2d(4, 6, 3))
-    with pytest.raises(ValueError) as reflected:  # noqa: PT011
-        ddu_ops.DynamicDilationConv2d.from_conv(nn.Conv2d(4, 6, 3, padding_mode="reflect"))
+    lines = []
+    for layer, conv in (
+        (ddu_ops.DynamicDilationConv2d, nn.ConvTranspose2d(4, 6, 3)),
+        (ddu_ops.DynamicDilationConv3d, nn.Conv2d(4, 6, 3)),
+        (ddu_ops.DeformConv1d, nn.Conv1d(4, 6, 3, padding_mode="circular")),
+        (ddu_ops.DeformConv2d, nn.Conv2d(4, 6, (3, 2), padding="same", padding_mode="replicate")),
+        (ddu_ops.DeformConv2d, ddu_ops.DynamicDilationConv2d(4, 6, 3)),
+    ):
+        with pytest.raises(TypeError) as caught:
+            layer.from_conv(conv)
+        lines.append(str(caught.value))
     assert_expected_inline(
-        f"{transposed.value}\n{reflected.value}",
+        "\n".join(lines),
         """\
 from_conv(): expected conv to be a torch.nn.Conv2d, but got ConvTranspose2d
-from_conv(): expected conv to have padding_mode='zeros', but got padding_mode='reflect'""",
+from_conv(): expected conv to be a torch.nn.Conv3d, but got Conv2d
+from_conv(): expected conv to have padding_mode 'zeros', 'replicate' or 'reflect', but got 'circular'
+from_conv(): expected conv to pad as much on both sides with padding_mode='replicate', but got padding='same' with dilation * (kernel_size - 1) = (2, 1)
+from_conv(): expected conv to compute what torch.nn.Conv2d does, but got DynamicDilationConv2d with forward of its own""",
     )
 
 
@@ -867,6 +899,15 @@ def test_constructor_refuses() -> None:
         ddu_ops.DynamicDilationConv2d(4, 6, 3, dilation_groups=3)
     with pytest.raises(RuntimeError, match=r"^DynamicDilationConv2d\(\): expected dilation_map to be a tensor"):
         ddu_ops.DynamicDilationConv2d(4, 6, 3, predict=False)(torch.randn(2, 4, 5, 5))
+    with pytest.raises(RuntimeError, match=r"^DeformConv1d\(\): expected offset to be a tensor"):
+        ddu_ops.DeformConv1d(4, 6, 3)(torch.randn(2, 4, 5))
+    with pytest.raises(ValueError, match=r"^DeformConv3d\(\): expected offset_groups to divide in_channels = 4, but"):
+        ddu_ops.DeformConv3d(4, 6, 3, offset_groups=3)
+    with pytest.raises(ValueError, match=r"^DynamicDilationConv1d\(\): expected padding_mode .*, but got 'circular'"):
+        ddu_ops.DynamicDilationConv1d(4, 6, 3, padding_mode="circular")
+    for options in ({"mask": "tanh"}, {"bound": 0.0}, {"moved": ()}, {"moved": (1, 0)}, {"moved": (2,)}):
+        with pytest.raises(ValueError, match=rf"^OffsetPredictor\(\): expected {next(iter(options))} to be "):
+            ddu_ops.DeformConv2d(4, 6, 3, predict=True, **options)  # type: ignore[arg-type]
 
 
 def test_state_dict_of_a_convolution() -> None:
@@ -882,15 +923,24 @@ def test_state_dict_of_a_convolution() -> None:
     torch.testing.assert_close(given(input, torch.ones(2, 1, 5, 5)), conv(input))
 
 
-def test_copies() -> None:
-    layer = away_from_ones(ddu_ops.DynamicDilationConv2d(4, 6, (3, 2), 2, 1, per_axis=True, bounds=None))
-    input = torch.randn(2, 4, 8, 9)
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "rates": lambda: ddu_ops.DynamicDilationConv2d(4, 6, (3, 2), 2, 1, per_axis=True, bounds=None),
+    "volume": lambda: ddu_ops.DynamicDilationConv3d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "offsets": lambda: ddu_ops.DeformConv2d(4, 6, (3, 2), 2, 1, predict=True, offset_groups=2, bound=1.5),
+    "line_offsets": lambda: ddu_ops.DeformConv1d(4, 6, 3, predict=True, mask="softmax"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies(name: str) -> None:
+    layer = away_from_ones(LAYERS[name]())
+    input = torch.randn(2, 4, *SIZES[axes_of(layer)])
     expected = layer(input)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
     saved = torch.load(file, weights_only=False)
-    fresh = ddu_ops.DynamicDilationConv2d(4, 6, (3, 2), 2, 1, per_axis=True, bounds=None)
+    fresh = LAYERS[name]()
     fresh.load_state_dict(layer.state_dict())
     for duplicate in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), saved, fresh):
         assert repr(duplicate) == repr(layer)
@@ -919,6 +969,96 @@ DynamicDilationConv2d(
 )
 DynamicDilationConv2d(4, 6, kernel_size=(3, 2), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, bias=False, dilation_groups=1, aligned=True)""",
     )
+
+
+# ---- predicted offsets ----
+
+
+@pytest.mark.parametrize("mask", ["sigmoid", "softmax", None])
+@pytest.mark.parametrize("axes, moved", [(1, None), (2, None), (2, (1,)), (3, (1, 2))])
+def test_predicted_offsets_are_their_formula(axes: int, moved: Any, mask: str | None) -> None:
+    predictor = ddu_ops.OffsetPredictor(
+        4, (2, 3, 1)[:axes], padding=1, offset_groups=2, mask=mask, bound=1.5, moved=moved, axes=axes
+    )
+    away_from_ones(predictor)
+    size = (5, 6, 4)[:axes]
+    for shape in ((2, 4, *size), (4, *size)):
+        input = torch.randn(shape)
+        z = (F.conv1d, F.conv2d, F.conv3d)[axes - 1](input, predictor.weight, predictor.bias, padding=1)
+        offset, factors = predictor(input)
+        taps, along = math.prod(predictor.kernel_size), moved or tuple(range(axes))
+        channels = len(shape) - axes - 1
+        each = offset.unflatten(channels, (2 * taps, axes)).movedim(channels + 1, 0)
+        of_z = z.narrow(channels, 0, 2 * taps * len(along)).unflatten(channels, (2 * taps, len(along)))
+        for axis in range(axes):
+            if axis in along:
+                place = of_z.select(channels + 1, along.index(axis))
+                torch.testing.assert_close(each[axis], 1.5 * torch.tanh(place / 1.5))
+            else:
+                assert (each[axis] == 0).all()
+        rest = z.narrow(channels, 2 * taps * len(along), z.shape[channels] - 2 * taps * len(along))
+        if mask is None:
+            assert factors is None
+        elif mask == "sigmoid":
+            torch.testing.assert_close(factors, 2 / (1 + torch.exp(-rest)))
+        else:
+            powers = rest.exp().unflatten(channels, (2, taps))
+            expected = taps * powers / powers.sum(channels + 1, keepdim=True)
+            torch.testing.assert_close(factors, expected.flatten(channels, channels + 1))
+
+
+def test_a_layer_takes_what_is_given_and_predicts_the_rest() -> None:
+    layer = away_from_ones(ddu_ops.DeformConv2d(4, 6, 3, padding=1, predict=True))
+    input, offset, mask = torch.randn(2, 4, 5, 6), torch.randn(2, 18, 5, 6), torch.rand(2, 9, 5, 6)
+    own_offset, own_mask = layer.offset(input)
+
+    def expected(offset: Tensor, mask: Tensor) -> Tensor:
+        return ddu_ops.deform_conv2d(input, offset, layer.weight, layer.bias, padding=1, mask=mask)
+
+    assert_same(layer(input), expected(own_offset, own_mask))
+    assert_same(layer(input, offset), expected(offset, own_mask))
+    assert_same(layer(input, mask=mask), expected(own_offset, mask))
+    assert_same(layer(input, offset, mask), expected(offset, mask))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_offsets_of_a_half_type_are_not_rounded(half: torch.dtype) -> None:
+    layer = away_from_ones(ddu_ops.DeformConv2d(4, 6, 3, padding=1, predict=True)).to(half)
+    input = torch.randn(2, 4, 5, 6, dtype=half)
+    offset, _ = layer.offset(input)
+    assert offset.dtype == torch.float32
+    assert layer(input).dtype == half
+
+
+@pytest.mark.parametrize("names", ["conv_offset", "{}_offset"], ids=["second_version", "first_version"])
+def test_state_dict_of_mmcv(names: str) -> None:
+    """Its pack, from its definition, in a model that has another layer."""
+    torch.manual_seed(3)
+    weight, bias = torch.randn(6, 2, 3, 3), torch.randn(6)
+    z_weight, z_bias = torch.randn(54, 4, 3, 3) / 10, torch.randn(54) / 10
+    other = nn.Conv2d(6, 4, 1)
+    stem = "1.conv_offset" if names == "conv_offset" else "1_offset"
+    theirs = {**{f"0.{key}": value for key, value in nn.Conv2d(4, 4, 1).state_dict().items()}}
+    theirs |= {"1.weight": weight, "1.bias": bias, f"{stem}.weight": z_weight, f"{stem}.bias": z_bias}
+    theirs |= {f"2.{key}": value for key, value in other.state_dict().items()}
+    ours = nn.Sequential(
+        nn.Conv2d(4, 4, 1),
+        ddu_ops.DeformConv2d(4, 6, 3, padding=1, groups=2, predict=True, offset_groups=2),
+        nn.Conv2d(6, 4, 1),
+    )
+    ours.load_state_dict(ddu_ops.convert_mmcv(theirs))
+    input = ours[0](torch.randn(2, 4, 7, 8))
+    first, second, rest = F.conv2d(input, z_weight, z_bias, padding=1).chunk(3, dim=1)
+    offset = torch.cat((first, second), dim=1)
+    expected = ddu_ops.deform_conv2d(input, offset, weight, bias, padding=1, mask=rest.sigmoid())
+    torch.testing.assert_close(ours[1](input), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(ours[2].weight, other.weight)
+
+
+def test_state_dict_of_torchvision() -> None:
+    """``torchvision.ops.DeformConv2d`` has the parameters of a ``Conv2d``, of these names."""
+    layer = ddu_ops.DeformConv2d(4, 6, 3, groups=2)
+    assert {key: value.shape for key, value in layer.state_dict().items()} == {"weight": (6, 2, 3, 3), "bias": (6,)}
 
 
 # ---- layers ----

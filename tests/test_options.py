@@ -31,7 +31,7 @@ PER_AXIS: list[Callable[[int], Any]] = [
     lambda value: (np.int32(value),),
     lambda value: [np.uint32(value), value],
 ]
-ONE = {"groups", "dilation_groups", "workspace_limit", "in_channels", "out_channels", "size"}  # never one per axis
+ONE = {"groups", "dilation_groups", "in_channels", "out_channels", "size"}  # never one per axis
 
 # Two values of every option, the first its default here.
 WINDOW = {"kernel_size": (3, 2), "stride": (1, 2), "padding": (1, 2), "dilation": (1, 2)}
@@ -97,7 +97,7 @@ FUNCTIONS = [
     Function(
         "dynamic_dilation_conv2d",
         ddu_ops.dynamic_dilation_conv2d,
-        {**CONVOLUTION, **GROUPS, "workspace_limit": (2**28, 1)},
+        {**CONVOLUTION, **GROUPS},
         lambda groups, dilation_groups, **o: {
             "input": image(),
             "weight": weight(groups),
@@ -112,6 +112,12 @@ FUNCTIONS = [
             "input": image(),
             "offset": dilation_map(2 * groups * kernel_size**2, kernel_size=kernel_size, **o),
         },
+    ),
+    Function(
+        "deform_conv2d",
+        ddu_ops.deform_conv2d,
+        CONVOLUTION,
+        lambda **o: {"input": image(), "weight": weight(), "offset": dilation_map(18, **o)},
     ),
     Function(
         "to_offsets",
@@ -154,7 +160,7 @@ MODULES = [
     Function(
         "DynamicDilationConv2d",
         module(ddu_ops.DynamicDilationConv2d, lambda **_: image()),
-        {"in_channels": (4, 4), "out_channels": (4, 6), **WINDOW, **GROUPS, "workspace_limit": (2**28, 1)},
+        {"in_channels": (4, 4), "out_channels": (4, 6), **WINDOW, **GROUPS},
         lambda **_: {},
     ),
     Function(

@@ -15,7 +15,7 @@ using at::Tensor;
 
 // Of x = Arguments::list(). Of the bias, which is not saved, `sizes` holds the number of dimensions.
 struct Formula {
-  static constexpr const char* kName = "DduConvolutionBackward";
+  static constexpr const char* kName = "DynamicDilationConvolutionBackward";
   using Options = convolution::Options;
 
   static OutputMask output_mask(const Needs& needs) { return {needs[0], needs[1], needs[2], needs[4]}; }

@@ -4,11 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from ddu_ops._options import Ints
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -22,50 +19,6 @@ class Composed(nn.Module):
     def reset_parameters(self) -> None:
         """Starts again, as a new layer does."""
         reset_children(self)
-
-
-class StartsAtZero(nn.Module):
-    """A convolution whose parameters start at zero.
-
-    It is none of :mod:`torch.nn`'s, so loops that initialise every convolution leave it alone.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Ints,
-        stride: Ints = 1,
-        padding: Ints = 0,
-        groups: int = 1,
-        *,
-        axes: int = 2,
-        device: Any = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        conv = CONV[axes](in_channels, out_channels, kernel_size, stride, padding, groups=groups, device="meta")
-        self.axes = axes
-        self.kernel_size = conv.kernel_size
-        self.stride = conv.stride
-        self.padding = conv.padding
-        self.groups = groups
-        self.weight = nn.Parameter(torch.empty(conv.weight.shape, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set weight and bias to zero."""
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, input: Tensor) -> Tensor:
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[self.axes - 1]
-        return convolve(input, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
-
-    def extra_repr(self) -> str:
-        out_channels, in_channels = self.weight.shape[:2]
-        return f"{self.groups * in_channels}, {out_channels}, kernel_size={self.kernel_size}, groups={self.groups}"
 
 
 def reset_children(module: nn.Module) -> None:

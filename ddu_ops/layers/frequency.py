@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ddu_ops._options import Ints, ints
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, dynamic_dilation_conv3d
-from ddu_ops.layers._common import CONV, MEAN, Composed, StartsAtZero, reset_children
+from ddu_ops.layers._common import CONV, MEAN, Composed, reset_children
+from ddu_ops.modules import _StartsAtZero
 
 _BANDS: dict[str, Any] = {
     "k_list": (2, 4, 8),
@@ -116,7 +117,7 @@ class FrequencySelection(Composed):
         def predictor(kernel: int) -> nn.Module:
             window: dict[str, Any] = {"padding": kernel // 2, "groups": groups, **options}
             if init == "zero":
-                return StartsAtZero(in_channels, groups, kernel, axes=axes, **window)
+                return _StartsAtZero(in_channels, groups, kernel, axes=axes, **window)
             return CONV[axes](in_channels, groups, kernel, **window)
 
         count = len(self.k_list) + lowfreq_att
@@ -206,7 +207,7 @@ class _Attention(nn.Module):
             self.norm = nn.GroupNorm(1, hidden, **options)
         else:
             self.bn = nn.BatchNorm2d(hidden, **options)
-        head: Any = StartsAtZero if identity else conv
+        head: Any = _StartsAtZero if identity else conv
         place = {**options, "axes": axes} if identity else options
         self.channel_fc = head(hidden, in_channels, 1, **place)
         self.filter_fc = head(hidden, out_channels, 1, **place)
@@ -364,8 +365,8 @@ class FrequencyAdaptiveConv2d(nn.Module):
         def predictor(channels: int, kind: Any, **window: Any) -> Any:
             return kind(in_channels, channels, self.kernel_size, self.stride, **window, **options)
 
-        self.conv_offset = predictor(deform_groups, StartsAtZero)
-        self.conv_mask = predictor(deform_groups * taps, StartsAtZero)
+        self.conv_offset = predictor(deform_groups, _StartsAtZero)
+        self.conv_mask = predictor(deform_groups * taps, _StartsAtZero)
         if sp_att:
             self.conv_mask_mean_level = predictor(deform_groups, nn.Conv2d)
         if fs_cfg is not None:
@@ -470,8 +471,8 @@ class _AdaKern3d(Composed):
 class _AdaDR3d(Composed):
     def __init__(self, in_channels: int, groups: int, **options: Any) -> None:
         super().__init__()
-        self.conv_offset = StartsAtZero(in_channels, groups, 3, axes=3, **options)
-        self.conv_mask = StartsAtZero(in_channels, 27 * groups, 3, axes=3, **options)
+        self.conv_offset = _StartsAtZero(in_channels, groups, 3, axes=3, **options)
+        self.conv_mask = _StartsAtZero(in_channels, 27 * groups, 3, axes=3, **options)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         for axis in "zyx":  # the places of the taps
