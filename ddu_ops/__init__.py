@@ -14,6 +14,7 @@ if _extension.problem is None:
     from ddu_ops import layers, receptive_field, viz
     from ddu_ops._decompositions import decompositions
     from ddu_ops._when_imported import when_imported
+    from ddu_ops.conversion import adapt, to_fixed
     from ddu_ops.functional import (
         deform_conv1d,
         deform_conv2d,
@@ -84,6 +85,7 @@ __all__ = [
     "DynamicDilationUnfold3d",
     "OffsetPredictor",
     "__version__",
+    "adapt",
     "convert_mmcv",
     "decompositions",
     "deform_conv1d",
@@ -105,6 +107,7 @@ __all__ = [
     "layers",
     "receptive_field",
     "reference",
+    "to_fixed",
     "to_offsets",
     "viz",
 ]

@@ -160,3 +160,22 @@ class UNet3d(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         skip = self.down(input)
         return self.head(self.join(torch.cat([skip, self.up(self.bottom(self.pool(skip)))], 1)))
+
+
+class Causal(nn.Module):
+    """A stack of gated convolutions along time that pad on both sides and cut the end off."""
+
+    def __init__(self, width: int = 4, classes: int = 3) -> None:
+        super().__init__()
+        rates = (1, 2, 4, 1, 2, 4)
+        self.first = nn.Conv1d(1, width, 1)
+        self.gates = nn.ModuleList(nn.Conv1d(width, 2 * width, 3, padding=2 * r, dilation=r) for r in rates)
+        self.outs = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in rates)
+        self.last = nn.Conv1d(width, classes, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.first(input)
+        for gate, out in zip(self.gates, self.outs):
+            signal, opening = gate(x)[..., : x.shape[-1]].chunk(2, 1)
+            x = x + out(signal.tanh() * opening.sigmoid())
+        return self.last(x)
