@@ -290,7 +290,7 @@ def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
 
     Example:
         >>> viz.draw_coverage(receptive_field.coverage([2, 3, 2, 3])).get_title()
-        '82% of 21 × 21 pixels; M₂ = 4, refused by HDC'
+        '82% of 21 × 21 pixels\\nHDC refuses: M₂ = 4'
     """
     from matplotlib import colormaps, colors
 
@@ -304,7 +304,7 @@ def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
         norm=colors.LogNorm(1, max(paths.max().item(), 2)),
     )
     ax.figure.colorbar(shown, ax=ax, shrink=0.8, label="paths")
-    criterion = "" if found.hdc is None else f"; M₂ = {found.hdc}, {'passed' if found.hdc_holds else 'refused'} by HDC"
+    criterion = "" if found.hdc is None else f"\nHDC {'passes' if found.hdc_holds else 'refuses'}: M₂ = {found.hdc}"
     ax.set_title(f"{found.share():.0%} of {found.size} × {found.size} pixels{criterion}", fontsize=10)
     return ax
 

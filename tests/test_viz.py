@@ -169,7 +169,7 @@ def test_gridding() -> None:
 def test_coverage_is_drawn_with_its_holes() -> None:
     """A pixel without a path on either axis is masked, and the title tells both criteria."""
     ax = viz.draw_coverage(receptive_field.coverage([2, 2, 2, 2]))
-    assert ax.get_title() == "28% of 17 × 17 pixels; M₂ = 2, passed by HDC"
+    assert ax.get_title() == "28% of 17 × 17 pixels\nHDC passes: M₂ = 2"
     drawn = ax.images[0].get_array()
     assert (~drawn.mask).sum() == 81
     assert drawn.max() == 19**2

@@ -43,7 +43,7 @@ def same_padding(kernel_size: Ints, dilation: Ints = 1, axes: int = 2) -> list[i
 
 
 def exponential_rates(count: int, cycles: int = 1, base: int = 2) -> list[int]:
-    r"""The rates :math:`1, b, b^2, \dots` of a cycle, as often as there are cycles.
+    r"""The rates :math:`1, b, b^2, \ldots` of a cycle, as often as there are cycles.
 
     Doubled from layer to layer, as by F. Yu and V. Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions",
     2015, kernels of three read every pixel of a receptive field that grows as fast.
