@@ -279,7 +279,7 @@ def draw_gridding(
 
 
 def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw how many paths lead from every pixel of a receptive field to its output position.
+    r"""Draw how many paths lead from every pixel of a receptive field to its output position.
 
     For a stack that is the same on both axes. Pixels without a path are white; colours are logarithmic, because the
     numbers of paths are far apart.
@@ -290,7 +290,7 @@ def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
 
     Example:
         >>> viz.draw_coverage(receptive_field.coverage([2, 3, 2, 3])).get_title()
-        '82% of 21 × 21 pixels\\nHDC refuses: M₂ = 4'
+        '82% of 21 × 21 pixels\nHDC refuses: M₂ = 4'
     """
     from matplotlib import colormaps, colors
 

@@ -232,13 +232,13 @@ def test_the_new_parameters_are_a_group_of_their_own() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]
 
 
-def steps(model: nn.Module, adapted: ddu_ops.conversion.Conversion, count: int) -> list[float]:
+def steps(model: nn.Module, adapted: ddu_ops.conversion.Conversion, count: int, device: str = "cpu") -> list[float]:
     """Of training with bfloat16 autocast, on one batch."""
     optimizer = torch.optim.AdamW(adapted.parameter_groups(lr=1e-2), lr=1e-3)
-    input, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    input, labels = torch.randn(4, 3, 32, 32, device=device), torch.arange(4, device=device)
     losses = []
     for _ in range(count):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             loss = F.cross_entropy(model(input).float(), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -247,10 +247,17 @@ def steps(model: nn.Module, adapted: ddu_ops.conversion.Conversion, count: int) 
     return losses
 
 
-def test_a_compiled_resnet_trains_with_autocast() -> None:
+@pytest.mark.parametrize(
+    "device, backend",
+    [
+        ("cpu", "aot_eager"),  # quicker to compile; a network on inductor is test_compile.py's
+        pytest.param("cuda", "inductor", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")),
+    ],
+)
+def test_a_compiled_resnet_trains_with_autocast(device: str, backend: str) -> None:
     torch._dynamo.reset()
-    adapted = adapt(networks.ResNet50(4))
-    losses = steps(torch.compile(adapted.model, backend="aot_eager", fullgraph=True), adapted, 10)
+    adapted = adapt(networks.ResNet50(4).to(device))
+    losses = steps(torch.compile(adapted.model, backend=backend, fullgraph=True), adapted, 10, device)
     assert losses[-1] < losses[0]
     rates = [adapted.model.get_submodule(change.name).rate for change in adapted.changes]
     assert all(rate.weight.abs().sum() > 0 for rate in rates)

@@ -250,6 +250,16 @@ def test_device_and_dtype(make: Callable[..., nn.Module]) -> None:
     make()(image(make()))
 
 
+@makers
+def test_on_every_device(make: Callable[..., nn.Module], device: torch.device) -> None:
+    """In float64, where it does not matter in which order a device adds."""
+    module = make().double().eval()
+    input = image(module).double()
+    expected = tree_leaves(module(input))
+    for actual, like in zip(tree_leaves(copy.deepcopy(module).to(device)(input.to(device))), expected, strict=True):
+        torch.testing.assert_close(actual.cpu(), like)
+
+
 # ---- What code asks by ``isinstance`` ----
 
 

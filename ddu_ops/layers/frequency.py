@@ -7,11 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops._options import Ints, ints
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, dynamic_dilation_conv3d
 from ddu_ops.layers._common import CONV, MEAN, Composed, reset_children
-from ddu_ops.modules import _StartsAtZero
+from ddu_ops.modules import _given_or, _StartsAtZero
 
 _BANDS: dict[str, Any] = {
     "k_list": (2, 4, 8),
@@ -135,20 +136,11 @@ class FrequencySelection(Composed):
     def _low_passes(self, input: Tensor) -> list[Tensor]:
         if self.lp_type == "avgpool":
             return [F.avg_pool2d(F.pad(input, [k // 2] * 4, mode="replicate"), k, 1) for k in self.k_list]
-        size = input.shape[-self.axes :]
         if self.lp_type == "laplacian":
-            corners = size[0] % 2 == 1
-            levels, level = [], input
+            levels = [input]
             for _ in self.k_list:
-                half = [n // 2 + n % 2 for n in level.shape[-2:]]
-                level = F.interpolate(level, half, mode="bilinear", align_corners=corners)
-                levels.append(F.interpolate(level, size, mode="bilinear", align_corners=corners))
-            return levels
-        return self._boxes(input)
-
-    def _boxes(self, input: Tensor) -> list[Tensor]:
-        """What is left of the spectrum inside boxes around the frequency zero."""
-        size = input.shape[-self.axes :]
+                levels.append(_halved(levels[-1], input))
+            return [_enlarged(level, input) for level in levels[1:]]
         dims = list(range(-self.axes, 0))
         # The published class shifts the channels with the frequencies, which its predictors for the spectrum notice.
         moved = [1, *dims] if self.global_selection else dims
@@ -162,16 +154,11 @@ class FrequencySelection(Composed):
                 )
             )
             spectrum = torch.complex(*parts)
-        low = []
-        for k in self.k_list:
-            box = torch.zeros(size, dtype=spectrum.real.dtype, device=input.device)
-            box[tuple(slice(round(n / 2 - n / (2 * k)), round(n / 2 + n / (2 * k))) for n in size)] = 1
-            inside = torch.fft.ifftshift(spectrum * box, dim=moved)
-            low.append(torch.fft.ifftn(inside, dim=dims, norm="ortho").real.to(input.dtype))
-        return low
+        low = (torch.fft.ifftshift(_boxed(spectrum, k, self.axes), dim=moved) for k in self.k_list)
+        return [torch.fft.ifftn(part, dim=dims, norm="ortho").real.to(input.dtype) for part in low]
 
     def forward(self, input: Tensor, att_feat: Tensor | None = None) -> Tensor:
-        source = input if att_feat is None else att_feat
+        source = _given_or(att_feat, input)
         rest, total = input, torch.zeros_like(input)
         for low, conv in zip(self._low_passes(input), self.freq_weight_conv_list, strict=False):
             total = total + self._weighted(rest - low, conv(source))
@@ -182,6 +169,51 @@ class FrequencySelection(Composed):
 
     def extra_repr(self) -> str:
         return f"k_list={self.k_list}, lp_type={self.lp_type!r}, act={self.act!r}, spatial_group={self.spatial_group}"
+
+
+# Where a call looks at the sizes of its arguments, fx, which does not know them, keeps it as one node.
+
+
+def _halved(level: Tensor, image: Tensor) -> Tensor:
+    """The next level of a pyramid over the image."""
+    if has_torch_function((level,)):
+        return handle_torch_function(_halved, (level,), level, image)
+    size = [n // 2 + n % 2 for n in level.shape[-2:]]
+    return F.interpolate(level, size, mode="bilinear", align_corners=image.shape[-2] % 2 == 1)
+
+
+def _enlarged(level: Tensor, image: Tensor) -> Tensor:
+    """A level in the size of the image."""
+    if has_torch_function((level,)):
+        return handle_torch_function(_enlarged, (level,), level, image)
+    return F.interpolate(level, image.shape[-2:], mode="bilinear", align_corners=image.shape[-2] % 2 == 1)
+
+
+def _resized(rates: Tensor, image: Tensor) -> Tensor:
+    """Rates for every pixel of the image."""
+    if has_torch_function((rates,)):
+        return handle_torch_function(_resized, (rates,), rates, image)
+    return F.interpolate(rates, image.shape[-2:], mode="bilinear", align_corners=image.shape[-1] % 2 == 1)
+
+
+def _boxed(spectrum: Tensor, k: int, axes: int) -> Tensor:
+    """The part of a shifted spectrum in the middle of every axis."""
+    if has_torch_function((spectrum,)):
+        return handle_torch_function(_boxed, (spectrum,), spectrum, k, axes)
+    size = spectrum.shape[-axes:]
+    box = torch.zeros(size, dtype=spectrum.real.dtype, device=spectrum.device)
+    box[tuple(slice(round(n / 2 - n / (2 * k)), round(n / 2 + n / (2 * k))) for n in size)] = 1
+    return spectrum * box
+
+
+def _dct(size: int, like: Tensor) -> Tensor:
+    """The orthonormal matrix of the discrete cosine transform."""
+    if has_torch_function((like,)):
+        return handle_torch_function(_dct, (like,), size, like)
+    places = torch.arange(size, dtype=torch.float64, device=like.device)
+    matrix = torch.cos(math.pi / size * torch.outer(places, places + 0.5)) * math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(like.dtype)
 
 
 class _Attention(nn.Module):
@@ -236,16 +268,7 @@ class _Attention(nn.Module):
 
 def _gain(channels: Tensor, filters: Tensor, axes: int) -> Tensor:
     """Of every pair of a filter and a channel, (B, O, I, 1, ...)."""
-    gain = filters.unsqueeze(2) * channels.unsqueeze(1)
-    return gain.view(*gain.shape, *(1,) * axes)
-
-
-def _dct(size: int, like: Tensor) -> Tensor:
-    """The orthonormal matrix of the discrete cosine transform."""
-    places = torch.arange(size, dtype=torch.float64, device=like.device)
-    matrix = torch.cos(math.pi / size * torch.outer(places, places + 0.5)) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix.to(like.dtype)
+    return (filters.unsqueeze(2) * channels.unsqueeze(1))[(..., *(None,) * axes)]
 
 
 class FrequencyAdaptiveConv2d(nn.Module):
@@ -427,8 +450,7 @@ class FrequencyAdaptiveConv2d(nn.Module):
         rates = self.rate(input)
         if select is not None and not self.pre_fs:
             spread = (rates - 1).to(input.dtype)
-            corners = input.shape[-1] % 2 == 1
-            input = select(input, F.interpolate(spread, input.shape[-2:], mode="bilinear", align_corners=corners))
+            input = select(input, _resized(spread, input))
         padded = self._padded(input)
         mask = self.conv_mask(padded).sigmoid()
         if hasattr(self, "conv_mask_mean_level"):
@@ -465,7 +487,7 @@ class _AdaKern3d(Composed):
         low = _gain(channels, filters, 3) * mean
         channels, filters, taps = self.omni_high(input)
         kernels = low + _gain(channels, filters, 3) * (weight - mean)
-        return kernels if taps is None else kernels * taps.view(-1, 1, 1, *weight.shape[2:])
+        return kernels if taps is None else kernels * taps.view(-1, 1, 1, 3, 3, 3)
 
 
 class _AdaDR3d(Composed):
