@@ -28,7 +28,7 @@ _ADAPTIVE: dict[str, tuple[type[Any], ...]] = {
 _ALREADY = tuple(kind for kinds in _ADAPTIVE.values() for kind in kinds)
 _OPTIONS = ("dilation_groups", "aligned")  # of adaptive layers alone
 # torch's words for what lies outside.
-_PADDING_MODES = {"zeros": "zeros", "border": "replicate", "reflection": "reflect"}
+_PADDING_MODES: dict[str, Any] = {"zeros": "zeros", "border": "replicate", "reflection": "reflect"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Conversion:
 
     def __str__(self) -> str:
         rows = [("layer", "was", "is", "")]
-        rows += [(c.name or "(the model)", *map(_kind, (c.before, c.after)), c.note) for c in self.changes]
+        rows += [(c.name or "(the model)", _kind(c.before), _kind(c.after), c.note) for c in self.changes]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join(lines)
@@ -169,7 +169,7 @@ def adapt(
     return Conversion(_replaced(model, made), tuple(changes), added)
 
 
-def _adaptive(conv: nn.Module, source: str, options: dict[str, Any]) -> nn.Module:
+def _adaptive(conv: Any, source: str, options: dict[str, Any]) -> nn.Module:
     """An adaptive layer, as yet without the parameters and hooks of the one that it stands for."""
     others = sorted({*conv._parameters, *conv._buffers, *conv._modules} - {"weight", "bias"})
     if others:

@@ -434,9 +434,9 @@ class _Follow(TorchDispatchMode):
     """Knows of every tensor that comes from the image what it reads."""
 
     def __init__(self, image: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.axes = image.dim() - 2
-        self.fields = WeakTensorKeyDictionary()
+        self.fields: Any = WeakTensorKeyDictionary()
         self.fields[image] = _image(self.axes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -517,7 +517,7 @@ class _Follow(TorchDispatchMode):
     def _enlarged(self, name: str, given: dict[str, Any], result: Tensor) -> list[tuple[Number, Number, Number]]:
         reach = 0 if "nearest" in name else 2 if "bicubic" in name else 1
         windows: list[tuple[Number, Number, Number]] = []
-        source = given.get("input", given.get("self"))
+        source: Tensor = given["input"] if "input" in given else given["self"]
         for before, after in zip(source.shape[-self.axes :], result.shape[-self.axes :], strict=True):
             if given.get("align_corners"):
                 step, place = Fraction(before - 1, max(after - 1, 1)), Fraction(0)

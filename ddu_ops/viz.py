@@ -327,17 +327,18 @@ def draw_receptive_fields(fields: Mapping[str, Field], axis: int = 0, *, ax: "Ax
         ['0: 7', '1: 11', 'model: 11']
     """
     ax = _axes(ax)
-    finite = [end for field in fields.values() for end in (field.first[axis], field.last[axis]) if abs(end) < math.inf]
-    low, high = float(min(finite, default=0)), float(max(finite, default=0))
+    ends_of_all = [float(end) for field in fields.values() for end in (field.first[axis], field.last[axis])]
+    finite = [end for end in ends_of_all if math.isfinite(end)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     labels = []
     for row, (name, field) in enumerate(fields.items()):
         ends = max(float(field.first[axis]), low), min(float(field.last[axis]), high)
         ax.plot(ends, (row, row), color="C0", linewidth=3, solid_capstyle="butt")
-        size, start = field.size[axis], float(field.start[axis])
+        size, start = float(field.size[axis]), float(field.start[axis])
         if size < math.inf:
             ax.plot(start, row, "o", color="C1")
             ax.plot([start + n * float(field.jump[axis]) for n in (1, 2, 3)], [row] * 3, "|", color="C1")
-        labels.append(f"{name or 'model'}: {'all' if size == math.inf else f'{float(size):g}'}")
+        labels.append(f"{name or 'model'}: {'all' if size == math.inf else f'{size:g}'}")
     ax.set_yticks(range(len(labels)), labels, fontsize=8)
     ax.invert_yaxis()
     ax.set(xlabel="pixels of the image", title="Receptive fields")

@@ -206,13 +206,14 @@ class WaveNet(Composed):
             >>> torch.allclose(torch.cat(parts, -1), net(signal), atol=1e-6)
             True
         """
-        states = [None] * (1 + len(self.blocks)) if state is None else list(state)
+        states: list[Any] = [None] * (1 + len(self.blocks)) if state is None else list(state)
         x, states[0] = self.first.stream(input, states[0])
         total: Tensor | None = None
+        block: Any
         for index, block in enumerate(self.blocks, 1):
             x, skip, states[index] = run(block.stream, x, states[index], again=self.checkpoint)
             total = skip if total is None else total + skip
-        return self.last(total), states  # type: ignore[return-value]
+        return self.last(total), states
 
     def forward(self, input: Tensor) -> Tensor:
         return self.stream(input)[0]

@@ -17,7 +17,8 @@ class _Mean(nn.Sequential):
     """The mean of the image, a 1 × 1 convolution, a norm and a ReLU, in every position."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.interpolate(super().forward(input), input.shape[2:], mode="nearest")
+        mean: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
+        return F.interpolate(mean, input.shape[2:], mode="nearest")
 
 
 class ASPP(Composed):
@@ -101,7 +102,7 @@ class ASPP(Composed):
 class _Scaled(nn.Sequential):
     """A dynamic convolution with the map that it is given, a norm and a ReLU."""
 
-    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:  # type: ignore[override]
         conv, norm, relu = self
         return relu(norm(conv(input, dilation_map)))
 
@@ -143,7 +144,7 @@ class DynamicASPP(ASPP):
     ) -> None:
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_channels, out_channels, rates, dropout=dropout, checkpoint=checkpoint, **options)
-        channels = self.convs[0][0].in_channels
+        channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError)
         self.rate = DilationPredictor(channels, 3, padding=1, bounds=bounds, pace=pace, **options)
 
     _branch = _Scaled
