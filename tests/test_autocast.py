@@ -126,6 +126,10 @@ BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {  # an
         lambda input, offset: ddu_ops.deform_unfold2d(input, 3, offset, padding=1, groups=CASE.groups),
         lambda input, *_: F.unfold(input, 3, padding=1),
     ),
+    "deform_conv": (
+        lambda input, offset, weight: ddu_ops.deform_conv2d(input, offset, weight, padding=1),
+        lambda input, _, weight: F.conv2d(input, weight, padding=1),
+    ),
     "fold": (partial(fold, CASE), lambda columns, *_: F.fold(columns, CASE.size, 3, padding=1)),
     "conv2d": (convolve, lambda input, _, weight, bias, __: F.conv2d(input, weight, bias, padding=1)),
 }
@@ -136,6 +140,9 @@ def block_arguments(name: str, device: torch.device) -> list[Tensor]:
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device, kinks=False)
     if name == "deform_unfold":
         return [input, torch.randn(2, CASE.groups * CASE.taps * 2, *CASE.output_size, device=device)]
+    if name == "deform_conv":
+        offset = torch.randn(2, CASE.groups * CASE.taps * 2, *CASE.output_size, device=device)
+        return [input, offset, torch.randn(3, 4, 3, 3, device=device)]
     if name != "conv2d":
         return [columns if name == "fold" else input, dilation_map]
     mask = torch.rand(2, CASE.groups * CASE.taps, *CASE.output_size, device=device)
