@@ -209,14 +209,18 @@ def _replaced(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 class _Rates:
-    """What the rates of a layer were, per map, and the calls that they were in."""
+    """What the rates of a layer were, per map, and whether its calls could have been a plain convolution's."""
 
     def __init__(self) -> None:
+        self.plain = True
         self.count = 0
         self.total = self.squares = torch.zeros(())
         self.low, self.high = torch.full((), torch.inf), torch.full((), -torch.inf)
 
-    def add(self, rates: Tensor) -> None:
+    def look(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.plain &= len(args) == 1 and not kwargs
+
+    def add(self, predictor: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rates: Tensor) -> None:
         found = rates.detach().double().cpu().transpose(0, 1).flatten(1)  # (maps, positions)
         self.count += found.shape[1]
         self.total = self.total + found.sum(1)
@@ -260,7 +264,10 @@ def to_fixed(
         if isinstance(module, _ADAPTIVE["rates"]) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
     rates = {name: _Rates() for name, layer in layers.items() if layer.rate is not None}
-    _run(model, batches, {layers[name].rate: _adds_to(found) for name, found in rates.items()})
+    hooks = [
+        hook for name, found in rates.items() for hook in ((layers[name], found.look), (layers[name].rate, found.add))
+    ]
+    _run(model, batches, hooks)
     fixed: dict[str, nn.Module] = {}
     notes: dict[str, str] = {}
     for name, layer in layers.items():
@@ -268,7 +275,7 @@ def to_fixed(
         if result is not None:
             fixed[name] = result
     lost = {name: [0.0, 0.0] for name in fixed}
-    _run(model, batches, {layers[name]: _compares(fixed[name], lost[name]) for name in fixed})
+    _run(model, batches, [(layers[name], _compares(fixed[name], lost[name])) for name in fixed])
     changes, made = [], {}
     for name, layer in layers.items():
         if name in fixed:
@@ -280,8 +287,8 @@ def to_fixed(
     return Conversion(_replaced(model, made), tuple(changes))
 
 
-def _run(model: nn.Module, batches: list[Tensor], hooks: dict[nn.Module, Any]) -> None:
-    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+def _run(model: nn.Module, batches: list[Tensor], hooks: list[tuple[nn.Module, Callable[..., None]]]) -> None:
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -294,12 +301,8 @@ def _run(model: nn.Module, batches: list[Tensor], hooks: dict[nn.Module, Any]) -
             handle.remove()
 
 
-def _adds_to(found: _Rates) -> Callable[..., None]:
-    return lambda module, args, output: found.add(output)
-
-
 def _compares(fixed: nn.Module, lost: list[float]) -> Callable[..., None]:
-    def compare(module: nn.Module, args: Any, output: Tensor) -> None:
+    def compare(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         lost[0] += (fixed(args[0]) - output).double().square().sum().item()
         lost[1] += output.double().square().sum().item()
 
@@ -312,6 +315,8 @@ def _fixed(layer: Any, rates: _Rates | None, tolerance: float) -> tuple[nn.Modul
         return None, "stays: it predicts no rates, they are given in every call"
     if not rates.count:
         return None, "stays: the model did not call it"
+    if not rates.plain:
+        return None, "stays: its calls bring a map or a mask"
     if not layer.aligned:
         return None, "stays: its windows are not centred (aligned=False)"
     axes = len(layer.kernel_size)

@@ -412,6 +412,13 @@ def test_layers_that_are_not_looked_at() -> None:
     assert model.training
 
 
+def test_layers_that_are_called_with_a_mask_stay() -> None:
+    model = layers.AdaptiveDilationConv2d(4, 4, 3, padding=1)
+    (change,) = to_fixed(model, torch.randn(1, 4, 9, 9)).changes
+    assert (change.name, change.note) == ("conv", "stays: its calls bring a map or a mask")
+    assert adaptive(model) == ["conv"]
+
+
 def test_what_is_lost_is_measured() -> None:
     layer = with_rates(1.05, 4, 6, 3, padding=1)
     batches = [torch.randn(n, 4, 9, 9, dtype=torch.float64) for n in (1, 3)]

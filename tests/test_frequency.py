@@ -398,3 +398,33 @@ def test_it_learns() -> None:
                     parameter -= 1e-3 * parameter.grad
         for name, parameter in layer.named_parameters():
             assert parameter.grad.abs().sum() > 0, name
+
+
+# ---- As other layers ----
+
+
+@pytest.mark.parametrize(
+    "layer, shape",
+    [
+        (layers.FrequencyAdaptiveConv2d(4, 6, use_dct=True), (2, 4, 9, 8)),
+        (layers.FrequencyAdaptiveConv3d(4, 6), (2, 4, 5, 6, 7)),
+    ],
+    ids=["images", "volumes"],
+)
+def test_compiled_under_autocast_and_exported(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer.train(), backend="aot_eager", fullgraph=True)
+    for run in (layer, compiled):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            output = run(x)
+        assert output.dtype == torch.bfloat16
+        output.float().square().sum().backward()
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in layer.parameters())
+    layer.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = layer(x)
+    torch.testing.assert_close(half.float(), layer(x), rtol=0.1, atol=0.03)
+    exported = torch.export.export(layer, (x,)).module()
+    torch.testing.assert_close(exported(x), layer(x))

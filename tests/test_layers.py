@@ -285,8 +285,9 @@ def test_the_rates_are_one_after_a_state_without_them() -> None:
 
 
 @pytest.mark.parametrize("axes", [1, 3])
-def test_a_pyramid_on_other_axes(axes: int) -> None:
-    head = with_norms_of_its_own(layers.ASPP(4, 6, (1, 2), axes=axes))
+@pytest.mark.parametrize("kind", [layers.ASPP, layers.DynamicASPP])
+def test_a_pyramid_on_other_axes(axes: int, kind: Any) -> None:
+    head: Any = with_norms_of_its_own(kind(4, 6, (1, 2), axes=axes))
     input = torch.randn(2, 4, *(7,) * axes)
     point, *dilated, mean = head.convs
     branches = [F.relu(point[1](CONVOLVE[axes](input, point[0].weight)))]

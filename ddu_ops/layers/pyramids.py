@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ddu_ops._options import integer
 from ddu_ops.layers._common import CONV, MEAN, Composed, axes_of, conv_norm_relu, run, with_rates_of_one
 from ddu_ops.layers.blocks import MultiScale, SeparableConv
-from ddu_ops.modules import DilationPredictor, DynamicDilationConv2d
+from ddu_ops.modules import DilationPredictor, DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d
+
+_DYNAMIC: dict[int, Any] = {1: DynamicDilationConv1d, 2: DynamicDilationConv2d, 3: DynamicDilationConv3d}
 
 
 class _Mean(nn.Sequential):
@@ -115,13 +117,12 @@ class DynamicASPP(ASPP):
     state of :class:`ASPP` and of torchvision's, too; the rates are one then.
 
     Args:
-        in_channels, out_channels, rates, dropout, checkpoint: as in :class:`ASPP`.
+        in_channels, out_channels, rates, dropout, checkpoint, axes: as in :class:`ASPP`.
         bounds, pace: of the dynamic rate: see :class:`~ddu_ops.DilationPredictor`. Default: (0, 4) and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
-        - input: :math:`(B, C, H, W)`.
-        - Output: :math:`(B, C_{out}, H, W)`.
+        - input: :math:`(B, C_{in}, *)`. Output: :math:`(B, C_{out}, *)`, of the same size.
 
     Example:
         >>> head = layers.DynamicASPP(8, 4, rates=(1, 2, 3))
@@ -137,20 +138,21 @@ class DynamicASPP(ASPP):
         *,
         dropout: float = 0.5,
         checkpoint: bool = False,
+        axes: int = 2,
         bounds: tuple[float, float] | None = (0.0, 4.0),
         pace: float = 0.1,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(in_channels, out_channels, rates, dropout=dropout, checkpoint=checkpoint, **options)
+        super().__init__(in_channels, out_channels, rates, dropout=dropout, checkpoint=checkpoint, axes=axes, **options)
         channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError)
-        self.rate = DilationPredictor(channels, 3, padding=1, bounds=bounds, pace=pace, **options)
+        self.rate = DilationPredictor(channels, 3, padding=1, axes=axes, bounds=bounds, pace=pace, **options)
 
     _branch = _Scaled
 
     def _dilated(self, in_channels: int, out_channels: int, axes: int, **window: Any) -> nn.Module:
-        return DynamicDilationConv2d(in_channels, out_channels, 3, predict=False, **window)
+        return _DYNAMIC[axes](in_channels, out_channels, 3, predict=False, **window)
 
     def _branches(self, input: Tensor) -> Tensor:
         dilation_map = self.rate(input)
