@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ddu_ops._options import ints
 from ddu_ops.modules import (
+    _CONVOLUTIONS,
+    _PADDING_MODES,
     DeformConv1d,
     DeformConv2d,
     DeformConv3d,
@@ -19,16 +21,15 @@ from ddu_ops.modules import (
     DynamicDilationConv3d,
 )
 
-# By the number of axes.
-_PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# By the number of axes, as _CONVOLUTIONS.
 _ADAPTIVE: dict[str, tuple[type[Any], ...]] = {
     "rates": (DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d),
     "offsets": (DeformConv1d, DeformConv2d, DeformConv3d),
 }
 _ALREADY = tuple(kind for kinds in _ADAPTIVE.values() for kind in kinds)
 _OPTIONS = ("dilation_groups", "aligned")  # of adaptive layers alone
-# torch's words for what lies outside.
-_PADDING_MODES: dict[str, Any] = {"zeros": "zeros", "border": "replicate", "reflection": "reflect"}
+# torch's words for what lies outside, which come last.
+_WORDS: dict[str, Any] = {mode: word for word, mode in _PADDING_MODES.items()}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Change:
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Conversion:
     """What became of a model.
 
@@ -71,7 +72,7 @@ class Conversion:
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in new]
         return [{"params": rest}, {"params": self.added, **options}]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         rows = [("layer", "was", "is", "")]
         rows += [(c.name or "(the model)", _kind(c.before), _kind(c.after), c.note) for c in self.changes]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -90,7 +91,7 @@ def adapt(
     model: nn.Module,
     names: str | Sequence[str] = "*",
     *,
-    types: type[nn.Module] | tuple[type[nn.Module], ...] = _PLAIN,
+    types: type[nn.Module] | tuple[type[nn.Module], ...] = _CONVOLUTIONS,
     where: Callable[[str, nn.Module], bool] | None = None,
     source: str = "rates",
     **options: Any,
@@ -139,7 +140,7 @@ def adapt(
     for name, module in model.named_modules():
         if (
             isinstance(module, types)
-            and isinstance(module, _PLAIN)
+            and isinstance(module, _CONVOLUTIONS)
             and not isinstance(module, _ALREADY)
             and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
             and (max(module.kernel_size) >= 3 if where is None else where(name, module))
@@ -346,7 +347,7 @@ def _fixed(layer: Any, rates: _Rates | None, tolerance: float) -> tuple[nn.Modul
         if any(m % 2 or p + m // 2 < 0 for p, m in zip(padding, more, strict=True)):
             return None, f"{note}: stays, no padding centres the windows of dilation {_text(dilations)}"
         padding = tuple(p + m // 2 for p, m in zip(padding, more, strict=True))
-    conv = _PLAIN[axes - 1](
+    conv = _CONVOLUTIONS[axes - 1](
         layer.in_channels,
         layer.out_channels,
         layer.kernel_size,
@@ -355,7 +356,7 @@ def _fixed(layer: Any, rates: _Rates | None, tolerance: float) -> tuple[nn.Modul
         tuple(dilations),
         layer.groups,
         layer.bias is not None,
-        _PADDING_MODES[layer.padding_mode],
+        _WORDS[layer.padding_mode],
         device="meta",
     )
     conv.weight, conv.bias = layer.weight, layer.bias

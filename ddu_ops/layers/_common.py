@@ -7,7 +7,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-CONV: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+from ddu_ops.modules import _CONVOLUTIONS
+
+# By the number of axes.
+CONV: dict[int, Any] = dict(enumerate(_CONVOLUTIONS, 1))
 NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 MEAN: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
 BLUR: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
