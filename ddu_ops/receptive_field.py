@@ -421,7 +421,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 _IN_PLACE = {
     *("alias", "clone", "contiguous", "detach", "expand", "lift_fresh", "permute", "squeeze", "t", "transpose"),
     *("unsqueeze", "_reshape_alias", "_to_copy", "_unsafe_view", "view", "view_as", "copy_", "copy"),
-    *("cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "select"),
+    *("cat", "stack", "split", "split_with_sizes", "chunk", "unbind", "select", "slice"),
     *("batch_norm", "native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
     *("_native_batch_norm_legit", "_batch_norm_no_update", "native_layer_norm", "native_group_norm"),
     *("addmm", "mm", "native_dropout"),

@@ -277,6 +277,28 @@ def test_dynamic_layers_count_with_the_rates_that_they_have() -> None:
     assert (found.first, found.last) == ((-5, -1), (1, 3))
 
 
+def test_what_happens_to_channels_moves_nothing() -> None:
+    """Norms, attention over channels, layers on the last axis, parts of the channels and their order."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 8, 3, padding=1)
+            self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.InstanceNorm2d(8)])
+            self.linear = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU())
+
+        def forward(self, input: Tensor) -> Tensor:
+            x = self.conv(input)
+            for norm in self.norms:
+                x = norm(x)
+            x = self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            first, second = x.chunk(2, 1)
+            x = torch.cat([second.softmax(1) * x[:, :4], first.mean(1, keepdim=True)], 1)
+            return torch.stack([x[:, 0], x[:, 1:].sum(1)], 1).relu_()
+
+    assert trace(Mixed())[""] == field(Layer((3, 3), padding=1))
+
+
 def test_branches_that_are_not_aligned() -> None:
     class Shifted(nn.Module):
         def __init__(self, *convs: nn.Module) -> None:
