@@ -552,7 +552,9 @@ SymParams check_convolution(
     const Options& options,
     int64_t groups,
     const Caller& caller) {
-  Check check{op, caller, "dilation_groups"};
+  // deform_conv* knows its groups from the channels of offset alone.
+  const bool inferred = caller.model && options.source == name_of(Source::kOffsets);
+  Check check{op, caller, inferred ? "the groups of offset" : "dilation_groups"};
   check.tensor("input", input);
   check.tensor("weight", weight);
   const auto axes = caller.axes;

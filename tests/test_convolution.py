@@ -659,6 +659,44 @@ dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got 
     )
 
 
+def test_messages_of_deform_conv() -> None:
+    """The shapes tell the groups; where they fit no number of groups, the message says what one group takes."""
+    right = {
+        "input": torch.randn(2, 4, 5, 6),
+        "offset": torch.randn(2, 36, 5, 6),
+        "weight": torch.randn(6, 2, 3, 3),
+        "padding": 1,
+    }
+    lines = []
+    for changes in (
+        {"input": torch.randn(4, 5)},
+        {"offset": torch.randn(2, 17, 5, 6)},
+        {"offset": torch.randn(2, 54, 5, 6)},
+        {"offset": torch.randn(2, 36, 5, 5)},
+        {"offset": torch.randn(2, 36, 5, 6).double()},
+        {"weight": torch.randn(6, 3, 3, 3)},
+        {"weight": torch.randn(6, 2, 9)},
+        {"mask": torch.randn(2, 10, 5, 6)},
+        {"padding_mode": "circular"},
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            ddu_ops.deform_conv2d(**{**right, **changes})
+        lines.append(str(caught.value))
+    assert_expected_inline(
+        "\n".join(lines),
+        """\
+deform_conv2d(): expected input of shape (B, C, H, W) or (C, H, W), but got (4, 5)
+deform_conv2d(): expected offset of shape (2, 18, 5, 6), but got (2, 17, 5, 6)
+deform_conv2d(): expected the groups of offset to divide the 4 channels of input, but got 3
+deform_conv2d(): expected offset of shape (2, 36, 5, 6), but got (2, 36, 5, 5)
+deform_conv2d(): expected offset of type float32, for input is float32, but got float64
+deform_conv2d(): expected weight of shape (6, 4, 3, 3), but got (6, 3, 3, 3)
+deform_conv2d(): expected weight of shape (C_out, C / groups, kH, kW) or (B, C_out, C / groups, kH, kW), but got (6, 2, 9)
+deform_conv2d(): expected mask of shape (2, M * 9, 5, 6), for a number M of groups that divides the 4 channels of input, but got (2, 10, 5, 6)
+deform_conv2d(): expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'circular'""",
+    )
+
+
 def test_messages_of_the_backward() -> None:
     arguments = make_arguments(FULL, torch.float32)
     tensors = [arguments[name] for name in ("input", "weight", "dilation_map")]
