@@ -31,6 +31,7 @@ if _extension.problem is None:
         DynamicDilationMaxPool3d,
     )
     from ddu_ops._when_imported import when_imported
+    from ddu_ops.conversion import adapt, to_fixed
     from ddu_ops.functional import (
         deform_conv1d,
         deform_conv2d,
@@ -133,6 +134,7 @@ __all__ = [
     "DynamicDilationUnfold3d",
     "OffsetPredictor",
     "__version__",
+    "adapt",
     "convert_mmcv",
     "decompositions",
     "deform_aggregate1d",
@@ -169,6 +171,7 @@ __all__ = [
     "layers",
     "receptive_field",
     "reference",
+    "to_fixed",
     "to_offsets",
     "viz",
 ]

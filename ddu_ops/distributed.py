@@ -201,9 +201,7 @@ def _shardings_of_sums(op: OpOverload, args: _Arguments) -> Shardings:
     tensors = [argument.name for argument in op._schema.arguments if "Tensor" in str(argument.type)]
     inputs = [name for name in tensors if args[name] is not None]
     outputs = [result.name for result in op._schema.returns]
-    if (
-        op is torch.ops.ddu.sums_backward.default
-    ):  # an empty tensor is not cut, and in the place of what is not asked for
+    if op is torch.ops.ddu.sums_backward.default:  # an empty tensor is not cut, and stands for what is not asked for
         asked = zip(outputs, args["output_mask"], strict=True)
         outputs = [name if need else "empty" for name, need in asked]
 
@@ -236,7 +234,7 @@ for _name in ("aggregate", "correlate", "scatter", "sums_backward", "max_pool"):
     _register(
         _operator,
         partial(_shardings_of_sums, _operator),
-        lead=(0, 1),
+        lead=(0, lambda _: 1),
         units=partial(_groups_of_all, _operator),
         divided=lambda _, name=_name: ["groups", "mask_groups"] if name == "correlate" else ["groups"],  # type: ignore[misc]
     )

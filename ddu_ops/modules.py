@@ -311,6 +311,7 @@ class _StartsAtZero(nn.Module):
         stride: Ints = 1,
         padding: Ints | str = 0,
         dilation: Ints = 1,
+        groups: int = 1,
         *,
         axes: int = 2,
         device: Any = None,
@@ -318,7 +319,7 @@ class _StartsAtZero(nn.Module):
     ) -> None:
         super().__init__()
         window = _window(axes, type(self).__name__, kernel_size, stride, padding, dilation)
-        conv = _CONVOLUTIONS[axes - 1](in_channels, out_channels, *window, device="meta")  # for its checks
+        conv = _CONVOLUTIONS[axes - 1](in_channels, out_channels, *window, groups, device="meta")  # for its checks
         self.axes = axes
         self.in_channels = in_channels
         self.out_channels = out_channels
@@ -326,6 +327,7 @@ class _StartsAtZero(nn.Module):
         self.stride = conv.stride
         self.padding = conv.padding
         self.dilation = conv.dilation
+        self.groups = groups
         self.weight = nn.Parameter(torch.empty(conv.weight.shape, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         self.reset_parameters()
@@ -337,7 +339,7 @@ class _StartsAtZero(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         convolve = _CONVOLVE[self.axes - 1]
-        return convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        return convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
     def extra_repr(self) -> str:
         return (

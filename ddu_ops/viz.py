@@ -4,7 +4,8 @@ Needs matplotlib, ``pip install ddu_ops[viz]``; it is imported when something is
 that it is given, or on new ones, and returns them.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from ddu_ops import reference
 from ddu_ops._options import Ints, integer, ints
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d
+from ddu_ops.receptive_field import Coverage, Field
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -268,3 +270,70 @@ def draw_gridding(
         _show(ax, pattern.masked_fill(pattern == 0, torch.nan), cmap=colours)
         ax.set_title(f"{name} rates: {share:.0%} of the pixels in reach", fontsize=10)
     return figure
+
+
+def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
+    r"""Draw how many paths lead from every pixel of a receptive field to its output position.
+
+    For a stack that is the same on both axes. Pixels without a path are white; colours are logarithmic, because the
+    numbers of paths are far apart.
+
+    Args:
+        found: of :func:`ddu_ops.receptive_field.coverage`.
+        ax: what to draw on. Default: new axes.
+
+    Example:
+        >>> viz.draw_coverage(receptive_field.coverage([2, 3, 2, 3])).get_title()
+        '82% of 21 × 21 pixels\nHDC refuses: M₂ = 4'
+    """
+    from matplotlib import colormaps, colors
+
+    ax = _axes(ax)
+    line = torch.tensor([float(count) for count in found.multiplicity])
+    paths = torch.outer(line, line)
+    shown = _show(
+        ax,
+        paths.masked_fill(paths == 0, torch.nan),
+        cmap=colormaps["viridis"].with_extremes(bad="white"),
+        norm=colors.LogNorm(1, max(paths.max().item(), 2)),
+    )
+    ax.figure.colorbar(shown, ax=ax, shrink=0.8, label="paths")
+    criterion = "" if found.hdc is None else f"\nHDC {'passes' if found.hdc_holds else 'refuses'}: M₂ = {found.hdc}"
+    ax.set_title(f"{found.share():.0%} of {found.size} × {found.size} pixels{criterion}", fontsize=10)
+    return ax
+
+
+def draw_receptive_fields(fields: Mapping[str, Field], axis: int = 0, *, ax: "Axes | None" = None) -> "Axes":
+    """Draw what the outputs of a model read along an axis, one line for each.
+
+    A line goes from the first to the last pixel that position 0 reads, a dot marks the start, and ticks the starts of
+    the next three positions: they are one jump apart. A line without ends reads the whole image.
+
+    Args:
+        fields: of :func:`ddu_ops.receptive_field.trace`, or chosen ones.
+        axis: slowest first.
+        ax: what to draw on. Default: new axes.
+
+    Example:
+        >>> stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, 2, 3), torch.nn.MaxPool2d(3, 2, 1))
+        >>> fields = receptive_field.trace(stem)
+        >>> [label.get_text() for label in viz.draw_receptive_fields(fields).get_yticklabels()]
+        ['0: 7', '1: 11', 'model: 11']
+    """
+    ax = _axes(ax)
+    ends_of_all = [float(end) for field in fields.values() for end in (field.first[axis], field.last[axis])]
+    finite = [end for end in ends_of_all if math.isfinite(end)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    labels = []
+    for row, (name, field) in enumerate(fields.items()):
+        ends = max(float(field.first[axis]), low), min(float(field.last[axis]), high)
+        ax.plot(ends, (row, row), color="C0", linewidth=3, solid_capstyle="butt")
+        size, start = float(field.size[axis]), float(field.start[axis])
+        if size < math.inf:
+            ax.plot(start, row, "o", color="C1")
+            ax.plot([start + n * float(field.jump[axis]) for n in (1, 2, 3)], [row] * 3, "|", color="C1")
+        labels.append(f"{name or 'model'}: {'all' if size == math.inf else f'{size:g}'}")
+    ax.set_yticks(range(len(labels)), labels, fontsize=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="pixels of the image", title="Receptive fields")
+    return ax

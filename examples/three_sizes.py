@@ -59,11 +59,12 @@ class Network(nn.Module):
             nn.BatchNorm2d(CHANNELS),
             nn.ReLU(),
         )
-        self.head = layers.DynamicASPP(CHANNELS, CHANNELS, RATES)
+        self.head = layers.DynamicASPP(CHANNELS, CHANNELS, RATES, dropout=0)
         self.classifier = nn.Conv2d(CHANNELS, CLASSES, 1)
         if make_predictor is None:
             self.head.rate = nn.Identity()
-            self.head.pyramid = nn.ModuleList(Fixed(branch) for branch in self.head.pyramid)
+            for branch in self.head.convs[1:-1]:
+                branch[0] = Fixed(branch[0])
         else:  # last, so that the other weights are the same for all
             self.head.rate = make_predictor()
 

@@ -27,6 +27,8 @@ TORCH_WARNINGS = [
     "ignore:`torch.jit.*` is deprecated:DeprecationWarning",  # by parts of torch that still use it
     "ignore:.*does not have a deterministic implementation:UserWarning",  # operators of torch that tests use
     "ignore:.*[Pp]rofil.*:UserWarning",  # its profiler, where there is a GPU
+    "ignore:TensorFloat32 tensor cores for float32:UserWarning",  # inductor, on a GPU
+    "ignore:TypedStorage is deprecated:UserWarning",  # inductor of torch 2.11
     "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",  # dynamo
     "ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning",  # its export
 ]

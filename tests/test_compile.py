@@ -40,11 +40,6 @@ from cases import (
     pick,
 )
 
-pytestmark = [  # what inductor says on a GPU, and of itself in torch 2.11
-    pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores for float32:UserWarning"),
-    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
-]
-
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:

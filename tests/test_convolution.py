@@ -1335,22 +1335,6 @@ def test_adaptive_dilation_is_its_formula(device: torch.device) -> None:
     assert all(parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
 
 
-def test_aspp_shares_its_rate(device: torch.device) -> None:
-    """It starts as the pyramid of plain convolutions; then one map moves all its branches."""
-    head = layers.DynamicASPP(4, 6, rates=(1, 2, 3)).to(device).eval()
-    input = torch.randn(2, 4, 9, 9, device=device)
-    branches = [
-        head.point(input),
-        *(F.conv2d(input, b.weight, padding=r, dilation=r) for b, r in zip(head.pyramid, (1, 2, 3))),
-        head.image(input.mean((2, 3), keepdim=True)).expand(-1, -1, 9, 9),
-    ]
-    expected = head.project(torch.cat([norm(x).relu() for norm, x in zip(head.norms, branches)], 1))
-    torch.testing.assert_close(head(input), expected, rtol=1e-4, atol=1e-5)
-    assert sum(isinstance(module, ddu_ops.DilationPredictor) for module in head.modules()) == 1
-    head.train()(input).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in head.parameters())
-
-
 def test_vmap_is_one_call(device: torch.device) -> None:
     """And not one for every item, as where torch has no rule."""
 

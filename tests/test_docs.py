@@ -23,7 +23,7 @@ PAGES = {
 }
 FLAGS = doctest.NORMALIZE_WHITESPACE
 
-MODULES = ["ddu_ops", *(f"ddu_ops.{m.name}" for m in pkgutil.iter_modules(ddu_ops.__path__) if m.name != "_C")]
+MODULES = ["ddu_ops", *(m.name for m in pkgutil.walk_packages(ddu_ops.__path__, "ddu_ops.") if m.name != "ddu_ops._C")]
 
 
 def in_scope() -> dict[str, Any]:
@@ -66,6 +66,7 @@ def test_everything_public_has_an_example() -> None:
     assert len(public) == 99
     shown = {name.rpartition(".")[2] for name in EXAMPLES if not name.startswith("ddu_ops.reference")}
     assert shown >= set(public)
+    assert shown >= set(ddu_ops.layers.__all__)
     shown = {name.rpartition(".")[2] for name in EXAMPLES if name.startswith("ddu_ops.reference")}
     assert shown >= {"dynamic_dilation_unfold", "dynamic_dilation_fold"}
 

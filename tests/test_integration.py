@@ -383,6 +383,23 @@ def everything_public() -> Calls:
         ),
         "AdaptiveDilationConv2d": (layers.AdaptiveDilationConv2d(4, 6, 3, padding=1), (image,)),
         "DynamicASPP": (layers.DynamicASPP(4, 6, rates=(1, 2)).eval(), (image,)),
+        "DeepLabV3Head": (layers.DeepLabV3Head(4, 6, channels=4, dynamic=True).eval(), (image,)),
+        "DenseASPP": (layers.DenseASPP(4, (1, 2), hidden=4).eval(), (image,)),
+        "DilatedStack": (layers.DilatedStack(4, [1, (2, 3)]).eval(), (image,)),
+        "EfficientASPP": (layers.EfficientASPP(4, 6, 2).eval(), (image,)),
+        "FrequencySelection": (layers.FrequencySelection(4, global_selection=True), (image,)),
+        "FrequencySelection_laplacian": (layers.FrequencySelection(4, lp_type="laplacian"), (image,)),
+        "FrequencyAdaptiveConv2d": (layers.FrequencyAdaptiveConv2d(4, 6, use_dct=True, sp_att=True).eval(), (image,)),
+        "FrequencyAdaptiveConv2d_rates_first": (layers.FrequencyAdaptiveConv2d(4, 6, pre_fs=False).eval(), (image,)),
+        "FrequencyAdaptiveConv3d": (
+            layers.FrequencyAdaptiveConv3d(4, 6, use_position_att=True),
+            (torch.randn(2, 4, 5, 6, 7),),
+        ),
+        "RandomDilationConv2d": (layers.RandomDilationConv2d(4, 6, 3, padding="same").eval(), (image,)),
+        "Segmenter": (layers.Segmenter(nn.Conv2d(4, 4, 3, 2), layers.DeepLabV2Head(4, 6)), (image,)),
+        "SmoothedDilatedConv2d": (layers.SmoothedDilatedConv2d(4, 6), (image,)),
+        "SmoothedDilatedConv2d_by_grids": (layers.SmoothedDilatedConv2d(4, 6, interaction="group"), (image,)),
+        "WaveNet": (layers.WaveNet(4, 6, rates=(1, 2)), (image[:, :, 0],)),
     }
     return {**functions, **modules}
 

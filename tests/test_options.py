@@ -13,7 +13,6 @@ import ddu_ops
 from cases import assert_bits
 from ddu_ops import layers, viz
 from ddu_ops._options import ints
-from ddu_ops.receptive_field import Layer
 
 
 class Number:
@@ -183,7 +182,6 @@ MODULES = [
         lambda **o: {"dilation_map": dilation_map(**o)[0]},
     ),
     Function("gridding_pattern", viz.gridding_pattern, {"size": (9, 7)}, lambda **_: {"rates": [2]}),
-    Function("Layer", lambda **o: Layer(**o).along(1), WINDOW, lambda **_: {}),
 ]
 
 

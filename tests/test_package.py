@@ -59,7 +59,7 @@ def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path, monkeypat
     assert path.name == f"ddu_ops-{version}-{tag}-{platform}.whl"
 
     sources = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "ddu_ops").glob("*.py*") if path.suffix in (".py", ".pyi")
+        str(path.relative_to(ROOT)) for path in (ROOT / "ddu_ops").rglob("*.py*") if path.suffix in (".py", ".pyi")
     }
     extension, record, info = f"ddu_ops/_C{suffix}", "ddu_ops/_built_for.json", f"ddu_ops-{version}.dist-info"
     metadata = {f"{info}/{name}" for name in ("METADATA", "RECORD", "WHEEL", "top_level.txt", "licenses/LICENSE")}

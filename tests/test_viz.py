@@ -13,7 +13,7 @@ from torch import Tensor
 
 import ddu_ops
 from cases import CASES, Case, make_tensors
-from ddu_ops import viz
+from ddu_ops import receptive_field, viz
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,27 @@ def test_gridding() -> None:
     assert pattern.sum() == 9**3
     with pytest.raises(ValueError, match=r"^gridding_pattern\(\): expected kernel_size to be odd, but got 2"):
         viz.gridding_pattern([1], kernel_size=2)
+
+
+@pytest.mark.filterwarnings("ignore:coverage")
+def test_coverage_is_drawn_with_its_holes() -> None:
+    """A pixel without a path on either axis is masked, and the title tells both criteria."""
+    ax = viz.draw_coverage(receptive_field.coverage([2, 2, 2, 2]))
+    assert ax.get_title() == "28% of 17 × 17 pixels\nHDC passes: M₂ = 2"
+    drawn = ax.images[0].get_array()
+    assert (~drawn.mask).sum() == 81
+    assert drawn.max() == 19**2
+    render(ax)
+    assert viz.draw_coverage(receptive_field.coverage([3])).get_title() == "18% of 7 × 7 pixels"
+
+
+def test_receptive_fields_are_drawn_as_lines() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 1, (3, 5), 2, 1), torch.nn.AdaptiveAvgPool2d(1))
+    ax = viz.draw_receptive_fields(receptive_field.trace(model), axis=1)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0: 5", "1: all", "model: all"]
+    assert list(ax.lines[0].get_xdata()) == [-1, 3]
+    assert list(ax.lines[2].get_xdata()) == [3, 5, 7]
+    render(ax)
 
 
 def test_more_than_one_map_is_refused() -> None:

@@ -30,19 +30,28 @@ for row in (10, 24, 38):
     print(f"row {row}: rows {first} to {last}")
 
 # %%
+# Of a model, branches and all: it runs once, and every operator is followed.
+
+from ddu_ops import layers
+
+pyramid = layers.DilatedStack(4, [1, 2, (1, 4), 8])  # the third block has two rates side by side
+fields = receptive_field.trace(pyramid)
+viz.draw_receptive_fields({name: fields[name] for name in ("0", "1", "2", "3")})
+
+# %%
 # Which pixels: the gradient
 # --------------------------
 #
 # The effective receptive field of three random layers that read this map, at these rows.
 
 torch.manual_seed(0)
-layers = [DynamicDilationConv2d(1 if i == 0 else 16, 16, 3, padding=1, predict=False) for i in range(3)]
+convolutions = [DynamicDilationConv2d(1 if i == 0 else 16, 16, 3, padding=1, predict=False) for i in range(3)]
 dilation_map = rates.view(1, 1, -1, 1).expand(1, 1, 48, 48)
 
 
 def stack(image):
-    for layer in layers:
-        image = layer(image, dilation_map).relu()
+    for convolution in convolutions:
+        image = convolution(image, dilation_map).relu()
     return image
 
 
@@ -60,3 +69,15 @@ for ax, row in zip(axes[1:], (10, 24, 38), strict=True):
 
 wave = 2 + 0.5 * torch.sin(torch.linspace(0, 9, 33)).view(-1, 1) * torch.cos(torch.linspace(0, 7, 33))
 figure = viz.draw_gridding([wave] * 3, fixed=[2, 2, 2])
+
+# %%
+# How many pixels a stack of whole rates leaves out can be counted. The criterion of hybrid dilated convolution, which
+# is often asked in the place of a count, takes these for good, and there is a warning.
+
+import warnings
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    found = receptive_field.coverage([2, 2, 2])
+print(caught[0].message)
+viz.draw_coverage(found)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cases import assert_near
-from ddu_ops import layers_attention as layers
+from ddu_ops.layers import attention as layers
 
 
 def double(module: nn.Module) -> nn.Module:

@@ -1,0 +1,59 @@
+"""What layers have in common: modules for a number of axes, initial values, checkpoints."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ddu_ops.modules import _CONVOLUTIONS
+
+# By the number of axes.
+CONV: dict[int, Any] = dict(enumerate(_CONVOLUTIONS, 1))
+NORM: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+MEAN: dict[int, Any] = {1: nn.AdaptiveAvgPool1d, 2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}
+BLUR: dict[int, Any] = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+class Composed(nn.Module):
+    """A module that is made of others, and starts again as they do."""
+
+    def reset_parameters(self) -> None:
+        """Starts again, as a new layer does."""
+        reset_children(self)
+
+
+def reset_children(module: nn.Module) -> None:
+    """In the order in which they were made, each once."""
+    for child in module.children():
+        reset = getattr(child, "reset_parameters", None)
+        if callable(reset):
+            reset()
+        else:
+            reset_children(child)
+
+
+def run(function: Callable[..., Any], *arguments: Any, again: bool) -> Any:
+    """Call, and keep nothing but the arguments for the backward, which calls ``again``."""
+    if again and torch.is_grad_enabled():
+        return checkpoint(function, *arguments, use_reentrant=False)
+    return function(*arguments)
+
+
+def conv_norm_relu(conv: nn.Module, channels: int, axes: int, **options: Any) -> list[nn.Module]:
+    return [conv, NORM[axes](channels, **options), nn.ReLU()]
+
+
+def axes_of(name: str, axes: int) -> int:
+    """The number of axes that a layer was asked for."""
+    if axes not in CONV:
+        raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {axes!r}")
+    return axes
+
+
+def with_rates_of_one(predictor: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """To the state of the layer without a predictor, add that of a predictor whose rates are one."""
+    if not any(name.startswith(prefix) for name in state_dict):
+        for name, parameter in predictor.named_parameters():
+            state_dict[prefix + name] = torch.zeros_like(parameter)

@@ -1,0 +1,370 @@
+"""Dilated convolutions side by side and one after the other."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddu_ops._options import Ints, ints
+from ddu_ops.functional import grid_size
+from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, run
+from ddu_ops.modules import DynamicDilationConv2d, _given_or, _may_be_left_out
+
+Rates = int | Sequence[int]
+
+_FUSE = ("cat", "sum", "mean")
+
+
+def same_padding(kernel_size: Ints, dilation: Ints = 1, axes: int = 2) -> list[int]:
+    r"""How much to pad so that a convolution with stride 1 keeps the size, for any kernel and rate.
+
+    On every axis :math:`d (k - 1)` in all; of an odd number the one that is left over goes to the end, as in
+    ``F.conv2d(..., padding="same")``.
+
+    Args:
+        kernel_size, dilation: of the convolution, an int or one per axis.
+        axes: the number of axes. Default: 2.
+
+    Returns:
+        What :func:`torch.nn.functional.pad` takes: before and after, the last axis first.
+
+    Example:
+        >>> layers.same_padding((3, 2), dilation=3)
+        [1, 2, 3, 3]
+        >>> input, weight = torch.randn(1, 1, 8, 8), torch.randn(1, 1, 3, 2)
+        >>> F.conv2d(F.pad(input, layers.same_padding((3, 2), 3)), weight, dilation=3).shape
+        torch.Size([1, 1, 8, 8])
+    """
+    kernel = ints(kernel_size, axes, "kernel_size", "same_padding", ValueError)
+    rates = ints(dilation, axes, "dilation", "same_padding", ValueError)
+    reach = [d * (k - 1) for k, d in zip(kernel, rates, strict=True)]
+    return [side for r in reversed(reach) for side in (r // 2, r - r // 2)]
+
+
+def exponential_rates(count: int, cycles: int = 1, base: int = 2) -> list[int]:
+    r"""The rates :math:`1, b, b^2, \ldots` of a cycle, as often as there are cycles.
+
+    Doubled from layer to layer, as by F. Yu and V. Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions",
+    2015, kernels of three read every pixel of a receptive field that grows as fast.
+
+    Args:
+        count: rates in a cycle.
+        cycles: how often. Default: 1.
+        base: the factor from one to the next. Default: 2.
+
+    Example:
+        >>> layers.exponential_rates(4, cycles=2)
+        [1, 2, 4, 8, 1, 2, 4, 8]
+    """
+    return [base**i for i in range(count)] * cycles
+
+
+class SeparableConv(Composed, nn.Sequential):
+    """A depthwise convolution, dilated, and a 1 × 1 convolution.
+
+    As in F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, and, dilated, L.-C.
+    Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as in :class:`torch.nn.Conv2d`; the
+            bias is the 1 × 1 convolution's. ``padding="same"`` keeps the size for even kernels, too.
+        axes: the number of axes. Default: 2.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        As of the convolution with these arguments.
+
+    Example:
+        >>> layer = layers.SeparableConv(8, 4, 3, padding="same", dilation=2)
+        >>> layer(torch.randn(2, 8, 6, 7)).shape
+        torch.Size([2, 4, 6, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        bias: bool = True,
+        *,
+        axes: int = 2,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        conv = CONV[axes_of("SeparableConv", axes)]
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(
+            conv(in_channels, in_channels, kernel_size, stride, padding, dilation, in_channels, bias=False, **options),
+            conv(in_channels, out_channels, 1, bias=bias, **options),
+        )
+
+
+class MultiScale(Composed):
+    r"""Convolutions of different dilation rates side by side.
+
+    They read the same input, keep its size, and are concatenated, added or averaged. With ``fuse="cat"`` and the rates
+    (1, 4) it is a hybrid block, half local, half wide; with ``fuse="mean"`` and rates without a common factor, such as
+    (2, 3), one rate fills the holes that the other leaves.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; with ``"cat"`` the branches share them, and the first ones get what is
+            left over.
+        rates: the dilation rates, one branch each.
+        kernel_size: of all branches, odd or even. Default: 3.
+        groups: of every branch, as in :class:`torch.nn.Conv2d`. Default: 1.
+        bias: as in :class:`torch.nn.Conv2d`. Default: ``True``.
+        fuse: ``"cat"``, ``"sum"`` or ``"mean"``. Default: ``"cat"``.
+        separable: branches are :class:`SeparableConv`\ s. Default: ``False``.
+        axes: the number of axes. Default: 2.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C_{in}, *)`, with as many axes.
+        - Output: :math:`(B, C_{out}, *)`, of the same size.
+
+    Raises:
+        ValueError: for another ``fuse``, for no rates, and for fewer channels than concatenated branches.
+
+    Example:
+        >>> hybrid = layers.MultiScale(8, 8, (1, 4))
+        >>> hybrid(torch.randn(2, 8, 9, 9)).shape
+        torch.Size([2, 8, 9, 9])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        rates: Sequence[int],
+        *,
+        kernel_size: Ints = 3,
+        groups: int = 1,
+        bias: bool = True,
+        fuse: str = "cat",
+        separable: bool = False,
+        axes: int = 2,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if fuse not in _FUSE:
+            raise ValueError(f"{name}(): expected fuse to be 'cat', 'sum' or 'mean', but got {fuse!r}")
+        if not rates or (fuse == "cat" and out_channels < len(rates)):
+            raise ValueError(
+                f"{name}(): expected rates to be at least one, and with fuse='cat' no more than out_channels = "
+                f"{out_channels}, but got {tuple(rates)}"
+            )
+        if separable and groups != 1:
+            raise ValueError(f"{name}(): expected groups to be 1 where separable, but got {groups}")
+        self.fuse = fuse
+        options: dict[str, Any] = {"padding": "same", "bias": bias, "device": device, "dtype": dtype}
+        share, left = divmod(out_channels, len(rates)) if fuse == "cat" else (out_channels, 0)
+        self.branches = nn.ModuleList()
+        for index, rate in enumerate(rates):
+            channels = share + (index < left)
+            if separable:
+                branch: nn.Module = SeparableConv(
+                    in_channels, channels, kernel_size, dilation=rate, axes=axes, **options
+                )
+            else:
+                conv = CONV[axes_of(name, axes)]
+                branch = conv(in_channels, channels, kernel_size, dilation=rate, groups=groups, **options)
+            self.branches.append(branch)
+
+    def forward(self, input: Tensor) -> Tensor:
+        outputs = [branch(input) for branch in self.branches]
+        if self.fuse == "cat":
+            return torch.cat(outputs, 1)
+        total = outputs[0]
+        for output in outputs[1:]:
+            total = total + output
+        return total / len(outputs) if self.fuse == "mean" else total
+
+    def extra_repr(self) -> str:
+        return f"fuse={self.fuse!r}"
+
+
+class DilatedBlock(Composed):
+    """Dilated convolutions, a norm and a ReLU, with a residual connection.
+
+    Args:
+        channels: of input and output.
+        rates: a rate, or several side by side: see :class:`MultiScale`.
+        residual: adds the input. Default: ``True``.
+        norm: a batch norm behind the convolution, which then has no bias. Default: ``True``.
+        blur: a mean over windows of three behind the convolution, which smooths what gridding leaves. Default:
+            ``False``.
+        checkpoint: computes the block again in the backward, and keeps nothing but its input. Default: ``False``.
+        kernel_size, groups, fuse, separable, axes: as in :class:`MultiScale`.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C, *)`. Output: the same.
+
+    Example:
+        >>> block = layers.DilatedBlock(8, (2, 3), fuse="mean", blur=True)
+        >>> block(torch.randn(2, 8, 9, 9)).shape
+        torch.Size([2, 8, 9, 9])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rates: Rates,
+        *,
+        kernel_size: Ints = 3,
+        groups: int = 1,
+        fuse: str = "cat",
+        separable: bool = False,
+        residual: bool = True,
+        norm: bool = True,
+        blur: bool = False,
+        checkpoint: bool = False,
+        axes: int = 2,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.residual = residual
+        self.checkpoint = checkpoint
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv = MultiScale(
+            channels,
+            channels,
+            tuple(rates) if isinstance(rates, Sequence) else (rates,),
+            kernel_size=kernel_size,
+            groups=groups,
+            bias=not norm,
+            fuse=fuse,
+            separable=separable,
+            axes=axes,
+            **options,
+        )
+        self.norm = NORM[axes](channels, **options) if norm else nn.Identity()
+        self.blur = BLUR[axes](3, 1, 1, count_include_pad=False) if blur else nn.Identity()
+
+    def _through(self, input: Tensor) -> Tensor:
+        output = self.blur(self.norm(self.conv(input)))
+        return (output + input if self.residual else output).relu()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return run(self._through, input, again=self.checkpoint)
+
+
+class DilatedStack(Composed, nn.Sequential):
+    """Blocks of dilated convolutions, one for each entry of a list of rates.
+
+    The list is the design. Exponential, as by Yu and Koltun: ``exponential_rates(5)``; gradual: ``range(1, 6)``; a
+    sawtooth without gridding, as in hybrid dilated convolution: ``(1, 2, 5) * 2``; multi-scale: an entry that is itself
+    a list has its rates side by side. :func:`ddu_ops.receptive_field.trace` tells how far the stack sees, and
+    :func:`ddu_ops.receptive_field.coverage` what it leaves out.
+
+    Args:
+        channels: of input and output.
+        rates: for each block a rate, or rates side by side.
+        options: of :class:`DilatedBlock`, for all blocks.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C, *)`. Output: the same.
+
+    Example:
+        >>> stack = layers.DilatedStack(8, [1, 2, 5, (1, 4)], checkpoint=True)
+        >>> stack(torch.randn(2, 8, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+        >>> receptive_field.trace(stack)[""].size
+        (25, 25)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        rates: Sequence[Rates],
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*(DilatedBlock(channels, entry, device=device, dtype=dtype, **options) for entry in rates))
+
+
+class RandomDilationConv2d(DynamicDilationConv2d):
+    """A convolution whose dilation rate is drawn anew in every call of the training.
+
+    The rate is a number for each image, or for each position, between two; in evaluation it is the mean of the two.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
+            :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
+        rates: the lowest and the highest rate. Default: (0.5, 2).
+        everywhere: a rate of its own for each position. Default: one for each image.
+        options: keyword arguments of :class:`ddu_ops.DynamicDilationConv2d`, but for those of the predictor.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        As of :class:`torch.nn.Conv2d`.
+
+    Example:
+        >>> layer = layers.RandomDilationConv2d(8, 4, 3, padding="same", dilation=2)
+        >>> layer(torch.randn(2, 8, 6, 7)).shape
+        torch.Size([2, 4, 6, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        rates: tuple[float, float] = (0.5, 2.0),
+        everywhere: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            predict=False,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+        self.rates = rates
+        self.everywhere = everywhere
+
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if dilation_map is None or _may_be_left_out(dilation_map):
+            dilation_map = _given_or(dilation_map, _draw(input, self, self.training))
+        return super().forward(input, dilation_map, mask)
+
+
+def _draw(input: Tensor, layer: RandomDilationConv2d, training: bool) -> Tensor:
+    """The rates of a call."""
+    low, high = layer.rates
+    shape = [input.shape[0], layer.dilation_groups, 1, 1]
+    if layer.everywhere and layer.padding == "same":
+        shape[2:] = input.shape[2:]
+    elif layer.everywhere:
+        padding = 0 if isinstance(layer.padding, str) else layer.padding
+        shape[2:] = grid_size(input.shape[2:], layer.kernel_size, layer.stride, padding, layer.dilation)
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    rates = torch.full(shape, (low + high) / 2, dtype=dtype, device=input.device)
+    return rates.uniform_(low, high) if training else rates

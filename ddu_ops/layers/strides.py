@@ -1,0 +1,88 @@
+"""Resolution in the place of strides."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from ddu_ops._options import ints
+from ddu_ops.receptive_field import traced
+
+
+def replace_stride_with_dilation(model: nn.Module, output_stride: int, input: Tensor | None = None) -> nn.Module:
+    r"""Let a network keep more of its resolution: where strides would go on, dilation does.
+
+    The way of DeepLab and of F. Yu, V. Koltun and T. Funkhouser, "Dilated Residual Networks", CVPR 2017. A layer whose
+    output would be more than ``output_stride`` pixels apart loses its stride, and in every layer behind it the dilation
+    and the padding grow by as much. No weight changes, and the output at every :math:`f`-th position, with :math:`f`
+    the stride that was lost, is what it was before. For a ResNet that is torchvision's
+    ``replace_stride_with_dilation``, the first block of a stage included, which keeps the dilation of the stage before.
+
+    Args:
+        model: changed in place. Convolutions, dynamic ones too, and pooling layers are its modules; which comes behind
+            which is what a run of the model tells (:func:`ddu_ops.receptive_field.trace`).
+        output_stride: pixels of the image between two positions of the output, at most.
+        input: an image to run the model on. Default: zeros for its first convolution.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: where ``output_stride`` is no product of the strides, and for what cannot be dilated, by name: an
+            average over a window and a transposed convolution behind a stride that was lost, and a stride that is not a
+            module's. The model is as it was then.
+
+    Example:
+        >>> net = torch.nn.Sequential(*(torch.nn.Conv2d(c, 8, 3, stride=2, padding=1) for c in (3, 8, 8)))
+        >>> image = torch.randn(1, 3, 32, 32)
+        >>> coarse = net(image)
+        >>> net = layers.replace_stride_with_dilation(net, output_stride=4)
+        >>> net[2]
+        Conv2d(8, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+        >>> torch.allclose(net(image)[..., ::2, ::2], coarse, atol=1e-6)
+        True
+    """
+    name = "replace_stride_with_dilation"
+    modules = dict(model.named_modules())
+    before, _ = traced(model, input)
+    changed: list[tuple[nn.Module, dict[str, Any]]] = []
+    for key, field in before.items():
+        module = modules[key]
+        if not hasattr(module, "kernel_size") or not hasattr(module, "stride"):
+            continue
+        axes = len(field.jump)
+        stride, kernel = (ints(getattr(module, option), axes, option, name) for option in ("stride", "kernel_size"))
+        factors, strides = [], []
+        for jump, s in zip(field.jump, stride, strict=True):
+            left = min(jump, output_stride)
+            if jump % left or left < output_stride < left * s:
+                raise ValueError(
+                    f"{name}(): expected output_stride to be a product of strides, but got {output_stride}, which "
+                    f"{key!r} steps over from {float(left):g} to {float(left * s):g}"
+                )
+            factors.append(int(jump / left))
+            strides.append(s if left * s <= output_stride else 1)
+        if tuple(strides) == stride and set(factors) == {1}:
+            continue
+        dilated = set(factors) != {1} and set(kernel) != {1}
+        if getattr(module, "transposed", False) or (dilated and not hasattr(module, "dilation")):
+            kind = type(module).__name__
+            raise ValueError(f"{name}(): expected modules that can be dilated, but got {key!r}, of type {kind}")
+        options: dict[str, Any] = {"stride": tuple(strides)}
+        if dilated:
+            for option in ("dilation", "padding"):
+                if not isinstance(getattr(module, option), str):
+                    values = ints(getattr(module, option), axes, option, name)
+                    options[option] = tuple(value * f for value, f in zip(values, factors, strict=True))
+            if "padding" in options and hasattr(module, "_reversed_padding_repeated_twice"):
+                options["_reversed_padding_repeated_twice"] = [p for p in reversed(options["padding"]) for _ in (0, 1)]
+        changed.append((module, options))
+    former = [(module, {option: getattr(module, option) for option in options}) for module, options in changed]
+    for module, options in changed:
+        vars(module).update(options)
+    _, after = traced(model, input)
+    far = [key for key, field in after.items() if max(field.jump) > output_stride]
+    if far:
+        for module, options in former:
+            vars(module).update(options)
+        raise ValueError(f"{name}(): expected strides to be those of modules, but got others in front of {far[0]!r}")
+    return model
