@@ -40,6 +40,7 @@ if _extension.problem is None:
         DynamicDilationUnfold,
         DynamicDilationUnfold1d,
         DynamicDilationUnfold3d,
+        predictors,
     )
 
     # It imports triton, where that is, or warns that it is not: not everybody's matter.
@@ -79,6 +80,7 @@ __all__ = [
     "dynamic_dilation_unfold3d",
     "grid_size",
     "layers",
+    "predictors",
     "receptive_field",
     "reference",
     "to_offsets",

@@ -1,7 +1,7 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -342,6 +342,36 @@ class _StartsAtZero(nn.Module):
         )
 
 
+def predictors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a model that predict where taps lie and what they count, with their names.
+
+    They are no :class:`torch.nn.Conv2d`, so loops that initialise or group the parameters of convolutions leave them
+    alone. Whoever treats parameters by their shape or their name finds here what to treat otherwise, or to put right
+    afterwards.
+
+    Args:
+        model: a model that has layers of this library in it, or one of them.
+
+    Example:
+        >>> model = torch.nn.Sequential(DynamicDilationConv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> for parameter in model.parameters():
+        ...     if parameter.dim() > 1:
+        ...         _ = torch.nn.init.xavier_uniform_(parameter)
+        >>> for name, predictor in predictors(model):
+        ...     print(name)
+        ...     predictor.reset_parameters()  # the rates are one again
+        0.rate
+        >>> kept = {id(p) for _, predictor in predictors(model) for p in predictor.parameters()}
+        >>> groups = [
+        ...     {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": 1e-2},
+        ...     {"params": [p for p in model.parameters() if id(p) in kept], "weight_decay": 0.0},
+        ... ]
+        >>> [len(group["params"]) for group in groups]
+        [2, 2]
+    """
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, _StartsAtZero))
+
+
 class DilationPredictor(_StartsAtZero):
     r"""A convolution that predicts a dilation map.
 
@@ -377,7 +407,8 @@ class DilationPredictor(_StartsAtZero):
           input is of a half type, because positions are not to be rounded.
 
     Raises:
-        ValueError: for bounds that do not lie on both sides of 1, and for a pace that is not positive and finite.
+        ValueError: for bounds that are not two numbers on both sides of 1, and for a pace that is not positive and
+            finite.
 
     Example:
         >>> predictor = DilationPredictor(8, 3, padding=1)
@@ -400,12 +431,9 @@ class DilationPredictor(_StartsAtZero):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        if bounds is not None and not bounds[0] < 1 < bounds[1]:
-            raise ValueError(f"DilationPredictor(): expected bounds on both sides of 1, but got {bounds}")
-        if not 0 < pace < math.inf:
-            raise ValueError(f"DilationPredictor(): expected pace to be positive and finite, but got {pace}")
+        dilation_groups = integer(dilation_groups, "dilation_groups", "DilationPredictor", ValueError)
         super().__init__(
-            in_channels,
+            integer(in_channels, "in_channels", "DilationPredictor", ValueError),
             2 * dilation_groups if per_axis else dilation_groups,
             kernel_size,
             stride,
@@ -414,8 +442,8 @@ class DilationPredictor(_StartsAtZero):
             device=device,
             dtype=dtype,
         )
-        self.bounds = bounds
-        self.pace = pace
+        self.bounds = None if bounds is None else _around_one(bounds)
+        self.pace = _positive(pace)
 
     def forward(self, input: Tensor) -> Tensor:
         z = super().forward(input)
@@ -425,6 +453,32 @@ class DilationPredictor(_StartsAtZero):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bounds={self.bounds}, pace={self.pace}"
+
+
+def _around_one(bounds: Any) -> tuple[float, float]:
+    try:
+        lower, upper = map(_real, bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"DilationPredictor(): expected bounds to be two numbers, but got {bounds!r}") from None
+    if not lower < 1 < upper:
+        raise ValueError(f"DilationPredictor(): expected bounds on both sides of 1, but got {bounds}")
+    return lower, upper
+
+
+def _positive(pace: Any) -> float:
+    try:
+        number = _real(pace)
+    except (TypeError, ValueError):
+        raise ValueError(f"DilationPredictor(): expected pace to be a number, but got {pace!r}") from None
+    if not 0 < number < math.inf:
+        raise ValueError(f"DilationPredictor(): expected pace to be positive and finite, but got {pace}")
+    return number
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, str):
+        raise TypeError("a text is no number, even if float takes it")
+    return float(value)
 
 
 def _saturate(z: Tensor, span: float) -> Tensor:
@@ -448,6 +502,21 @@ def _changes_of(conv: nn.Conv2d) -> list[str]:
     changes |= {name for name in vars(conv) if hasattr(nn.Conv2d, name) and name not in vars(plain)}
     changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
     return sorted(changes - _HARMLESS)
+
+
+def _check_weight(conv: nn.Conv2d) -> None:
+    """Refuses a weight that the layer does not take, though its convolution would run."""
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if conv.weight.shape != shape:
+        raise ValueError(
+            f"from_conv(): expected conv to have a weight of the shape that its options say, {shape}, but got "
+            f"{tuple(conv.weight.shape)}"
+        )
+    if conv.weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"from_conv(): expected conv to have a weight of type float64, float32, float16 or bfloat16, but got "
+            f"{str(conv.weight.dtype).removeprefix('torch.')}"
+        )
 
 
 def _may_be_left_out(argument: Any) -> bool:
@@ -593,7 +662,7 @@ class DynamicDilationConv2d(nn.Conv2d):
             TypeError: for another kind of layer, a transposed convolution among them; for a subclass that changes the
                 result, such as one with standardised weights or an activation, or a lazy one before its first call; for
                 a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost.
-            ValueError: for another ``padding_mode``.
+            ValueError: for another ``padding_mode``, and for a weight of a type or shape that the layer can't have.
 
         Example:
             >>> conv = torch.nn.Conv2d(8, 4, 3, stride=2, padding=1)
@@ -616,6 +685,7 @@ class DynamicDilationConv2d(nn.Conv2d):
             raise ValueError(
                 f"from_conv(): expected conv to have padding_mode='zeros', but got padding_mode={conv.padding_mode!r}"
             )
+        _check_weight(conv)
         layer = cls(
             conv.in_channels,
             conv.out_channels,
