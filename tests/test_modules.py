@@ -1,11 +1,9 @@
-"""The modules: those that hold options and nothing else, and what all of them have in common with torch's own."""
+"""The modules: those that hold options and nothing else, and what code asks of convolutions by ``isinstance``."""
 
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from torch.nn.utils import prune
 
 import ddu_ops
 from cases import assert_bits, assert_same
-from ddu_ops import layers
 
 MODULES = {
     "unfold": (ddu_ops.DynamicDilationUnfold((3, 2), (2, 1), (1, 0), 2, 2, aligned=False), (2, 4, 8, 7)),
@@ -142,81 +139,6 @@ DynamicDilationFold(output_size=(8, 7), kernel_size=(3, 2), stride=(2, 1), paddi
 DynamicDilationUnfold(kernel_size=3, stride=1, padding=0, dilation=1, groups=1, aligned=True)
 DynamicDilationFold(output_size=8, kernel_size=3, stride=1, padding=0, dilation=1, groups=1, aligned=True)""",
     )
-
-
-# ---- What every module with parameters does as torch's own do ----
-
-MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "DilationPredictor": partial(ddu_ops.DilationPredictor, 4, 3, padding=1),
-    "DynamicDilationConv2d": partial(ddu_ops.DynamicDilationConv2d, 4, 6, 3, padding=1),
-    "AdaptiveDilationConv2d": partial(layers.AdaptiveDilationConv2d, 4, 6, 3, padding=1),
-    "DynamicASPP": partial(layers.DynamicASPP, 4, 6, rates=(1, 2)),
-}
-makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-
-
-def test_the_table_of_modules_is_complete() -> None:
-    public = {
-        name
-        for module in (ddu_ops, layers)
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("ddu_ops")
-        if not name.startswith("_")
-    }
-    assert public == {*MAKERS, *(module.__name__ for module, *_ in WINDOWS)}
-
-
-def state(module: nn.Module) -> list[torch.Tensor]:
-    return list(module.state_dict().values())
-
-
-@pytest.fixture
-def defaults() -> Iterator[None]:
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
-
-
-@makers
-def test_made_without_memory_and_filled_later(make: Callable[..., nn.Module]) -> None:
-    """As large models are made: on ``meta``, emptied, and reset to what a new module holds."""
-    torch.manual_seed(1)
-    expected = make()
-    module = make(device="meta")
-    assert {t.device.type for t in state(module)} == {"meta"}
-    module.to_empty(device="cpu")
-    for parameter in module.parameters():
-        nn.init.constant_(parameter, torch.nan)
-    torch.manual_seed(1)
-    module.reset_parameters()  # type: ignore[operator]
-    assert list(module.state_dict()) == list(expected.state_dict())
-    for a, e in zip(state(module), state(expected), strict=True):
-        assert torch.equal(a, e)
-    input = torch.randn(2, 4, 5, 6)
-    assert_bits(module(input), expected(input))
-
-
-@makers
-def test_skip_init(make: Any) -> None:
-    module = nn.utils.skip_init(make.func, *make.args, **make.keywords)
-    module.load_state_dict(make().state_dict())
-    module(torch.randn(2, 4, 5, 6))
-
-
-@makers
-@pytest.mark.usefixtures("defaults")
-def test_device_and_dtype(make: Callable[..., nn.Module]) -> None:
-    def kinds(module: nn.Module) -> set[tuple[str, torch.dtype]]:
-        return {(t.device.type, t.dtype) for t in state(module) if t.is_floating_point()}
-
-    assert kinds(make()) == {("cpu", torch.float32)}
-    assert kinds(make(device="meta", dtype=torch.bfloat16)) == {("meta", torch.bfloat16)}
-    torch.set_default_dtype(torch.float64)
-    assert kinds(make()) == {("cpu", torch.float64)}
-    make()(torch.randn(2, 4, 5, 6))
-    torch.set_default_device("meta")
-    assert kinds(make()) == {("meta", torch.float64)}
-    make()(torch.randn(2, 4, 5, 6))
 
 
 # ---- What code asks by ``isinstance`` ----
