@@ -11,7 +11,7 @@ from ddu_ops._version import __version__
 
 if _extension.problem is None:
     import ddu_ops._vmap  # noqa: F401
-    from ddu_ops import layers, receptive_field, viz
+    from ddu_ops import layers, receptive_field, recorder, viz
     from ddu_ops._decompositions import decompositions
     from ddu_ops._when_imported import when_imported
     from ddu_ops.functional import (
@@ -82,6 +82,7 @@ __all__ = [
     "layers",
     "predictors",
     "receptive_field",
+    "recorder",
     "reference",
     "to_offsets",
     "viz",

@@ -19,10 +19,10 @@ from torch._C import _functorch
 
 # The rules live as long as this does. It is kept with the operators, which an import can't make twice: whoever imports
 # the package again, or reloads it, replaces the rules.
-if "rules_of_vmap" in vars(torch.ops.ddu):
-    torch.ops.ddu.rules_of_vmap._destroy()
-_library = torch.library.Library("ddu", "IMPL")
-torch.ops.ddu.rules_of_vmap = _library
+_kept = vars(torch.ops.ddu)
+if "rules_of_vmap" in _kept:
+    _kept["rules_of_vmap"]._destroy()
+_library = _kept["rules_of_vmap"] = torch.library.Library("ddu", "IMPL")
 _key = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+    from ddu_ops.recorder import RateHistory
+
 Position = tuple[int, int]
 
 
@@ -163,6 +165,44 @@ def draw_map(dilation_map: Tensor, *, ax: "Axes | None" = None, **options: Any) 
     shown = _show(ax, dilation_map.reshape(dilation_map.shape[-2:]), **{"cmap": "viridis", **options})
     ax.figure.colorbar(shown, ax=ax, shrink=0.8)
     ax.set_title("Dilation rate")
+    return ax
+
+
+def draw_rates(history: "RateHistory", *, ax: "Axes | None" = None) -> "Axes":
+    """Draw how the rates of a layer changed while it was trained: a histogram for each record, and their mean.
+
+    Args:
+        history: of the layer, as a :class:`~ddu_ops.recorder.RateRecorder` has it.
+        ax: what to draw on. Default: new axes.
+
+    Example:
+        >>> layer = DynamicDilationConv2d(3, 4, 3, padding=1)
+        >>> with recorder.RateRecorder(layer, every=1) as rates:
+        ...     for _ in range(2):
+        ...         _ = layer(torch.randn(1, 3, 8, 8))
+        ...         rates.step()
+        >>> viz.draw_rates(rates.history["rate"]).get_title()
+        'Below one half: 0%, at a bound: 0%, at step 2'
+    """
+    ax = _axes(ax)
+    edges = history.edges.tolist()
+    ax.set(xlabel="step", ylabel="rate", ylim=(edges[0], edges[-1]))
+    if not history.steps:
+        ax.set_title("No rates were recorded")
+        return ax
+    before = [0 if history.steps[0] > 0 else history.steps[0] - 1, *history.steps]
+    shares = torch.stack(history.histograms).T
+    shown = ax.pcolormesh(before, edges, shares.sqrt().numpy(), cmap="Blues")  # the root shows small shares, too
+    colours = ax.figure.colorbar(shown, ax=ax, shrink=0.8, label="share of the rates")
+    largest = float(shares.max()) or 1.0
+    ticks = [largest * part for part in (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)]
+    colours.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.1%}" for tick in ticks])
+    middles = [(first + last) / 2 for first, last in zip(before, history.steps, strict=False)]
+    ax.plot(middles, history.mean, color="C1")
+    at_a_bound = history.at_lower[-1] + history.at_upper[-1]
+    ax.set_title(
+        f"Below one half: {history.below_half[-1]:.0%}, at a bound: {at_a_bound:.0%}, at step {history.steps[-1]}"
+    )
     return ax
 
 

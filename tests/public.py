@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import ddu_ops
-from ddu_ops import receptive_field, viz
+from ddu_ops import receptive_field, recorder, viz
 
 BATCH, CHANNELS, SIDE = 2, 4, 6
 
@@ -255,6 +255,9 @@ APART = {
     "onnx.translations": "a table: test_onnx.py",
     "grid_size": "numbers: test_options.py",
     "predictors": "parts of a model: test_contracts.py",
+    "recorder.RateHistory": "what a recorder has: test_recorder.py",
+    "recorder.RateRecorder": "watches a model: test_recorder.py",
+    "recorder.lightning_callback": "the same: test_recorder.py",
     "reference.sample": "what the rest of the reference is made of",
     "reference.splat": "what the rest of the reference is made of",
     "reference.positions": "what the rest of the reference is made of",
@@ -291,6 +294,16 @@ def _network(rates: Tensor) -> Callable[[Tensor], Tensor]:
     return network
 
 
+def _history(image: Tensor, rates: Tensor) -> recorder.RateHistory:
+    """Of a predictor that sees the image."""
+    predictor = ddu_ops.DilationPredictor(max(image.shape[1], 1), 3, padding=1, device=image.device, dtype=image.dtype)
+    with recorder.RateRecorder(predictor, every=1) as watched:
+        if image.numel():
+            predictor(image)
+        watched.step()
+    return watched.history[""]
+
+
 ANALYSIS: dict[str, Analysis] = {
     "viz.tap_positions": Analysis(
         lambda image, rates, **o: viz.tap_positions(rates, **{"kernel_size": 3} | o), _WINDOW
@@ -300,6 +313,7 @@ ANALYSIS: dict[str, Analysis] = {
         _WINDOW,
     ),
     "viz.draw_map": Analysis(lambda image, rates: viz.draw_map(rates)),
+    "viz.draw_rates": Analysis(lambda image, rates: viz.draw_rates(_history(image, rates))),
     "viz.effective_receptive_field": Analysis(
         lambda image, rates: viz.effective_receptive_field(_network(rates), image, _MIDDLE)
     ),
