@@ -431,6 +431,34 @@ struct Check {
         tuple(tensor.sym_sizes()));
   }
 
+  // A factor for every tap, for each of as many groups as there are factors for: [B, M * taps, *out].
+  void mask(const at::Tensor& tensor, const SymParams& params) const {
+    const auto shape = batched(tensor);
+    const auto taps = this->taps(params);
+    const bool ranked = static_cast<int64_t>(shape.size()) == params.axes + 2;
+    const bool grouped = ranked && shape[1] >= taps && shape[1] % taps == 0 && params.channels % (shape[1] / taps) == 0;
+    std::ostringstream expected;
+    if (!unbatched) {
+      expected << params.batch << ", ";
+    }
+    expected << "M * " << taps;
+    for (int a = params.first_axis(); a < kMaxAxes; ++a) {
+      expected << ", " << params.axis[a].out_size;
+    }
+    TORCH_CHECK(
+        grouped && covers(shape, over_grid(params, shape[1]), /*over_space=*/false), op, "(): expected mask of shape (",
+        expected.str(), "), for a number M of groups that divides the ", params.channels,
+        " channels of input, but got ", tuple(tensor.sym_sizes()));
+  }
+
+  // A tensor that may have an entry for every image, where a model calls also one for all.
+  void of_images(const char* argument, const at::Tensor& tensor, Shape expected, bool per_image) const {
+    if (per_image && caller.model && tensor.dim() > 0 && tensor.sym_size(0) == 1) {
+      expected[0] = 1;
+    }
+    shaped(argument, tensor, expected);
+  }
+
   // A tensor that has no batch to leave out or to broadcast.
   void shaped(const char* argument, const at::Tensor& tensor, const Shape& expected) const {
     const auto shape = tensor.sym_sizes();
@@ -518,24 +546,27 @@ SymParams check_convolution(
     const char* op,
     const at::Tensor& input,
     const at::Tensor& weight,
-    const at::Tensor& dilation_map,
+    const at::Tensor& positions,
     const at::Tensor& bias,
     const at::Tensor& mask,
     const Options& options,
     int64_t groups,
-    int64_t workspace_limit,
     const Caller& caller) {
   Check check{op, caller, "dilation_groups"};
-  check.caller.axes = 2;
   check.tensor("input", input);
   check.tensor("weight", weight);
+  const auto axes = caller.axes;
+  const auto kernel_pattern = "C_out, C / groups, " + check.letters("k", "", ", ");
+  const bool per_image = weight.dim() == axes + 3;
   TORCH_CHECK(
-      weight.dim() == 4, op, "(): expected weight of shape (C_out, C / groups, kH, kW), but got ",
-      tuple(weight.sym_sizes()));
-  const auto params = check_input(check, input, dilation_map, options);
+      per_image || weight.dim() == axes + 2, op, "(): expected weight of shape (", kernel_pattern, ") or (B, ",
+      kernel_pattern, "), but got ", tuple(weight.sym_sizes()));
+  const auto params = check_input(check, input, positions, options);
+  TORCH_CHECK(
+      !per_image || !check.unbatched, op, "(): expected weight of shape (", kernel_pattern,
+      ") with an input that has no batch, but got ", tuple(weight.sym_sizes()));
   check.at_least("groups", groups, 1);
-  check.at_least("workspace_limit", workspace_limit, 0);
-  const auto rows = weight.sym_size(0);
+  const auto rows = weight.sym_size(per_image ? 1 : 0);
   TORCH_CHECK(
       params.channels % groups == 0 && rows % groups == 0, op, "(): expected groups to divide the ", params.channels,
       " channels of input and the ", rows, " of the output, but got ", groups);
@@ -546,21 +577,25 @@ SymParams check_convolution(
       check.product(
           "the size of columns by group", windows,
           check.product("the size of columns by group", check.taps(params), check.positions(params))));
-  check.shaped("weight", weight, {rows, params.channels / groups, params.axis[1].kernel, params.axis[2].kernel});
+  Shape weight_shape = {rows, params.channels / groups};
+  for (int a = params.first_axis(); a < kMaxAxes; ++a) {
+    weight_shape.push_back(params.axis[a].kernel);
+  }
+  if (per_image) {
+    weight_shape.insert(weight_shape.begin(), params.batch);
+  }
+  check.of_images("weight", weight, weight_shape, per_image);
   check.agrees("weight", weight, "input", input, /*or_float=*/false);
   if (bias.defined()) {
     check.tensor("bias", bias);
-    check.shaped("bias", bias, {rows});
+    const bool of_image = per_image && bias.dim() == 2;
+    check.of_images("bias", bias, of_image ? Shape{params.batch, rows} : Shape{rows}, of_image);
     check.agrees("bias", bias, "input", input, /*or_float=*/false);
   }
   if (mask.defined()) {
     check.tensor("mask", mask);
-    const auto expected =
-        check.over_grid(params, check.product("the channels of mask", params.groups, check.taps(params)));
-    TORCH_CHECK(
-        check.covers(check.batched(mask), expected, /*over_space=*/false), op, "(): expected mask of shape ",
-        check.written(expected), ", but got ", tuple(mask.sym_sizes()));
-    check.agrees("mask", mask, "input", input, /*or_float=*/false);
+    check.mask(mask, params);
+    check.agrees("mask", mask, "input", input, /*or_float=*/caller.model);
   }
   return params;
 }
@@ -569,14 +604,14 @@ void check_convolution_gradient(
     const char* op,
     const at::Tensor& grad_output,
     const at::Tensor& input,
-    const at::Tensor& weight,
+    const c10::SymInt& out_channels,
     const SymParams& params,
     bool has_mask,
     bool needs_mask) {
   Check check{op, {}};
   check.caller.axes = params.axes;
   check.tensor("grad_output", grad_output);
-  check.shaped("grad_output", grad_output, check.over_grid(params, weight.sym_size(0)));
+  check.shaped("grad_output", grad_output, check.over_grid(params, out_channels));
   check.agrees("grad_output", grad_output, "input", input, /*or_float=*/false);
   TORCH_CHECK(
       has_mask || !needs_mask, op, "(): expected mask to be a tensor, for output_mask asks for its gradient, but got ",

@@ -52,27 +52,26 @@ SymParams check_dot(
     const Options& options,
     const Caller& caller = {});
 
-// conv2d: weight [C_out, C / groups, kH, kW], bias [C_out] and mask [B, G * kH * kW, H_out, W_out] or undefined. The
-// options' groups are the dilation groups G, their kernel_size is the weight's.
+// convolution, of caller.axes axes: weight [O, C / groups, *kernel] or [B, O, C / groups, *kernel], one per image; bias
+// [O], or then also [B, O], and mask [B, M * taps, *out], or undefined. The options' groups are the dilation groups,
+// their kernel_size is the weight's.
 SymParams check_convolution(
     const char* op,
     const at::Tensor& input,
     const at::Tensor& weight,
-    const at::Tensor& dilation_map,
+    const at::Tensor& positions,
     const at::Tensor& bias,
     const at::Tensor& mask,
     const Options& options,
     int64_t groups,
-    int64_t workspace_limit,
-    const Caller& caller = {});
+    const Caller& caller);
 
-// What conv2d_backward takes besides: grad_output [B, C_out, H_out, W_out], and no gradient of a mask that is not
-// there.
+// What convolution_backward takes besides: grad_output [B, O, *out], and no gradient of a mask that is not there.
 void check_convolution_gradient(
     const char* op,
     const at::Tensor& grad_output,
     const at::Tensor& input,
-    const at::Tensor& weight,
+    const c10::SymInt& out_channels,
     const SymParams& params,
     bool has_mask,
     bool needs_mask);

@@ -56,27 +56,35 @@ DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d, "3d")
 
 #undef DDU_WINDOWS
 
-Tensor conv2d(
-    const Tensor& input,
-    const Tensor& weight,
-    const Tensor& dilation_map,
-    const OptionalTensor& bias,
-    IntOrPair stride,
-    IntOrPair padding,
-    IntOrPair dilation,
-    int64_t groups,
-    int64_t dilation_groups,
-    const OptionalTensor& mask,
-    bool aligned,
-    std::string_view padding_mode,
-    int64_t workspace_limit) {
-  using Signature = Tensor(
-      const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, IntArrayRef, IntArrayRef, IntArrayRef,
-      int64_t, int64_t, const OptionalTensor&, bool, Word, int64_t);
-  static const auto op = find_operator<Signature>("ddu::dynamic_dilation_conv2d");
-  return op.call(
-      input, weight, dilation_map, bias, *stride, *padding, *dilation, groups, dilation_groups, mask, aligned,
-      padding_mode, workspace_limit);
-}
+#define DDU_CONVOLUTIONS(N, conv, deform_conv, suffix) \
+  Tensor conv( \
+      const Tensor& input, const Tensor& weight, const Tensor& dilation_map, const OptionalTensor& bias, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      int64_t groups, int64_t dilation_groups, const OptionalTensor& mask, bool aligned, \
+      std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, IntArrayRef, IntArrayRef, IntArrayRef, \
+        int64_t, int64_t, const OptionalTensor&, bool, Word); \
+    static const auto op = find_operator<Signature>("ddu::dynamic_dilation_conv" suffix); \
+    return op.call( \
+        input, weight, dilation_map, bias, *stride, *padding, *dilation, groups, dilation_groups, mask, aligned, \
+        padding_mode); \
+  } \
+  Tensor deform_conv( \
+      const Tensor& input, const Tensor& offset, const Tensor& weight, const OptionalTensor& bias, \
+      torch::ExpandingArray<N> stride, torch::ExpandingArray<N> padding, torch::ExpandingArray<N> dilation, \
+      const OptionalTensor& mask, std::string_view padding_mode) { \
+    using Signature = Tensor( \
+        const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, IntArrayRef, IntArrayRef, IntArrayRef, \
+        const OptionalTensor&, Word); \
+    static const auto op = find_operator<Signature>("ddu::" #deform_conv); \
+    return op.call(input, offset, weight, bias, *stride, *padding, *dilation, mask, padding_mode); \
+  }
+
+DDU_CONVOLUTIONS(1, conv1d, deform_conv1d, "1d")
+DDU_CONVOLUTIONS(2, conv2d, deform_conv2d, "2d")
+DDU_CONVOLUTIONS(3, conv3d, deform_conv3d, "3d")
+
+#undef DDU_CONVOLUTIONS
 
 }  // namespace ddu

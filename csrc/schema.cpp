@@ -35,11 +35,17 @@ TORCH_LIBRARY(ddu, m) {
     define(
         "deform_unfold" + std::to_string(axes) + "d(Tensor input, " + window(axes, "Tensor offset, ", "*, ") +
         ") -> Tensor");
+    const auto number = std::to_string(axes);
+    const auto steps = ints(axes) + " stride=1, " + ints(axes) + " padding=0, " + ints(axes) + " dilation=1, ";
+    define(
+        "dynamic_dilation_conv" + number + "d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias=None, " +
+        steps +
+        "int groups=1, *, int dilation_groups=1, Tensor? mask=None, bool aligned=True, "
+        "str padding_mode=\"zeros\") -> Tensor");
+    define(
+        "deform_conv" + number + "d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, " + steps +
+        "Tensor? mask=None, *, str padding_mode=\"zeros\") -> Tensor");
   }
-  define(
-      "dynamic_dilation_conv2d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias=None, int[2] stride=1, "
-      "int[2] padding=0, int[2] dilation=1, int groups=1, *, int dilation_groups=1, Tensor? mask=None, "
-      "bool aligned=True, str padding_mode=\"zeros\", int workspace_limit=268435456) -> Tensor");
 
   // The operators: strictly batched, one each for every number of axes, which the rank of the positions tells.
   const auto rates = window(1, "Tensor dilation_map, ", "bool aligned=True, ");
@@ -50,18 +56,18 @@ TORCH_LIBRARY(ddu, m) {
       "int[1] padding, int[1] dilation, int groups, bool aligned, str padding_mode) -> "
       "(Tensor grad_input, Tensor grad_dilation_map)");
 
-  // The convolution: conv2d_backward returns an empty tensor in the place of what output_mask leaves out.
+  // The convolution: convolution_backward returns an empty tensor in the place of what output_mask leaves out.
   const std::string convolution =
-      "int[2] stride, int[2] padding, int[2] dilation, int groups, int dilation_groups, bool aligned, "
-      "str padding_mode, int workspace_limit";
+      "str source, int[1] stride, int[1] padding, int[1] dilation, int groups, int dilation_groups, bool aligned, "
+      "str padding_mode";
   define(
-      "conv2d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias, Tensor? mask, " + convolution +
+      "convolution(Tensor input, Tensor weight, Tensor positions, Tensor? bias, Tensor? mask, " + convolution +
       ") -> Tensor");
   define(
-      "conv2d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor dilation_map, Tensor? mask, " +
+      "convolution_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor positions, Tensor? mask, " +
       convolution +
       ", bool[4] output_mask) -> "
-      "(Tensor grad_input, Tensor grad_weight, Tensor grad_dilation_map, Tensor grad_mask)");
+      "(Tensor grad_input, Tensor grad_weight, Tensor grad_positions, Tensor grad_mask)");
 
   // The family that every derivative of them is made of, for every source of positions (math/positions.h). `order` is a
   // derivative by the parameters of the positions, a multi-index with an entry for each; empty, it is the value itself,

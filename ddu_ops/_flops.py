@@ -106,39 +106,40 @@ def _sample_backward(
     return math.prod(grad_output) * each
 
 
-def _entries_and_product(input: Shape, weight: Shape, dilation_map: Shape) -> tuple[int, int]:
+def _entries_and_product(input: Shape, weight: Shape, positions: Shape) -> tuple[int, int]:
     """The entries of a convolution's columns, and the operations of one product of the size of columns times weight."""
-    positions = input[0] * math.prod(dilation_map[2:])
-    return input[1] * math.prod(weight[2:]) * positions, 2 * math.prod(weight) * positions
+    of_one = weight[-len(positions) :]  # of an image, where each has its own
+    windows = input[0] * math.prod(positions[2:])
+    return input[1] * math.prod(of_one[2:]) * windows, 2 * math.prod(of_one) * windows
 
 
-@register_flop_formula(torch.ops.ddu.conv2d)
-def _conv2d(
+@register_flop_formula(torch.ops.ddu.convolution)
+def _convolution(
     input: Shape,
     weight: Shape,
-    dilation_map: Shape,
+    positions: Shape,
     bias: Shape | None,
     mask: Shape | None,
     *options: Any,
     out_shape: Shape,
 ) -> int:
-    entries, product = _entries_and_product(input, weight, dilation_map)
-    return entries * (_touch(dilation_map) + (_MASK if mask is not None else 0)) + product
+    entries, product = _entries_and_product(input, weight, positions)
+    return entries * (_touch(positions) + (_MASK if mask is not None else 0)) + product
 
 
-@register_flop_formula(torch.ops.ddu.conv2d_backward)
-def _conv2d_backward(
+@register_flop_formula(torch.ops.ddu.convolution_backward)
+def _convolution_backward(
     grad_output: Shape,
     input: Shape,
     weight: Shape,
-    dilation_map: Shape,
+    positions: Shape,
     mask: Shape | None,
     *options: Any,
     out_shape: Any,
 ) -> int:
-    entries, product = _entries_and_product(input, weight, dilation_map)
-    dilation_groups, (by_input, by_weight, by_map, by_mask) = options[4], options[-1]
-    touch, rates = _touch(dilation_map), _parameters(dilation_map, "rates", dilation_groups)
+    entries, product = _entries_and_product(input, weight, positions)
+    source, dilation_groups, (by_input, by_weight, by_positions, by_mask) = options[0], options[5], options[-1]
+    touch, parameters = _touch(positions), _parameters(positions, source, dilation_groups)
     modulation = _MASK if mask is not None else 0
     each = products = 0
     if by_weight or by_mask:
@@ -146,12 +147,12 @@ def _conv2d_backward(
     if by_weight:
         each += modulation
         products += 1
-    if by_input or by_map or by_mask:
+    if by_input or by_positions or by_mask:
         products += 1
     if by_mask:
         each += _REDUCE
-    if by_input or by_map:
+    if by_input or by_positions:
         each += modulation + touch
-    if by_map:
-        each += rates * (touch + _REDUCE)
+    if by_positions:
+        each += parameters * (touch + _REDUCE)
     return entries * each + products * product

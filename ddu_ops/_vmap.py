@@ -1,8 +1,8 @@
 """``torch.func.vmap`` of the operators.
 
-Where all tensors begin with the batch, the mapped dimension is folded into it and taken out of it again. The weight of
-a convolution has no batch, so there it is folded into the channels, and every mapped index is a group of its own. What
-is not mapped is expanded. A dimension of size 0 gets one index of zeros, which the result loses again, because nothing
+Where all tensors begin with the batch, the mapped dimension is folded into it and taken out of it again. What is not
+mapped is expanded. The weight of a convolution has no batch: where it is mapped, or its gradient is asked for, every
+image gets one of its own. A dimension of size 0 gets one index of zeros, which the result loses again, because nothing
 else tells its shape. The composite operators are taken apart first (csrc/dispatch/composite.cpp).
 
 The first rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would add half as much
@@ -80,40 +80,43 @@ def _over_nothing_too(rule: Callable[..., tuple[Any, Any]]) -> Callable[..., tup
 def _register_convolution(name: str) -> None:
     operator = getattr(torch.ops.ddu, name).default
     parameters = [argument.name for argument in operator._schema.arguments]
-
-    def channels(parameter: str) -> int:
-        """The dimension that a tensor has its channels in."""
-        return 0 if parameter in ("weight", "bias") else 1
+    backward = "output_mask" in parameters
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         size: int = info.batch_size
+        given = dict(zip(parameters, args, strict=True))
+        dims = dict(zip(parameters, in_dims, strict=True))
+        weight = given["weight"]
+        plain_rank = given["positions"].dim() - (dims["positions"] is not None)  # of a weight for all images
+        per_image = weight.dim() - (dims["weight"] is not None) > plain_rank
+        needed = given.get("output_mask", ())
+        apart = dims["weight"] is not None or dims.get("bias") is not None or (backward and needed[1])
+        batch = given["input"].shape[0 if dims["input"] is None else int(dims["input"] == 0)]
 
-        def fold_in(parameter: str, value: Any, dim: int | None) -> Any:
-            if parameter in ("groups", "dilation_groups"):
-                return value * size
+        def fold_in(parameter: str) -> Any:
+            value, dim = given[parameter], dims[parameter]
             if not isinstance(value, Tensor):
                 return value
+            shared = parameter == "weight" and not per_image
+            shared |= parameter == "bias" and value.dim() - (dim is not None) == 1
+            if shared and not apart:
+                return value
             mapped = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
-            into = channels(parameter)
-            return mapped.movedim(0, into).flatten(into, into + 1) if mapped.dim() > into + 1 else mapped
+            if shared:
+                mapped = mapped.unsqueeze(1).expand(size, batch, *mapped.shape[1:])
+            return mapped.flatten(0, 1) if mapped.dim() > 1 else mapped
 
-        def take_out(value: Tensor, dim: int) -> Tensor:
-            return value.unflatten(dim, (size, value.shape[dim] // max(size, 1)))
-
-        result = operator(*map(fold_in, parameters, args, in_dims))
-        if isinstance(result, Tensor):
-            return take_out(result, 1), 1
-        needed = args[parameters.index("output_mask")]
-        dims = [
-            channels(parameter.name.removeprefix("grad_")) if need else None
-            for parameter, need in zip(operator._schema.returns, needed, strict=True)
-        ]
-        return tuple(
-            value if dim is None else take_out(value, dim) for value, dim in zip(result, dims, strict=True)
-        ), tuple(dims)
+        result = operator(*map(fold_in, parameters))
+        split = (size, -1) if size else (0, 0)
+        if not backward:
+            return result.unflatten(0, split), 0
+        taken_out = [value.unflatten(0, split) if need else value for value, need in zip(result, needed, strict=True)]
+        if needed[1] and not per_image:
+            taken_out[1] = taken_out[1].sum(1)
+        return tuple(taken_out), tuple(0 if need else None for need in needed)
 
     torch.library.register_vmap(operator, _over_nothing_too(rule), lib=_library)
 
 
-for _name in ("conv2d", "conv2d_backward"):
+for _name in ("convolution", "convolution_backward"):
     _register_convolution(_name)

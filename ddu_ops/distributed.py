@@ -9,9 +9,9 @@ everyone. Every operator and every derivative then computes without communicatio
 
 and passes a pending sum on where it is linear. The convolution and its backward compute without communication, too,
 
-- along the batch, beside a replicated weight, whose gradient is a pending sum;
-- along the channels of input and output, where each shard holds whole groups of the weight and, of the map and the
-  mask, whole dilation groups or the only one, whose gradients are pending sums;
+- along the batch, beside a replicated weight, whose gradient is a pending sum, or each image's own;
+- along the channels of input and output, where each shard holds whole groups of the weight and, of the positions and
+  the mask, whole groups or the only one, whose gradient is a pending sum;
 - with one group, along the channels of the output, beside a replicated input.
 
 What is placed in another way, along the image for example, or has groups that do not divide evenly, is redistributed
@@ -72,7 +72,7 @@ def _shards(spec: Any, dim: int) -> int:
 def _register(
     op: OpOverload,
     shardings: Callable[[_Arguments], Shardings],
-    lead: tuple[int, int],
+    lead: tuple[int, Callable[[_Arguments], int]],
     units: Callable[[_Arguments], int],
     divided: Callable[[_Arguments], Sequence[str]],
 ) -> None:
@@ -82,17 +82,18 @@ def _register(
         op: the operator.
         shardings: those that need no communication.
         lead: the place, among the tensors as among the arguments, of the one whose shards count, and the dimension that
-            they are cut along.
+            they are cut along in a call.
         units: how many of what is cut into shards, of which all shards have to have as many.
         divided: the options of which a shard has its part, where there is more than one.
     """
     lead_at, lead_dim = lead
 
     def evenly(strategy: Callable[[OpSchema], OpStrategy], schema: OpSchema) -> OpStrategy:
-        whole = units(_Arguments(op, schema.args_schema))
+        given = _Arguments(op, schema.args_schema)
+        whole, dim = units(given), lead_dim(given)
 
         def even(spec: OpSpec) -> bool:
-            return whole % _shards(spec.input_spec(lead_at), lead_dim) == 0
+            return whole % _shards(spec.input_spec(lead_at), dim) == 0
 
         return OpStrategy(list(filter(even, strategy(schema).strategies)))
 
@@ -110,8 +111,8 @@ def _register(
             _dispatcher.redistribute_local_args(call, sharding.redistribute_schema, False)
         local_args = list(tree_unflatten(list(call.local_args), call.args_tree_spec))
         schema = sharding.redistribute_schema if sharding.needs_redistribute else call.schema
-        parts = _shards(schema.args_schema[lead_at], lead_dim)
         given = _Arguments(op, args)
+        parts = _shards(schema.args_schema[lead_at], lead_dim(given))
         for name in divided(given):
             if given[name] > 1:
                 local_args[_place(op, name)] = given[name] // parts
@@ -187,7 +188,7 @@ for _name in _OPERATORS:
     _register(
         _operator,
         partial(_shardings, _name),
-        lead=(0, 1),
+        lead=(0, lambda _: 1),
         units=partial(_groups_or_channels, _operator),
         divided=lambda _: ["groups"],
     )
@@ -198,7 +199,7 @@ for _name in _OPERATORS:
 def _shardings_of_convolution(op: OpOverload, args: _Arguments) -> Shardings:
     tensors = [argument.name for argument in op._schema.arguments if "Tensor" in str(argument.type)]
     inputs = [name for name in tensors if args[name] is not None]
-    if op is torch.ops.ddu.conv2d.default:
+    if op is torch.ops.ddu.convolution.default:
         outputs = ["output"]
     else:  # an empty tensor is not cut, and in the place of what is not asked for
         asked = zip(op._schema.returns, args["output_mask"], strict=True)
@@ -209,35 +210,48 @@ def _shardings_of_convolution(op: OpOverload, args: _Arguments) -> Shardings:
         placements["empty"] = Replicate()
         return [placements.get(name, others) for name in outputs], [placements.get(name, others) for name in inputs]
 
-    along_batch = sharding(Shard(0), weight=Replicate(), bias=Replicate(), grad_weight=Partial())
+    weight, bias = _output_channels(args), int("bias" in inputs and args["bias"].ndim == 2)
+    of_images: dict[str, Placement] = {} if weight == 1 else {"weight": Replicate(), "grad_weight": Partial()}
+    along_batch = sharding(Shard(0), **({} if bias == 1 else {"bias": Replicate()}), **of_images)
     along_channels: dict[str, Placement] = {
-        **dict.fromkeys(("weight", "bias", "grad_weight"), Shard(0)),
+        **dict.fromkeys(("weight", "grad_weight"), Shard(weight)),
+        "bias": Shard(bias),
         **dict.fromkeys(("output", "grad_output"), Shard(1)),
     }
-    if args["groups"] == 1:  # the channels of the output; each is made of all of the input
-        along_channels |= dict.fromkeys(("grad_input", "grad_dilation_map", "grad_mask"), Partial())
-    elif args["dilation_groups"] == 1:
+    several = args["groups"] > 1
+    along_channels["grad_input"] = Partial()  # each channel of the output is made of all of the input
+    if several:
         along_channels |= dict.fromkeys(("input", "grad_input"), Shard(1))
-        along_channels |= dict.fromkeys(("grad_dilation_map", "grad_mask"), Partial())
-    else:
-        maps = ("dilation_map", "mask", "grad_dilation_map", "grad_mask")
-        along_channels |= dict.fromkeys(("input", "grad_input", *maps), Shard(1))
+    for name, groups in (("positions", args["dilation_groups"]), ("mask", _mask_groups(args))):
+        along_channels[f"grad_{name}"] = Partial()
+        if several and groups > 1:
+            along_channels |= dict.fromkeys((name, f"grad_{name}"), Shard(1))
     return [sharding(Replicate()), along_batch, sharding(Replicate(), **along_channels)]
 
 
+def _output_channels(args: _Arguments) -> int:
+    """The dimension of the weight that has them: behind the batch, where every image has a weight of its own."""
+    return int(args["weight"].ndim > args["positions"].ndim)
+
+
+def _mask_groups(args: _Arguments) -> int:
+    mask = args["mask"]
+    return 1 if mask is None else mask.shape[1] // math.prod(args["weight"].shape[2 - args["positions"].ndim :])
+
+
 def _groups_or_output_channels(args: _Arguments) -> int:
-    """Groups and their dilation groups, if those are more than the only one; or channels of the output."""
-    groups, dilation_groups = args["groups"], args["dilation_groups"]
+    """Groups and those of positions and mask, if they are more than the only one; or channels of the output."""
+    groups = args["groups"]
     if groups == 1:
-        return args["weight"].shape[0]
-    return groups if dilation_groups == 1 else math.gcd(groups, dilation_groups)
+        return args["weight"].shape[_output_channels(args)]
+    return math.gcd(groups, *(n for n in (args["dilation_groups"], _mask_groups(args)) if n > 1))
 
 
-for _operator in (torch.ops.ddu.conv2d.default, torch.ops.ddu.conv2d_backward.default):
+for _operator in (torch.ops.ddu.convolution.default, torch.ops.ddu.convolution_backward.default):
     _register(
         _operator,
         partial(_shardings_of_convolution, _operator),
-        lead=(_place(_operator, "weight"), 0),
+        lead=(_place(_operator, "weight"), _output_channels),
         units=_groups_or_output_channels,
         divided=lambda args: ["groups", "dilation_groups"] if args["groups"] > 1 else [],
     )

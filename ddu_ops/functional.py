@@ -153,7 +153,7 @@ def dynamic_dilation_fold(
 def dynamic_dilation_conv2d(
     input: Tensor,
     weight: Tensor,
-    dilation_map: Tensor,
+    dilation_map: Tensor | Number,
     bias: Tensor | None = None,
     stride: Ints = 1,
     padding: Ints | str = 0,
@@ -164,7 +164,6 @@ def dynamic_dilation_conv2d(
     mask: Tensor | None = None,
     aligned: bool = True,
     padding_mode: str = "zeros",
-    workspace_limit: int = 2**28,
 ) -> Tensor:
     r"""Convolve with a kernel whose dilation rate is read from a map, position by position.
 
@@ -175,42 +174,44 @@ def dynamic_dilation_conv2d(
         \text{out}[b, o, i, j] = \text{bias}[o] + \sum_{c, m, n} \text{weight}[o, c, m, n] \;
         \text{mask}[b, g k_h k_w + m k_w + n, i, j] \; x_{c,m,n}(i, j)
 
-    where :math:`g` is the dilation group of channel :math:`c`. A map of ones makes it ``F.conv2d``: on the CPU bit for
-    bit (without a mask), elsewhere up to the order of the additions. Gradients of every order flow to all five tensors.
+    where :math:`g` is the mask's group of channel :math:`c`. A map of ones makes it ``F.conv2d``, up to the order of
+    the additions. Gradients of every order flow to all five tensors. The windows are never in memory as a whole, but
+    where gradients are themselves differentiated.
 
     Args:
         input: the image.
-        weight: the kernels.
+        weight: the kernels, the same for every image or each image's own.
         dilation_map: the dilation rates, as in :func:`dynamic_dilation_unfold`.
         bias: added to every output channel. Default: none.
         stride: step of the window, an int or a pair (height, width). Default: 1.
-        padding: implicit zeros on every side of the input, an int or a pair; or ``"valid"`` for none, or ``"same"``
-            for an output of the size of the input, as in ``F.conv2d``. Default: 0.
+        padding: how far windows reach beyond every side of the input, an int or a pair; or ``"valid"`` for not at all,
+            or ``"same"`` for an output of the size of the input, as in ``F.conv2d``. Default: 0.
         dilation: multiplier of the map, an int or a pair. Default: 1.
         groups: groups of the convolution, as in ``F.conv2d``. Default: 1.
-        dilation_groups: number of channel groups that have a map of their own. Both kinds of groups divide the
-            channels, and need not divide one another. Default: 1.
-        mask: factors of the taps, one for every dilation group, tap and output position. Default: none.
+        dilation_groups: number of channel groups that have a map of their own. The groups of the convolution, of the
+            map and of the mask each divide the channels, and need not divide one another. Default: 1.
+        mask: factors of the taps, one for every tap and output position of each of its groups. Default: none.
         aligned: ``True`` centres a window where ``F.conv2d`` centres its own, ``False`` on its first tap, as in
             :func:`dynamic_dilation_unfold`. Default: ``True``.
-        workspace_limit: bytes of temporary memory that a call may take in forward and backward, besides its results.
-            The batch is worked on in as many parts as that needs; a part has at least one image. Where gradients are
-            themselves differentiated the limit does not hold. Default: 256 MiB.
+        padding_mode: what lies outside the input, as in :func:`dynamic_dilation_unfold`. Default: ``"zeros"``.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
-        - weight: :math:`(C_{out}, C / \text{groups}, k_h, k_w)`.
+        - weight: :math:`(C_{out}, C / \text{groups}, k_h, k_w)`, or :math:`(B, C_{out}, C / \text{groups}, k_h, k_w)`
+          with an input that has :math:`B`; a batch size of 1 is broadcast.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})`, where :math:`G` is
           ``dilation_groups``, as in :func:`dynamic_dilation_unfold`.
-        - bias: :math:`(C_{out})`.
-        - mask: :math:`(B, G \, k_h k_w, H_{out}, W_{out})`. Without :math:`B` where the input has none; a batch size
-          of 1 is broadcast.
-        - Output: :math:`(B, C_{out}, H_{out}, W_{out})` or :math:`(C_{out}, H_{out}, W_{out})`, contiguous.
+        - bias: :math:`(C_{out})`, or with a weight for each image also :math:`(B, C_{out})`.
+        - mask: :math:`(B, M \, k_h k_w, H_{out}, W_{out})`, where :math:`M`, its number of groups, is any divisor of
+          :math:`C`. Without :math:`B` where the input has none; a batch size of 1 is broadcast.
+        - Output: :math:`(B, C_{out}, H_{out}, W_{out})` or :math:`(C_{out}, H_{out}, W_{out})`; channels-last where
+          the input is, otherwise contiguous.
 
     Types:
-        float64, float32, float16 or bfloat16 for ``input``, ``weight``, ``bias`` and ``mask`` alike; a map as in
-        :func:`dynamic_dilation_unfold`. Under autocast all are cast as a convolution's would be, but for the map. On
-        CUDA the products of float32 are as exact as torch's switches for TF32 say.
+        float64, float32, float16 or bfloat16 for ``input``, ``weight`` and ``bias`` alike; a mask of the same type or,
+        beside a half type, float32; a map as in :func:`dynamic_dilation_unfold`. Under autocast all are cast as a
+        convolution's would be, but for the map. On CUDA the products of float32 are as exact as torch's switches for
+        TF32 say.
 
     Raises:
         RuntimeError: for an argument of the wrong shape, type, device or value; the message names the argument, what
@@ -221,41 +222,12 @@ def dynamic_dilation_conv2d(
         >>> dilation_map = torch.full((2, 1, 6, 7), 1.5)
         >>> dynamic_dilation_conv2d(input, weight, dilation_map, padding=1).shape
         torch.Size([2, 4, 6, 7])
-        >>> ones = torch.ones(2, 1, 6, 7)
-        >>> torch.equal(dynamic_dilation_conv2d(input, weight, ones, padding=1), F.conv2d(input, weight, padding=1))
+        >>> plain = F.conv2d(input, weight, padding=1)
+        >>> torch.allclose(dynamic_dilation_conv2d(input, weight, 1, padding=1), plain, atol=1e-4)
         True
     """
-    if _looks_at_sizes(dilation_map, padding) and has_torch_function((input, weight)):
-        return handle_torch_function(
-            dynamic_dilation_conv2d,
-            (input, weight),
-            *(input, weight, dilation_map, bias, stride, padding, dilation, groups),
-            dilation_groups=dilation_groups,
-            mask=mask,
-            aligned=aligned,
-            padding_mode=padding_mode,
-            workspace_limit=workspace_limit,
-        )
-    name = "dynamic_dilation_conv2d"
-    stride, dilation = ints(stride, 2, "stride", name), ints(dilation, 2, "dilation", name)
-    if isinstance(padding, str) and padding in PADDING_WORDS:
-        input, padding = _in_numbers(2, name, input, weight.shape[-2:], stride, padding, dilation, padding_mode)
-    groups, dilation_groups = integer(groups, "groups", name), integer(dilation_groups, "dilation_groups", name)
-    return torch.ops.ddu.dynamic_dilation_conv2d(
-        input,
-        weight,
-        _rates(2, dilation_map, input, dilation_groups),
-        bias,
-        stride,
-        ints(padding, 2, "padding", name, words=PADDING_WORDS),
-        dilation,
-        groups,
-        dilation_groups=dilation_groups,
-        mask=mask,
-        aligned=aligned,
-        padding_mode=padding_mode,
-        workspace_limit=integer(workspace_limit, "workspace_limit", name),
-    )
+    options = (bias, stride, padding, dilation, groups, dilation_groups, mask, aligned, padding_mode)
+    return _conv(2, input, weight, dilation_map, *options)
 
 
 def dynamic_dilation_unfold1d(
@@ -463,6 +435,186 @@ def deform_unfold3d(
     return _deform_unfold(3, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
 
 
+def dynamic_dilation_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor | Number,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    dilation_groups: int = 1,
+    mask: Tensor | None = None,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve a signal with a kernel whose dilation rate is read from a map.
+
+    :func:`dynamic_dilation_conv2d` along one axis: ``input`` is :math:`(B, C, W)`, ``weight``
+    :math:`(C_{out}, C / \text{groups}, k)` or :math:`(B, C_{out}, C / \text{groups}, k)`, ``dilation_map``
+    :math:`(B, G, W_{out})`, ``mask`` :math:`(B, M \, k, W_{out})`, the output :math:`(B, C_{out}, W_{out})`, always
+    contiguous; unbatched without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> signal, difference = torch.arange(6.0).view(1, 1, 6), torch.tensor([[[-1.0, 0.0, 1.0]]])
+        >>> dynamic_dilation_conv1d(signal, difference, 1.5, padding=1)[0, 0, 2]
+        tensor(3.)
+    """
+    options = (bias, stride, padding, dilation, groups, dilation_groups, mask, aligned, padding_mode)
+    return _conv(1, input, weight, dilation_map, *options)
+
+
+def dynamic_dilation_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor | Number,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    dilation_groups: int = 1,
+    mask: Tensor | None = None,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve a volume with a kernel whose dilation rate is read from a map.
+
+    :func:`dynamic_dilation_conv2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``weight``
+    :math:`(C_{out}, C / \text{groups}, k_d, k_h, k_w)`, with a :math:`B` in front for one per image,
+    ``dilation_map`` as in :func:`dynamic_dilation_unfold3d`, ``mask``
+    :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`, the output
+    :math:`(B, C_{out}, D_{out}, H_{out}, W_{out})`; unbatched without the :math:`B`. All else, the errors included,
+    is as there.
+
+    Example:
+        >>> volume, weights = torch.randn(2, 4, 5, 6, 7), torch.randn(2, 3, 4, 3, 3, 3)  # one for each volume
+        >>> rates = torch.full((2, 1, 5, 6, 7), 1.5)
+        >>> dynamic_dilation_conv3d(volume, weights, rates, padding=1, padding_mode="border").shape
+        torch.Size([2, 3, 5, 6, 7])
+    """
+    options = (bias, stride, padding, dilation, groups, dilation_groups, mask, aligned, padding_mode)
+    return _conv(3, input, weight, dilation_map, *options)
+
+
+def deform_conv1d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Tensor | None = None,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve a signal with a kernel whose taps are moved by an offset each.
+
+    :func:`deform_conv2d` along one axis: ``input`` is :math:`(B, C, W)`, ``offset`` :math:`(B, G \, k, W_{out})`,
+    ``weight`` :math:`(C_{out}, C / \text{groups}, k)`, ``mask`` :math:`(B, M \, k, W_{out})`, the output
+    :math:`(B, C_{out}, W_{out})`; unbatched without the :math:`B`.
+
+    Example:
+        >>> signal, difference = torch.arange(6.0).view(1, 1, 6), torch.tensor([[[-1.0, 0.0, 1.0]]])
+        >>> offset = torch.tensor([-0.5, 0.0, 0.5]).view(1, 3, 1)  # the same everywhere
+        >>> deform_conv1d(signal, offset, difference, padding=1)[0, 0, 2]
+        tensor(3.)
+    """
+    return _deform_conv(1, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Tensor | None = None,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve with a kernel whose taps are moved by an offset each: the deformable convolution, modulated or not.
+
+    Arguments, layouts and values are those of ``torchvision.ops.deform_conv2d``. With the samples
+    :math:`x_{c,m,n}(i, j)` of :func:`deform_unfold2d`,
+
+    .. math::
+        \text{out}[b, o, i, j] = \text{bias}[o] + \sum_{c, m, n} \text{weight}[o, c, m, n] \;
+        \text{mask}[b, g k_h k_w + m k_w + n, i, j] \; x_{c,m,n}(i, j)
+
+    where :math:`g` is the mask's group of channel :math:`c`, as in X. Zhu et al., "Deformable ConvNets v2: More
+    Deformable, Better Results", CVPR 2019. Offsets of zero make it :func:`torch.nn.functional.conv2d`, up to the order
+    of the additions. Gradients of every order flow to all five tensors. The windows are never in memory as a whole, but
+    where gradients are themselves differentiated.
+
+    Args:
+        input: the image.
+        offset: the displacements in pixels, any real number. One that is not finite makes its tap NaN. The number of
+            groups that have offsets of their own follows from its channels.
+        weight: the kernels, the same for every image or each image's own. The number of groups of the convolution
+            follows from its channels.
+        bias: added to every output channel. Default: none.
+        stride, padding, dilation, padding_mode: as in :func:`dynamic_dilation_conv2d`.
+        mask: factors of the taps, one for every tap and output position of each of its groups, of which there may be
+            another number than of the offsets. Default: none.
+
+    Shape:
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
+        - offset: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the one
+          to the right. Without :math:`B` where the input has none; a batch of 1 is broadcast, and so is a grid of
+          :math:`1 \times 1`.
+        - weight, bias, mask, output: as in :func:`dynamic_dilation_conv2d`.
+
+    Types:
+        As in :func:`dynamic_dilation_conv2d`, with offsets in the place of the map.
+
+    Raises:
+        RuntimeError: as in :func:`dynamic_dilation_conv2d`.
+
+    Example:
+        >>> input, weight, offset = torch.randn(2, 8, 6, 7), torch.randn(4, 8, 3, 3), torch.randn(2, 18, 6, 7)
+        >>> deform_conv2d(input, offset, weight, padding=1, mask=torch.rand(2, 9, 6, 7)).shape
+        torch.Size([2, 4, 6, 7])
+        >>> plain = F.conv2d(input, weight, padding=1)
+        >>> torch.allclose(deform_conv2d(input, 0 * offset, weight, padding=1), plain, atol=1e-4)
+        True
+    """
+    return _deform_conv(2, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
+
+
+def deform_conv3d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    mask: Tensor | None = None,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve a volume with a kernel whose taps are moved by an offset each.
+
+    :func:`deform_conv2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``offset`` as in
+    :func:`deform_unfold3d`, ``weight`` :math:`(C_{out}, C / \text{groups}, k_d, k_h, k_w)`, ``mask``
+    :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`, the output
+    :math:`(B, C_{out}, D_{out}, H_{out}, W_{out})`; unbatched without the :math:`B`.
+
+    Example:
+        >>> volume, weight = torch.randn(1, 4, 5, 6, 7), torch.randn(2, 4, 3, 3, 3)
+        >>> deform_conv3d(volume, torch.randn(1, 81, 5, 6, 7), weight, padding=1).shape
+        torch.Size([1, 2, 5, 6, 7])
+    """
+    return _deform_conv(3, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
+
+
 def grid_size(
     size: Ints, kernel_size: Ints, stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1
 ) -> tuple[int, ...]:
@@ -502,6 +654,8 @@ def grid_size(
 _UNFOLD = ("dynamic_dilation_unfold1d", "dynamic_dilation_unfold", "dynamic_dilation_unfold3d")
 _FOLD = ("dynamic_dilation_fold1d", "dynamic_dilation_fold", "dynamic_dilation_fold3d")
 _DEFORM_UNFOLD = ("deform_unfold1d", "deform_unfold2d", "deform_unfold3d")
+_CONV = ("dynamic_dilation_conv1d", "dynamic_dilation_conv2d", "dynamic_dilation_conv3d")
+_DEFORM_CONV = ("deform_conv1d", "deform_conv2d", "deform_conv3d")
 
 
 def _unfold(
@@ -551,6 +705,61 @@ def _deform_unfold(
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(input, window[0], offset, *window[1:], groups, padding_mode=padding_mode)
+
+
+def _conv(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor | Number,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    groups: int,
+    dilation_groups: int,
+    mask: Tensor | None,
+    aligned: bool,
+    padding_mode: str,
+) -> Tensor:
+    if _looks_at_sizes(dilation_map, padding) and has_torch_function((input, weight)):
+        options = (bias, stride, padding, dilation, groups, dilation_groups, mask, aligned, padding_mode)
+        return handle_torch_function(_conv, (input, weight), axes, input, weight, dilation_map, *options)
+    name = _CONV[axes - 1]
+    input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
+    groups, dilation_groups = integer(groups, "groups", name), integer(dilation_groups, "dilation_groups", name)
+    return getattr(torch.ops.ddu, name)(
+        input,
+        weight,
+        _rates(axes, dilation_map, input, dilation_groups),
+        bias,
+        *steps,
+        groups,
+        dilation_groups=dilation_groups,
+        mask=mask,
+        aligned=aligned,
+        padding_mode=padding_mode,
+    )
+
+
+def _deform_conv(
+    axes: int,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    mask: Tensor | None,
+    padding_mode: str,
+) -> Tensor:
+    if _looks_at_sizes(offset, padding) and has_torch_function((input, weight)):
+        options = (bias, stride, padding, dilation, mask, padding_mode)
+        return handle_torch_function(_deform_conv, (input, weight), axes, input, offset, weight, *options)
+    name = _DEFORM_CONV[axes - 1]
+    input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
+    return getattr(torch.ops.ddu, name)(input, offset, weight, bias, *steps, mask, padding_mode=padding_mode)
 
 
 def _fold(
@@ -631,6 +840,23 @@ def _window(
     if isinstance(padding, str) and padding in PADDING_WORDS:
         input, padding = _in_numbers(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
     return input, kernel_size, stride, ints(padding, axes, "padding", name, words=PADDING_WORDS), dilation
+
+
+def _steps(
+    axes: int,
+    name: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    padding_mode: str,
+) -> tuple[Any, ...]:
+    """The same of a convolution, whose weight has the size of the window."""
+    in_words = isinstance(padding, str) and padding == "same"
+    kernel_size = tuple(weight.shape[-axes:]) if in_words else (1,) * axes
+    input, _, *steps = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
+    return input, *steps
 
 
 def _in_numbers(

@@ -131,8 +131,8 @@ class DynamicASPP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        in_channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError)
-        out_channels = integer(out_channels, "out_channels", "DynamicASPP", ValueError)
+        in_channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError, least=1)
+        out_channels = integer(out_channels, "out_channels", "DynamicASPP", ValueError, least=1)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def point(channels: int) -> nn.Conv2d:

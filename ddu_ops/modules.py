@@ -1,7 +1,7 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,15 @@ from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.functional import (
     PADDING_WORDS,
     at_least_float32,
+    deform_conv1d,
+    deform_conv2d,
+    deform_conv3d,
     deform_unfold1d,
     deform_unfold2d,
     deform_unfold3d,
+    dynamic_dilation_conv1d,
     dynamic_dilation_conv2d,
+    dynamic_dilation_conv3d,
     dynamic_dilation_fold,
     dynamic_dilation_fold1d,
     dynamic_dilation_fold3d,
@@ -25,23 +30,24 @@ from ddu_ops.functional import (
     dynamic_dilation_unfold3d,
 )
 
-Pair = tuple[int, int]
+_CONVOLUTIONS: tuple[type[Any], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLVE: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def _window(
-    name: str, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints
-) -> tuple[Pair, Pair, Pair | str, Pair]:
-    """The options that a module of this name was given, as the constructor of ``Conv2d`` takes them."""
+    axes: int, name: str, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | str, tuple[int, ...]]:
+    """The options that a module of this name was given, as the constructor of torch's convolution takes them."""
 
-    def pair(value: Ints | str, argument: str, words: Sequence[str] = ()) -> Pair:
-        height, width = ints(value, 2, argument, name, ValueError, words=words)
-        return height, width
+    def each(value: Ints | str, argument: str, least: int = 1, words: Sequence[str] = ()) -> tuple[int, ...]:
+        return ints(value, axes, argument, name, ValueError, words=words, least=least)
 
+    in_words = isinstance(padding, str) and padding in PADDING_WORDS
     return (
-        pair(kernel_size, "kernel_size"),
-        pair(stride, "stride"),
-        padding if isinstance(padding, str) and padding in PADDING_WORDS else pair(padding, "padding", PADDING_WORDS),
-        pair(dilation, "dilation"),
+        each(kernel_size, "kernel_size"),
+        each(stride, "stride"),
+        padding if in_words else each(padding, "padding", 0, PADDING_WORDS),
+        each(dilation, "dilation"),
     )
 
 
@@ -80,12 +86,12 @@ class _Window(nn.Module):
     ) -> None:
         super().__init__()
         name, axes = type(self).__name__, self._axes
-        self.kernel_size = one_or_more(kernel_size, axes, "kernel_size", name, ValueError)
-        self.stride = one_or_more(stride, axes, "stride", name, ValueError)
+        self.kernel_size = one_or_more(kernel_size, axes, "kernel_size", name, ValueError, least=1)
+        self.stride = one_or_more(stride, axes, "stride", name, ValueError, least=1)
         in_words = isinstance(padding, str) and padding in self._padding_words
-        self.padding = padding if in_words else one_or_more(padding, axes, "padding", name, ValueError)
-        self.dilation = one_or_more(dilation, axes, "dilation", name, ValueError)
-        self.groups = integer(groups, "groups", name, ValueError)
+        self.padding = padding if in_words else one_or_more(padding, axes, "padding", name, ValueError, least=0)
+        self.dilation = one_or_more(dilation, axes, "dilation", name, ValueError, least=1)
+        self.groups = integer(groups, "groups", name, ValueError, least=1)
         self.padding_mode = _padding_mode(padding_mode, name)
 
     def _call(self, *leading: Any, positions: Tensor, **later: Any) -> Tensor:
@@ -194,7 +200,7 @@ class _Fold(_RateWindow):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned, padding_mode=padding_mode)
-        self.output_size = one_or_more(output_size, self._axes, "output_size", type(self).__name__, ValueError)
+        self.output_size = one_or_more(output_size, self._axes, "output_size", type(self).__name__, ValueError, least=0)
 
     def forward(self, columns: Tensor, dilation_map: Tensor) -> Tensor:
         return self._call(columns, self.output_size, positions=dilation_map, aligned=self.aligned)
@@ -294,7 +300,7 @@ class DeformUnfold3d(_DeformUnfold):
 class _StartsAtZero(nn.Module):
     """A convolution whose parameters start at zero.
 
-    It is no :class:`torch.nn.Conv2d`, and its name does not sound like one: loops that initialise the convolutions of
+    It is none of :mod:`torch.nn`'s, and its name does not sound like one: loops that initialise the convolutions of
     a model, found by their type or by their name, leave it alone.
     """
 
@@ -307,16 +313,14 @@ class _StartsAtZero(nn.Module):
         padding: Ints | str = 0,
         dilation: Ints = 1,
         *,
+        axes: int = 2,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        conv = nn.Conv2d(
-            in_channels,
-            out_channels,
-            *_window(type(self).__name__, kernel_size, stride, padding, dilation),
-            device="meta",
-        )  # for its checks
+        window = _window(axes, type(self).__name__, kernel_size, stride, padding, dilation)
+        conv = _CONVOLUTIONS[axes - 1](in_channels, out_channels, *window, device="meta")  # for its checks
+        self.axes = axes
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = conv.kernel_size
@@ -333,7 +337,8 @@ class _StartsAtZero(nn.Module):
         nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        convolve = _CONVOLVE[self.axes - 1]
+        return convolve(input, self.weight, self.bias, self.stride, self.padding, self.dilation)
 
     def extra_repr(self) -> str:
         return (
@@ -395,14 +400,15 @@ class DilationPredictor(_StartsAtZero):
         kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`. With those of the layer that reads the
             map, the map has the size that the layer expects.
         dilation_groups: number of channel groups that get a map of their own. Default: 1.
-        per_axis: a rate for the height and one for the width. Default: one for both.
+        per_axis: a rate for each axis. Default: one for all.
+        axes: spatial axes of the input, one to three. Default: 2.
         bounds: lower and upper bound of the rates, around 1; either may be infinite. ``None`` is (0, inf).
             Default: (0, 4).
         pace: how fast the rates leave one: the slope of :math:`f` at 0. Default: 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
-        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, or as many axes as ``axes`` says.
         - Output: :math:`(B, G, H_{out}, W_{out})`, or :math:`2G` channels with ``per_axis``; in float32 where the
           input is of a half type, because positions are not to be rounded.
 
@@ -426,19 +432,24 @@ class DilationPredictor(_StartsAtZero):
         *,
         dilation_groups: int = 1,
         per_axis: bool = False,
+        axes: int = 2,
         bounds: tuple[float, float] | None = (0.0, 4.0),
         pace: float = 0.1,
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        dilation_groups = integer(dilation_groups, "dilation_groups", "DilationPredictor", ValueError)
+        axes = integer(axes, "axes", "DilationPredictor", ValueError)
+        if axes not in (1, 2, 3):
+            raise ValueError(f"DilationPredictor(): expected axes to be 1, 2 or 3, but got {axes}")
+        dilation_groups = integer(dilation_groups, "dilation_groups", "DilationPredictor", ValueError, least=1)
         super().__init__(
-            integer(in_channels, "in_channels", "DilationPredictor", ValueError),
-            2 * dilation_groups if per_axis else dilation_groups,
+            integer(in_channels, "in_channels", "DilationPredictor", ValueError, least=0),
+            axes * dilation_groups if per_axis else dilation_groups,
             kernel_size,
             stride,
             padding,
             dilation,
+            axes=axes,
             device=device,
             dtype=dtype,
         )
@@ -485,6 +496,120 @@ def _saturate(z: Tensor, span: float) -> Tensor:
     return z if math.isinf(span) else span * torch.tanh(z / span)
 
 
+class OffsetPredictor(_StartsAtZero):
+    r"""A convolution that predicts the offsets of the taps of a window, and factors for them.
+
+    The weights start at zero, and with them the offsets; the factors start at one. So what reads them starts as the
+    plain convolution. A single layer that is zero learns from the first step on: its gradient is the input's product
+    with that of the offsets.
+
+    Args:
+        in_channels: channels of the input.
+        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`; those of the layer that reads the
+            offsets, which then have the size that the layer expects.
+        offset_groups: number of channel groups that get offsets of their own. Default: 1.
+        mask: how the factors are made of the results :math:`z` of the convolution: ``"sigmoid"``,
+            :math:`2 \sigma(z)`, as in DCNv2 but for the 2; ``"softmax"``, :math:`K \, \mathrm{softmax}(z)` over the
+            :math:`K` taps, as in DCNv3 but for the :math:`K`; or ``None``, no factors. Default: ``"sigmoid"``.
+        bound: the largest offset, in pixels: the offsets are :math:`b \tanh(z / b)`. Default: none.
+        moved: the axes along which taps move, counted from 0, slowest first; along the others the offsets are zero.
+            ``(1, 2)`` of a video moves them within its frames. Default: all.
+        axes: spatial axes of the input, one to three. Default: 2.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, or as many axes as ``axes`` says.
+        - Output: the offsets, as in :func:`~ddu_ops.deform_conv2d`, in float32 where the input is of a half type; and
+          the factors, :math:`(B, G K, H_{out}, W_{out})`, or ``None``.
+
+    Raises:
+        ValueError: for another ``mask``, a bound that is not positive and finite, and axes that there are not.
+
+    Example:
+        >>> predictor = OffsetPredictor(8, 3, padding=1)
+        >>> offset, mask = predictor(torch.randn(2, 8, 6, 7))
+        >>> offset.shape, mask.shape
+        (torch.Size([2, 18, 6, 7]), torch.Size([2, 9, 6, 7]))
+        >>> bool((offset == 0).all() and (mask == 1).all())
+        True
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        *,
+        offset_groups: int = 1,
+        mask: str | None = "sigmoid",
+        bound: float | None = None,
+        moved: Sequence[int] | None = None,
+        axes: int = 2,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = "OffsetPredictor"
+        axes = integer(axes, "axes", name, ValueError)
+        if axes not in (1, 2, 3):
+            raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {axes}")
+        if mask not in ("sigmoid", "softmax", None):
+            raise ValueError(f"{name}(): expected mask to be 'sigmoid', 'softmax' or None, but got {mask!r}")
+        if bound is not None and not 0 < bound < math.inf:
+            raise ValueError(f"{name}(): expected bound to be positive and finite, but got {bound}")
+        along = tuple(range(axes)) if moved is None else tuple(moved)
+        if not along or sorted(set(along)) != list(along) or not set(along) <= set(range(axes)):
+            raise ValueError(f"{name}(): expected moved to be axes from 0 to {axes - 1}, in order, but got {moved!r}")
+        taps = math.prod(ints(kernel_size, axes, "kernel_size", name, ValueError, least=1))
+        offset_groups = integer(offset_groups, "offset_groups", name, ValueError, least=1)
+        places = offset_groups * taps
+        super().__init__(
+            integer(in_channels, "in_channels", name, ValueError, least=0),
+            places * (len(along) + (mask is not None)),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            axes=axes,
+            device=device,
+            dtype=dtype,
+        )
+        self.offset_groups = offset_groups
+        self.mask = mask
+        self.bound = bound
+        self.moved = along
+
+    def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        z, channels = super().forward(input), -self.axes - 1
+        places = self.offset_groups * math.prod(self.kernel_size)
+        offset = at_least_float32(z.narrow(channels, 0, places * len(self.moved)))
+        if self.bound is not None:
+            offset = self.bound * torch.tanh(offset / self.bound)
+        if len(self.moved) < self.axes:
+            each = offset.unflatten(channels, (places, len(self.moved)))
+            still = torch.zeros_like(each.select(channels, 0))
+            along = [
+                each.select(channels, self.moved.index(axis)) if axis in self.moved else still
+                for axis in range(self.axes)
+            ]
+            offset = torch.stack(along, channels).flatten(channels - 1, channels)
+        if self.mask is None:
+            return offset, None
+        z = z.narrow(channels, places * len(self.moved), places)
+        if self.mask == "sigmoid":
+            return offset, 2 * z.sigmoid()
+        taps = math.prod(self.kernel_size)
+        factors = taps * z.unflatten(channels, (self.offset_groups, taps)).softmax(channels)
+        return offset, factors.flatten(channels - 1, channels)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, offset_groups={self.offset_groups}, mask={self.mask}, bound={self.bound}, "
+            f"moved={self.moved}"
+        )
+
+
 # What a subclass or an object may define anew, and the result is still the base class's. (Python's own first.)
 _HARMLESS = {
     *("__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__", "__firstlineno__"),
@@ -494,17 +619,17 @@ _HARMLESS = {
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-def _changes_of(conv: nn.Conv2d) -> list[str]:
-    """What may make the result of a convolution another one than that of a ``torch.nn.Conv2d`` with its parameters."""
-    plain = nn.Conv2d(1, 1, 1, device="meta")
-    subclasses = (base for base in type(conv).__mro__ if base not in nn.Conv2d.__mro__)
+def _changes_of(conv: nn.Module, kind: type[Any]) -> list[str]:
+    """What may make the result of a convolution another one than that of a plain one with its parameters."""
+    plain = kind(1, 1, 1, device="meta")
+    subclasses = (base for base in type(conv).__mro__ if base not in kind.__mro__)
     changes = {name for base in subclasses for name in vars(base) if hasattr(plain, name)}
-    changes |= {name for name in vars(conv) if hasattr(nn.Conv2d, name) and name not in vars(plain)}
+    changes |= {name for name in vars(conv) if hasattr(kind, name) and name not in vars(plain)}
     changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
     return sorted(changes - _HARMLESS)
 
 
-def _check_weight(conv: nn.Conv2d) -> None:
+def _check_weight(conv: Any) -> None:
     """Refuses a weight that the layer does not take, though its convolution would run."""
     shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
     if conv.weight.shape != shape:
@@ -530,55 +655,123 @@ def _given_or(argument: Tensor | None, default: Tensor) -> Tensor:
     return default if argument is None else argument
 
 
-class DynamicDilationConv2d(nn.Conv2d):
-    """A convolution whose dilation rate differs from position to position, and that can predict it.
+class _Convolution(nn.modules.conv._ConvNd):
+    """One of torch's convolutions with windows that are moved. A subclass names what it has of its own."""
 
-    The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`. In the place of a :class:`torch.nn.Conv2d`, whose
-    arguments come first and whose parameters it has, it predicts the dilation map from its input by a
-    :class:`DilationPredictor` with the window of the layer. The rates start at one, so the layer starts as the
-    ``Conv2d`` with the same weights: on the CPU bit for bit, elsewhere up to the order of the additions.
+    _axes: int
+    _function: Callable[..., Tensor]
+    _predictor: str  # the attribute that holds what predicts the positions
 
-    It is a ``Conv2d``, padded with zeros, so code that finds convolutions by ``isinstance`` finds its weight: what
-    initialises weights, groups them for weight decay, or prunes them. What replaces every ``Conv2d`` by another layer
-    has to leave it out, as :meth:`from_conv` does.
+    def _start(
+        self,
+        name: str,
+        channels: tuple[int, int],
+        window: tuple[Any, ...],
+        groups: int,
+        bias: bool,
+        padding_mode: str,
+        options: dict[str, Any],
+    ) -> None:
+        """As torch's own constructor."""
+        in_channels = integer(channels[0], "in_channels", name, ValueError, least=0)
+        out_channels = integer(channels[1], "out_channels", name, ValueError, least=0)
+        groups = integer(groups, "groups", name, ValueError, least=1)
+        mode = _padding_mode(padding_mode, name)
+        kind = _CONVOLUTIONS[self._axes - 1]
+        kind.__init__(  # type: ignore[misc]
+            self, in_channels, out_channels, *_window(self._axes, name, *window), groups, bias, **options
+        )
+        self.padding_mode = mode
 
-    Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
-            :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
-        dilation_groups: number of channel groups that have a map of their own. Default: 1.
-        per_axis: predict a rate for the height and one for the width. Default: one for both.
-        bounds, pace: of the predicted rates: see :class:`DilationPredictor`. Default: (0, 4) and 0.1.
-        predict: ``False`` leaves the predictor out; every call then brings its map. Default: ``True``.
-        aligned, workspace_limit: as in :func:`~ddu_ops.dynamic_dilation_conv2d`.
-        device, dtype: as in :class:`torch.nn.Conv2d`.
+    def reset_parameters(self) -> None:
+        """Starts again as torch's convolution does, with windows that are not moved."""
+        super().reset_parameters()
+        predictor = getattr(self, self._predictor, None)  # not yet there when the constructor calls
+        if predictor is not None:
+            predictor.reset_parameters()
 
-    Attributes:
-        weight, bias: as in :class:`torch.nn.Conv2d`, so that its ``state_dict`` can be loaded; with a predictor, by
-            ``strict=False``.
-        rate: the predictor, or ``None``.
+    @classmethod
+    def from_conv(cls, conv: nn.Module, **options: Any) -> Any:
+        """Make an adaptive layer of a trained one: it starts with its results, or the call is refused.
 
-    Shape:
-        As in :func:`~ddu_ops.dynamic_dilation_conv2d`. ``forward(input, dilation_map=None, mask=None)`` takes the map
-        from the predictor where none is given.
+        Converting twice is converting once: a layer that is one already is returned as it is, whatever the options.
 
-    Raises:
-        RuntimeError: in a call, as :func:`~ddu_ops.dynamic_dilation_conv2d`; without a predictor and without a map.
-        ValueError: from the constructor, for channels that ``groups`` or ``dilation_groups`` do not divide, and for
-            bounds that do not lie on both sides of 1.
+        Args:
+            conv: a convolution of :mod:`torch.nn` on as many axes. Its parameters are copied. A subclass will do if it
+                leaves everything as it is that makes the result.
+            options: the keyword arguments of the constructor.
 
-    Example:
-        >>> layer = DynamicDilationConv2d(8, 4, 3, padding=1)
-        >>> input = torch.randn(2, 8, 6, 7)
-        >>> torch.equal(layer(input), F.conv2d(input, layer.weight, layer.bias, padding=1))
-        True
-        >>> layer.rate(input).shape  # the map
-        torch.Size([2, 1, 6, 7])
-    """
+        Raises:
+            TypeError: for another kind of layer, a transposed convolution among them; for a subclass that changes the
+                result, such as one with standardised weights or an activation, or a lazy one before its first call; for
+                a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost; and
+                for a padding that is circular, or that is not of zeros and wider on one side than on the other.
+            ValueError: for a weight of a type or shape that the layer can't have.
 
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: str | tuple[int, int]
-    dilation: tuple[int, int]
+        Example:
+            >>> conv = torch.nn.Conv2d(8, 4, 3, stride=2, padding=1)
+            >>> layer = DynamicDilationConv2d.from_conv(conv)
+            >>> input = torch.randn(2, 8, 6, 7)
+            >>> torch.allclose(layer(input), conv(input), atol=1e-5)
+            True
+        """
+        if isinstance(conv, cls):
+            return conv
+        kind = _CONVOLUTIONS[cls._axes - 1]
+        if not isinstance(conv, kind):
+            expected = f"torch.nn.{kind.__name__}"
+            raise TypeError(f"from_conv(): expected conv to be a {expected}, but got {type(conv).__name__}")
+        changes = _changes_of(conv, kind)
+        if changes:
+            raise TypeError(
+                f"from_conv(): expected conv to compute what torch.nn.{kind.__name__} does, but got "
+                f"{type(conv).__name__} with {', '.join(changes)} of its own"
+            )
+        plain: Any = conv
+        if plain.padding_mode not in _PADDING_MODES:
+            raise TypeError(
+                "from_conv(): expected conv to have padding_mode 'zeros', 'replicate' or 'reflect', but got "
+                f"{plain.padding_mode!r}"
+            )
+        reach = [d * (k - 1) for d, k in zip(plain.dilation, plain.kernel_size, strict=True)]
+        if plain.padding == "same" and plain.padding_mode != "zeros" and any(r % 2 for r in reach):
+            raise TypeError(
+                "from_conv(): expected conv to pad as much on both sides with padding_mode="
+                f"{plain.padding_mode!r}, but got padding='same' with dilation * (kernel_size - 1) = {tuple(reach)}"
+            )
+        _check_weight(plain)
+        layer = cls(
+            plain.in_channels,
+            plain.out_channels,
+            plain.kernel_size,
+            plain.stride,
+            plain.padding,
+            plain.dilation,
+            plain.groups,
+            plain.bias is not None,
+            **{
+                "padding_mode": plain.padding_mode,
+                "device": plain.weight.device,
+                "dtype": plain.weight.dtype,
+                **options,
+            },
+        )
+        with torch.no_grad():
+            for own, trained in ((layer.weight, plain.weight), (layer.bias, plain.bias)):
+                if own is not None and trained is not None:
+                    own.copy_(trained).requires_grad_(trained.requires_grad)
+        return layer.train(conv.training)
+
+    def extra_repr(self) -> str:
+        text = (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}"
+        )
+        return text if self.padding_mode == "zeros" else f"{text}, padding_mode={self.padding_mode}"
+
+
+class _DynamicDilationConv(_Convolution):
+    _predictor = "rate"
     rate: DilationPredictor | None
 
     def __init__(
@@ -598,33 +791,21 @@ class DynamicDilationConv2d(nn.Conv2d):
         pace: float = 0.1,
         predict: bool = True,
         aligned: bool = True,
-        workspace_limit: int = 2**28,
+        padding_mode: str = "zeros",
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        name = "DynamicDilationConv2d"
-        in_channels = integer(in_channels, "in_channels", name, ValueError)
-        out_channels = integer(out_channels, "out_channels", name, ValueError)
-        groups = integer(groups, "groups", name, ValueError)
-        dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError)
-        workspace_limit = integer(workspace_limit, "workspace_limit", name, ValueError)
-        if dilation_groups < 1 or in_channels % dilation_groups:
+        name = f"DynamicDilationConv{self._axes}d"
+        window, options = (kernel_size, stride, padding, dilation), {"device": device, "dtype": dtype}
+        in_channels = integer(in_channels, "in_channels", name, ValueError, least=0)
+        dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError, least=1)
+        if in_channels % dilation_groups:
             raise ValueError(
-                f"DynamicDilationConv2d(): expected dilation_groups to divide in_channels = {in_channels}, but got "
-                f"{dilation_groups}"
+                f"{name}(): expected dilation_groups to divide in_channels = {in_channels}, but got {dilation_groups}"
             )
-        options: dict[str, Any] = {"device": device, "dtype": dtype}
-        super().__init__(
-            in_channels,
-            out_channels,
-            *_window(name, kernel_size, stride, padding, dilation),
-            groups,
-            bias,
-            **options,
-        )
+        self._start(name, (in_channels, out_channels), window, groups, bias, padding_mode, options)
         self.dilation_groups = dilation_groups
         self.aligned = aligned
-        self.workspace_limit = workspace_limit
         self.rate = None
         if predict:
             self.rate = DilationPredictor(
@@ -635,84 +816,22 @@ class DynamicDilationConv2d(nn.Conv2d):
                 self.dilation,
                 dilation_groups=dilation_groups,
                 per_axis=per_axis,
+                axes=self._axes,
                 bounds=bounds,
                 pace=pace,
                 **options,
             )
 
-    def reset_parameters(self) -> None:
-        """Starts again as a ``Conv2d`` does, with rates of one."""
-        super().reset_parameters()
-        rate = getattr(self, "rate", None)  # not yet there when the constructor of Conv2d calls
-        if rate is not None:
-            rate.reset_parameters()
-
-    @classmethod
-    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> "DynamicDilationConv2d":
-        """Make an adaptive layer of a trained one: it starts with its results, or the call is refused.
-
-        Converting twice is converting once: a layer that is one already is returned as it is, whatever the options.
-
-        Args:
-            conv: a two-dimensional convolution that pads with zeros. Its parameters are copied. A subclass of
-                :class:`torch.nn.Conv2d` will do if it leaves everything as it is that makes the result.
-            options: the keyword arguments of the constructor.
-
-        Raises:
-            TypeError: for another kind of layer, a transposed convolution among them; for a subclass that changes the
-                result, such as one with standardised weights or an activation, or a lazy one before its first call; for
-                a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost.
-            ValueError: for another ``padding_mode``, and for a weight of a type or shape that the layer can't have.
-
-        Example:
-            >>> conv = torch.nn.Conv2d(8, 4, 3, stride=2, padding=1)
-            >>> layer = DynamicDilationConv2d.from_conv(conv)
-            >>> input = torch.randn(2, 8, 6, 7)
-            >>> torch.equal(layer(input), conv(input))
-            True
-        """
-        if isinstance(conv, cls):
-            return conv
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"from_conv(): expected conv to be a torch.nn.Conv2d, but got {type(conv).__name__}")
-        changes = _changes_of(conv)
-        if changes:
-            raise TypeError(
-                f"from_conv(): expected conv to compute what torch.nn.Conv2d does, but got {type(conv).__name__} with "
-                f"{', '.join(changes)} of its own"
-            )
-        if conv.padding_mode != "zeros":
-            raise ValueError(
-                f"from_conv(): expected conv to have padding_mode='zeros', but got padding_mode={conv.padding_mode!r}"
-            )
-        _check_weight(conv)
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.bias is not None,
-            **{"device": conv.weight.device, "dtype": conv.weight.dtype, **options},
-        )
-        with torch.no_grad():
-            for own, trained in ((layer.weight, conv.weight), (layer.bias, conv.bias)):
-                if own is not None and trained is not None:
-                    own.copy_(trained).requires_grad_(trained.requires_grad)
-        return layer.train(conv.training)
-
     def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         if self.rate is None:
             if dilation_map is None:
                 raise RuntimeError(
-                    "DynamicDilationConv2d(): expected dilation_map to be a tensor, because the layer predicts none, "
-                    "but got None"
+                    f"DynamicDilationConv{self._axes}d(): expected dilation_map to be a tensor, because the layer "
+                    "predicts none, but got None"
                 )
         elif dilation_map is None or _may_be_left_out(dilation_map):
             dilation_map = _given_or(dilation_map, self.rate(input))
-        return dynamic_dilation_conv2d(
+        return type(self)._function(
             input,
             self.weight,
             dilation_map,
@@ -724,12 +843,267 @@ class DynamicDilationConv2d(nn.Conv2d):
             dilation_groups=self.dilation_groups,
             mask=mask,
             aligned=self.aligned,
-            workspace_limit=self.workspace_limit,
+            padding_mode=self.padding_mode,
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, groups={self.groups}, bias={self.bias is not None}, "
-            f"dilation_groups={self.dilation_groups}, aligned={self.aligned}"
+        return f"{super().extra_repr()}, dilation_groups={self.dilation_groups}, aligned={self.aligned}"
+
+
+class DynamicDilationConv1d(_DynamicDilationConv, nn.Conv1d):
+    """The module form of :func:`~ddu_ops.dynamic_dilation_conv1d`: see :class:`DynamicDilationConv2d`.
+
+    Example:
+        >>> layer = DynamicDilationConv1d(8, 4, 3, padding=1, padding_mode="replicate")
+        >>> layer(torch.randn(2, 8, 9)).shape
+        torch.Size([2, 4, 9])
+    """
+
+    _axes = 1
+    _function = staticmethod(dynamic_dilation_conv1d)
+
+
+class DynamicDilationConv2d(_DynamicDilationConv, nn.Conv2d):
+    """A convolution whose dilation rate differs from position to position, and that can predict it.
+
+    The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`. In the place of a :class:`torch.nn.Conv2d`, whose
+    arguments come first and whose parameters it has, it predicts the dilation map from its input by a
+    :class:`DilationPredictor` with the window of the layer. The rates start at one, so the layer starts as the
+    ``Conv2d`` with the same weights, up to the order of the additions.
+
+    It is a ``Conv2d``, so code that finds convolutions by ``isinstance`` finds its weight: what
+    initialises weights, groups them for weight decay, or prunes them. What replaces every ``Conv2d`` by another layer
+    has to leave it out, as :meth:`from_conv` does.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
+            :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
+        dilation_groups: number of channel groups that have a map of their own. Default: 1.
+        per_axis: predict a rate for each axis. Default: one for all.
+        bounds, pace: of the predicted rates: see :class:`DilationPredictor`. Default: (0, 4) and 0.1.
+        predict: ``False`` leaves the predictor out; every call then brings its map. Default: ``True``.
+        aligned: as in :func:`~ddu_ops.dynamic_dilation_conv2d`.
+        padding_mode: as there, or in the words of :class:`torch.nn.Conv2d`, ``"replicate"`` and ``"reflect"``. The
+            predictor pads with zeros.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Attributes:
+        weight, bias: as in :class:`torch.nn.Conv2d`, so that its ``state_dict`` can be loaded; with a predictor, by
+            ``strict=False``.
+        rate: the predictor, or ``None``.
+
+    Shape:
+        As in :func:`~ddu_ops.dynamic_dilation_conv2d`. ``forward(input, dilation_map=None, mask=None)`` takes the map
+        from the predictor where none is given.
+
+    Raises:
+        RuntimeError: in a call, as :func:`~ddu_ops.dynamic_dilation_conv2d`; without a predictor and without a map.
+        ValueError: from the constructor, for channels that ``groups`` or ``dilation_groups`` do not divide, for bounds
+            that do not lie on both sides of 1, and for an unknown ``padding_mode``, ``"circular"`` among them.
+
+    Example:
+        >>> layer = DynamicDilationConv2d(8, 4, 3, padding=1)
+        >>> input = torch.randn(2, 8, 6, 7)
+        >>> plain = F.conv2d(input, layer.weight, layer.bias, padding=1)
+        >>> torch.allclose(layer(input), plain, atol=1e-5)
+        True
+        >>> layer.rate(input).shape  # the map
+        torch.Size([2, 1, 6, 7])
+    """
+
+    _axes = 2
+    _function = staticmethod(dynamic_dilation_conv2d)
+
+
+class DynamicDilationConv3d(_DynamicDilationConv, nn.Conv3d):
+    """The module form of :func:`~ddu_ops.dynamic_dilation_conv3d`: see :class:`DynamicDilationConv2d`.
+
+    Example:
+        >>> layer = DynamicDilationConv3d(8, 4, 3, padding=1, per_axis=True)
+        >>> layer(torch.randn(2, 8, 5, 6, 7)).shape
+        torch.Size([2, 4, 5, 6, 7])
+        >>> layer.rate(torch.randn(2, 8, 5, 6, 7)).shape  # the map
+        torch.Size([2, 3, 5, 6, 7])
+    """
+
+    _axes = 3
+    _function = staticmethod(dynamic_dilation_conv3d)
+
+
+class _DeformConv(_Convolution):
+    _predictor = "offset"
+    offset: OffsetPredictor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        predict: bool = False,
+        offset_groups: int = 1,
+        mask: str | None = "sigmoid",
+        bound: float | None = None,
+        moved: Sequence[int] | None = None,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = f"DeformConv{self._axes}d"
+        window, options = (kernel_size, stride, padding, dilation), {"device": device, "dtype": dtype}
+        in_channels = integer(in_channels, "in_channels", name, ValueError, least=0)
+        offset_groups = integer(offset_groups, "offset_groups", name, ValueError, least=1)
+        if in_channels % offset_groups:
+            raise ValueError(
+                f"{name}(): expected offset_groups to divide in_channels = {in_channels}, but got {offset_groups}"
+            )
+        self._start(name, (in_channels, out_channels), window, groups, bias, padding_mode, options)
+        self.offset = None
+        if predict:
+            self.offset = OffsetPredictor(
+                in_channels,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                offset_groups=offset_groups,
+                mask=mask,
+                bound=bound,
+                moved=moved,
+                axes=self._axes,
+                **options,
+            )
+
+    def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        if self.offset is None:
+            if offset is None:
+                raise RuntimeError(
+                    f"DeformConv{self._axes}d(): expected offset to be a tensor, because the layer predicts none, but "
+                    "got None"
+                )
+        else:
+            left_out = [argument is None or _may_be_left_out(argument) for argument in (offset, mask)]
+            if any(left_out):
+                own_offset, own_mask = self.offset(input)
+                offset = _given_or(offset, own_offset) if left_out[0] else offset
+                mask = _given_or(mask, own_mask) if left_out[1] and self.offset.mask is not None else mask
+        return type(self)._function(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            mask,
+            padding_mode=self.padding_mode,
         )
+
+
+class DeformConv1d(_DeformConv, nn.Conv1d):
+    """The module form of :func:`~ddu_ops.deform_conv1d`: see :class:`DeformConv2d`.
+
+    Example:
+        >>> layer = DeformConv1d(8, 4, 3, padding=1, predict=True)
+        >>> layer(torch.randn(2, 8, 9)).shape
+        torch.Size([2, 4, 9])
+    """
+
+    _axes = 1
+    _function = staticmethod(deform_conv1d)
+
+
+class DeformConv2d(_DeformConv, nn.Conv2d):
+    """A deformable convolution, which takes the offsets of its taps or predicts them.
+
+    The module form of :func:`~ddu_ops.deform_conv2d`. Its first arguments and its parameters are those of
+    :class:`torch.nn.Conv2d`, and so those of ``torchvision.ops.DeformConv2d``, whose ``state_dict`` it loads. With
+    ``predict`` it makes offsets and mask of its input by an :class:`OffsetPredictor` with the window of the layer, and
+    starts as the ``Conv2d`` with the same weights, up to the order of the additions; :func:`convert_mmcv` makes the
+    ``state_dict`` of such a layer out of mmcv's. It is a ``Conv2d``, as :class:`DynamicDilationConv2d` is.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
+            :class:`torch.nn.Conv2d`.
+        predict: predict offsets and mask where a call brings none. Default: every call brings its offsets.
+        offset_groups, mask, bound, moved: of what is predicted: see :class:`OffsetPredictor`.
+        padding_mode: as in :func:`~ddu_ops.deform_conv2d`, or in the words of :class:`torch.nn.Conv2d`, ``"replicate"``
+            and ``"reflect"``. The predictor pads with zeros.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Attributes:
+        weight, bias: as in :class:`torch.nn.Conv2d`.
+        offset: the predictor, or ``None``.
+
+    Shape:
+        As in :func:`~ddu_ops.deform_conv2d`. ``forward(input, offset=None, mask=None)`` takes from the predictor what
+        is not given.
+
+    Raises:
+        RuntimeError: in a call, as :func:`~ddu_ops.deform_conv2d`; without a predictor and without offsets.
+        ValueError: from the constructor, for channels that ``groups`` or ``offset_groups`` do not divide, for an
+            unknown ``padding_mode``, and as :class:`OffsetPredictor`.
+
+    Example:
+        >>> layer = DeformConv2d(8, 4, 3, padding=1, predict=True)
+        >>> input = torch.randn(2, 8, 6, 7)
+        >>> torch.allclose(layer(input), F.conv2d(input, layer.weight, layer.bias, padding=1), atol=1e-5)
+        True
+        >>> given = DeformConv2d(8, 4, 3, padding=1)
+        >>> given(input, torch.randn(2, 18, 6, 7)).shape
+        torch.Size([2, 4, 6, 7])
+    """
+
+    _axes = 2
+    _function = staticmethod(deform_conv2d)
+
+
+class DeformConv3d(_DeformConv, nn.Conv3d):
+    """The module form of :func:`~ddu_ops.deform_conv3d`: see :class:`DeformConv2d`.
+
+    Example:
+        >>> layer = DeformConv3d(8, 4, 3, padding=1, predict=True, moved=(1, 2))  # within the frames of a video
+        >>> layer(torch.randn(2, 8, 5, 6, 7)).shape
+        torch.Size([2, 4, 5, 6, 7])
+    """
+
+    _axes = 3
+    _function = staticmethod(deform_conv3d)
+
+
+def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ``state_dict`` of a model whose ``ModulatedDeformConv2dPack`` from mmcv were replaced by ours.
+
+    Ours is ``DeformConv2d(..., offset_groups=deform_groups, predict=True)``. Its predictor has the channels of mmcv's
+    ``conv_offset`` in the same order. The factors of mmcv are sigmoids, which start at a half, ours are twice as large;
+    so the weights of these layers are halved, which is exact. All else stays as it is. Names of mmcv's first version,
+    ``conv2_offset`` beside ``conv2``, are understood.
+
+    Args:
+        state_dict: of a layer or of a whole model.
+
+    Example:
+        >>> theirs = {"weight": torch.ones(4, 8, 3, 3), "bias": torch.zeros(4)}
+        >>> theirs |= {"conv_offset.weight": torch.zeros(27, 8, 3, 3), "conv_offset.bias": torch.zeros(27)}
+        >>> layer = DeformConv2d(8, 4, 3, padding=1, predict=True)
+        >>> layer.load_state_dict(convert_mmcv(theirs))
+        <All keys matched successfully>
+    """
+    converted = dict(state_dict)
+    for key in state_dict:
+        stem, _, parameter = key.rpartition(".")
+        if stem == "conv_offset" or stem.endswith(".conv_offset"):
+            layer = stem.removesuffix("conv_offset")
+        elif stem.endswith("_offset") and f"{stem.removesuffix('_offset')}.weight" in state_dict:
+            layer = f"{stem.removesuffix('_offset')}."
+        else:
+            continue
+        converted[f"{layer}offset.{parameter}"] = converted.pop(key)
+        if parameter == "weight":
+            converted[f"{layer}weight"] = state_dict[f"{layer}weight"] / 2
+    return converted

@@ -170,12 +170,13 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         columns = deform_conv(input, each, None, dilation_map, None, *window, channels, groups, aligned)
         return op.Reshape(columns, shape(0, 0, -1))
 
-    def conv2d(
+    def convolution(
         input: Any,
         weight: Any,
-        dilation_map: Any,
+        positions: Any,
         bias: Any,
         mask: Any,
+        source: str,
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
@@ -183,13 +184,12 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         dilation_groups: int,
         aligned: bool,
         padding_mode: str,
-        workspace_limit: int,
     ) -> Any:
-        check(dilation_map, padding_mode)
+        check(positions, padding_mode)
         stride, padding, dilation = map(per_axis, (stride, padding, dilation))
         weight_and_bias = (op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to))
         window = (list(weight.shape[2:]), stride, padding, dilation)
-        return deform_conv(input, *weight_and_bias, dilation_map, mask, *window, groups, dilation_groups, aligned)
+        return deform_conv(input, *weight_and_bias, positions, mask, *window, groups, dilation_groups, aligned)
 
     def fold(
         columns: Any,
@@ -251,5 +251,5 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     return {
         torch.ops.ddu.unfold.default: unfold,
         torch.ops.ddu.fold.default: fold,
-        torch.ops.ddu.conv2d.default: conv2d,
+        torch.ops.ddu.convolution.default: convolution,
     }

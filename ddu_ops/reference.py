@@ -5,7 +5,8 @@ its arguments, half types included, and autograd differentiates it to any order.
 :mod:`ddu_ops.functional` and are not checked.
 
 :func:`sample` and :func:`splat` are the windows and their adjoint for any number of axes and any source of positions;
-the other functions are they under the names that models call. :func:`positions` says where the taps lie.
+:func:`convolution` is made of it. The other functions are these three under the names that models call.
+:func:`positions` says where the taps lie.
 """
 
 import itertools
@@ -93,6 +94,52 @@ def _per_axis(value: Ints, axes: int) -> tuple[int, ...]:
 
 def _grid(size: Sequence[int], *window: Ints) -> tuple[int, ...]:
     return windows(size, *(_per_axis(option, len(size)) for option in window))
+
+
+# ---- The convolution, with a batch ----
+
+
+def convolution(
+    input: Tensor,
+    weight: Tensor,
+    parameters: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    source: str,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    parameter_groups: int = 1,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """Every product of the definition: ``(B, O, *out)``.
+
+    Args:
+        weight: ``(O, C / groups, *kernel)``, or one per image, ``(B, O, C / groups, *kernel)``.
+        parameters, source: of the positions, as in :func:`sample`, for ``parameter_groups`` groups of channels.
+        bias: ``(O,)`` or ``(B, O)``.
+        mask: ``(B, M * K, *out)``, for any number ``M`` of groups of channels.
+    """
+    axes = parameters.dim() - 2
+    groups = integer(groups, "groups", "reference")
+    kernel_size = weight.shape[-axes:]
+    batch, channels, *size = input.shape
+    out, taps = _grid(size, kernel_size, stride, padding, dilation), math.prod(kernel_size)
+    options = (stride, padding, dilation, parameter_groups, aligned, padding_mode)
+    samples = sample(input, parameters, source, kernel_size, *options).unflatten(1, (channels, taps))
+    if mask is not None:
+        factors = mask.expand(batch, -1, *out).flatten(2).unflatten(1, (-1, taps))
+        samples = samples * factors.repeat_interleave(channels // factors.shape[1], 1)
+    kernels = weight if weight.dim() == axes + 3 else weight[None]
+    kernels = kernels.expand(batch, *kernels.shape[1:])
+    rows = kernels.shape[1]
+    inner = channels // groups * taps
+    kernels = kernels.reshape(batch, groups, rows // groups, inner)
+    result = torch.einsum("bgoi,bgil->bgol", kernels, samples.reshape(batch, groups, inner, math.prod(out)))
+    result = result.reshape(batch, rows, *out)
+    return result if bias is None else result + bias[(..., *[None] * axes)]
 
 
 # ---- Where the taps lie ----
@@ -220,6 +267,40 @@ def _unfold(axes: int, input: Tensor, parameters: Tensor, *options: Any) -> Tens
     if input.dim() == axes + 1:
         return sample(input[None], parameters[None], *options)[0]
     return sample(input, parameters, *options)
+
+
+def _conv(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    parameters: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    *options: Any,
+) -> Tensor:
+    if input.dim() == axes + 1:
+        masks = None if mask is None else mask[None]
+        return convolution(input[None], weight, parameters[None], bias, masks, *options)[0]
+    return convolution(input, weight, parameters, bias, mask, *options)
+
+
+def _deform_conv(
+    axes: int,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Ints,
+    padding: Ints,
+    dilation: Ints,
+    padding_mode: str,
+) -> Tensor:
+    """The shapes of the weight and the offsets tell how many groups there are."""
+    groups = max(input.shape[-axes - 1], 1) // max(weight.shape[-axes - 1], 1)
+    offset_groups = offset.shape[-axes - 1] // (axes * math.prod(weight.shape[-axes:]))
+    options = ("offsets", stride, padding, dilation, groups, offset_groups, True, padding_mode)
+    return _conv(axes, input, weight, offset, bias, mask, *options)
 
 
 def _fold(axes: int, columns: Tensor, output_size: Ints, parameters: Tensor, *options: Any) -> Tensor:
@@ -403,3 +484,125 @@ def deform_unfold3d(
 ) -> Tensor:
     """What :func:`ddu_ops.deform_unfold3d` computes."""
     return _unfold(3, input, offset, "offsets", kernel_size, stride, padding, dilation, groups, True, padding_mode)
+
+
+def dynamic_dilation_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    dilation_groups: int = 1,
+    mask: Tensor | None = None,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.dynamic_dilation_conv1d` computes."""
+    options = ("rates", stride, padding, dilation, groups, dilation_groups, aligned, padding_mode)
+    return _conv(1, input, weight, dilation_map, bias, mask, *options)
+
+
+def dynamic_dilation_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    dilation_groups: int = 1,
+    mask: Tensor | None = None,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.dynamic_dilation_conv2d` computes.
+
+    Example:
+        >>> input, weight, dilation_map = torch.randn(2, 4, 6, 7), torch.randn(3, 4, 3, 3), torch.ones(2, 1, 4, 5)
+        >>> torch.allclose(
+        ...     reference.dynamic_dilation_conv2d(input, weight, dilation_map), F.conv2d(input, weight), atol=1e-5
+        ... )
+        True
+    """
+    options = ("rates", stride, padding, dilation, groups, dilation_groups, aligned, padding_mode)
+    return _conv(2, input, weight, dilation_map, bias, mask, *options)
+
+
+def dynamic_dilation_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    dilation_groups: int = 1,
+    mask: Tensor | None = None,
+    aligned: bool = True,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.dynamic_dilation_conv3d` computes."""
+    options = ("rates", stride, padding, dilation, groups, dilation_groups, aligned, padding_mode)
+    return _conv(3, input, weight, dilation_map, bias, mask, *options)
+
+
+def deform_conv1d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    mask: Tensor | None = None,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.deform_conv1d` computes."""
+    return _deform_conv(1, input, offset, weight, bias, mask, stride, padding, dilation, padding_mode)
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    mask: Tensor | None = None,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.deform_conv2d` computes.
+
+    Example:
+        >>> input, weight, offset = torch.randn(2, 4, 6, 7), torch.randn(3, 4, 3, 3), torch.zeros(2, 18, 4, 5)
+        >>> torch.allclose(reference.deform_conv2d(input, offset, weight), F.conv2d(input, weight), atol=1e-5)
+        True
+    """
+    return _deform_conv(2, input, offset, weight, bias, mask, stride, padding, dilation, padding_mode)
+
+
+def deform_conv3d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    mask: Tensor | None = None,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.deform_conv3d` computes."""
+    return _deform_conv(3, input, offset, weight, bias, mask, stride, padding, dilation, padding_mode)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import ddu_ops
 from ddu_ops import _C, DynamicDilationFold, DynamicDilationUnfold, reference
 from ddu_ops.reference import TOLERANCES
 
@@ -519,37 +520,63 @@ def taking(*paths: str) -> Iterator[None]:
 
 # ---- The convolution ----
 
-CONVOLUTIONS = ("conv2d", "conv2d_backward", "dynamic_dilation_conv2d")
+STRICT_CONVOLUTIONS = ("convolution", "convolution_backward")
+CONVOLUTIONS = (
+    *STRICT_CONVOLUTIONS,
+    *(f"{stem}{axes}d" for stem in ("dynamic_dilation_conv", "deform_conv") for axes in (1, 2, 3)),
+)
 
 
 @dataclass(frozen=True)
 class ConvolutionCase(Case):
-    """The sizes of a convolution: ``groups`` are the dilation groups."""
+    """The sizes of a convolution: ``groups`` are those of the positions."""
 
     out_channels: int = 4
     conv_groups: int = 1
     bias: bool = True
     mask: bool = True
+    mask_groups: int = 0  # 0: as many as of the positions
+    per_image: bool = False  # a weight, and a bias, for each image
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        return (self.out_channels, self.channels // self.conv_groups, *self.kernel_size)
+        shape = (self.out_channels, self.channels // self.conv_groups, *self.kernel_size)
+        return (self.batch, *shape) if self.per_image else shape
+
+    @property
+    def bias_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.out_channels) if self.per_image else (self.out_channels,)
 
     @property
     def mask_shape(self) -> tuple[int, ...]:
-        return (self.batch, self.groups * self.taps, *self.output_size)
+        return (self.batch, (self.mask_groups or self.groups) * self.taps, *self.output_size)
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return (self.batch, self.out_channels, *self.output_size)
+
+    @property
+    def positions_name(self) -> str:
+        """What the public function calls the positions."""
+        return "dilation_map" if self.source == "rates" else "offset"
+
+    @property
+    def function(self) -> str:
+        """The name of the public function."""
+        return f"{'dynamic_dilation' if self.source == 'rates' else 'deform'}_conv{self.axes}d"
 
     @property
     def keywords(self) -> dict[str, Any]:
-        return {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.conv_groups,
-            "dilation_groups": self.groups,
-            "aligned": self.aligned,
-            "padding_mode": self.padding_mode,
-        }
+        """The options of the public function."""
+        window = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        groups = {"groups": self.conv_groups, "dilation_groups": self.groups} if self.source == "rates" else {}
+        return {**window, **groups, **self.by_name}
+
+    @property
+    def strict_options(self) -> tuple[Any, ...]:
+        """Those of the operators that are not public, behind the tensors."""
+        window = (self.source, self.stride, self.padding, self.dilation)
+        return *window, self.conv_groups, self.groups, self.aligned, self.padding_mode
 
     def __str__(self) -> str:
         return self.name
@@ -564,28 +591,24 @@ def make_arguments(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(device, dtype)
 
-    input, dilation_map, _ = make_tensors(case, dtype, device=device, kinks=kinks)
-    arguments = {"input": input, "weight": draw(*case.weight_shape), "dilation_map": dilation_map}
+    input, positions, _ = make_tensors(case, dtype, device=device, kinks=kinks)
+    arguments = {"input": input, "weight": draw(*case.weight_shape), case.positions_name: positions}
     if case.bias:
-        arguments["bias"] = draw(case.out_channels)
+        arguments["bias"] = draw(*case.bias_shape)
     if case.mask:
         arguments["mask"] = draw(*case.mask_shape)
     return arguments
 
 
+def convolve(case: ConvolutionCase, arguments: dict[str, Tensor], **options: Any) -> Tensor:
+    """By the public function."""
+    result: Tensor = getattr(ddu_ops, case.function)(**arguments, **case.keywords, **options)
+    return result
+
+
 def convolve_reference(case: ConvolutionCase, arguments: dict[str, Tensor]) -> Tensor:
-    """Every product of the definition, from the columns of the reference."""
-    columns = unfold_reference(case, arguments["input"], arguments["dilation_map"])
-    taps = columns.reshape(case.batch, case.channels, case.taps, math.prod(case.output_size))
-    if "mask" in arguments:
-        per_group = case.channels // case.groups
-        mask = arguments["mask"].reshape(case.batch, case.groups, case.taps, math.prod(case.output_size))
-        taps = taps * mask.repeat_interleave(per_group, 1)
-    inner = case.channels // case.conv_groups * case.taps
-    taps = taps.reshape(case.batch, case.conv_groups, inner, math.prod(case.output_size))
-    weight = arguments["weight"].reshape(case.conv_groups, case.out_channels // case.conv_groups, inner)
-    output = torch.einsum("gok,bgkl->bgol", weight, taps).reshape(case.batch, case.out_channels, *case.output_size)
-    return output + arguments["bias"].view(-1, *[1] * case.axes) if "bias" in arguments else output
+    result: Tensor = getattr(reference, case.function)(**arguments, **case.keywords)
+    return result
 
 
 # ---- A model ----

@@ -22,6 +22,7 @@ from cases import (
     CONVOLUTIONS,
     FAMILY,
     PATHS,
+    STRICT_CONVOLUTIONS,
     TOLERANCES,
     Case,
     ConvolutionCase,
@@ -157,12 +158,16 @@ class Call:
             return None
         try:
             convolution = self.name in CONVOLUTIONS
-            groups = a["dilation_groups"] if convolution else a["groups"]
             axes = _axes(self.name) or len(positions.shape) - 2
             s, p, d = (_per_axis(a[key], axes) for key in ("stride", "padding", "dilation"))
-            k = _per_axis(a["weight"].shape[2:] if convolution else a["kernel_size"], axes)
+            k = _per_axis(a["weight"].shape[-axes:] if convolution else a["kernel_size"], axes)
             aligned = a.get("aligned", True)
-            if any(type(n) is not int for n in (groups, a["groups"])) or type(aligned) is not bool:
+            conv_groups = a.get("groups", 1)
+            groups = a["dilation_groups"] if convolution and "dilation_groups" in a else conv_groups
+            if convolution and self.name.startswith("deform_"):  # the shapes tell
+                conv_groups = lead.shape[-axes - 1] // max(a["weight"].shape[-axes - 1], 1)
+                groups = positions.shape[-axes - 1] // (axes * math.prod(k))
+            if any(type(n) is not int for n in (groups, conv_groups)) or type(aligned) is not bool:
                 return None
             image = a.get("input")
             size = image.shape[-axes:] if image is not None else _per_axis(a["output_size"], axes)
@@ -174,7 +179,12 @@ class Call:
             if convolution:
                 given = {key: a.get(key) is not None for key in ("bias", "mask")}
                 case = ConvolutionCase(
-                    **vars(case), out_channels=a["weight"].shape[0], conv_groups=max(a["groups"], 1), **given
+                    **vars(case),
+                    out_channels=a["weight"].shape[-axes - 2],
+                    conv_groups=max(conv_groups, 1),
+                    mask_groups=a["mask"].shape[-axes - 1] // math.prod(k) if given["mask"] else 0,
+                    per_image=len(a["weight"].shape) == axes + 3,
+                    **given,
                 )
             if _source(self) == "offsets":
                 case = replace(case, source="offsets")
@@ -223,12 +233,12 @@ def _axes(name: str) -> int | None:
     """The number of axes that an operator is for; None where its arguments tell."""
     if name[-1] == "d" and name[-2].isdigit():
         return int(name[-2])
-    return 2 if name.startswith("dynamic_dilation_") or name in CONVOLUTIONS else None
+    return 2 if name.startswith("dynamic_dilation_") else None
 
 
 def _positions(name: str) -> str:
     """What an operator calls the positions."""
-    return "positions" if name in FAMILY else "offset" if name.startswith("deform_") else "dilation_map"
+    return "positions" if name in ANY_SOURCE else "offset" if name.startswith("deform_") else "dilation_map"
 
 
 def _source(call: Call) -> str:
@@ -236,6 +246,7 @@ def _source(call: Call) -> str:
     return source
 
 
+ANY_SOURCE = (*FAMILY, *STRICT_CONVOLUTIONS)
 INTS = ("kernel_size", "stride", "padding", "dilation", "output_size")
 
 around = [2**31, 2**32, 2**63, 2**62, 2**61, 2**53, 2**30, 2**16]
@@ -282,19 +293,19 @@ def tensors(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype, rates: 
     return TensorSpec(shape, dtype, kind, fill, seed=draw(st.integers(0, 7)))
 
 
-WORKSPACE_LIMITS = [0, 1, 1000, 10_000, 100_000, 2**28, 2**63 - 1]
-
-
 @st.composite
-def convolutions(draw: st.DrawFn, case: Case) -> ConvolutionCase:
-    """A convolution whose columns are those of the case."""
-    conv_groups = draw(st.sampled_from([n for n in (1, 1, 2, 3, case.channels) if n and case.channels % n == 0]))
+def convolutions(draw: st.DrawFn, case: Case, per_image: bool) -> ConvolutionCase:
+    """A convolution whose columns are those of the case; where ``per_image``, perhaps with a weight for each image."""
+    divisors = [n for n in (1, 1, 2, 3, case.channels) if n and case.channels % n == 0]
+    conv_groups = draw(st.sampled_from(divisors))
     return ConvolutionCase(
         **vars(case),
         out_channels=conv_groups * draw(st.sampled_from([0, 1, 1, 2, 3])),
         conv_groups=conv_groups,
         bias=draw(st.booleans()),
         mask=draw(st.booleans()),
+        mask_groups=draw(st.sampled_from(divisors)),
+        per_image=per_image and draw(st.booleans()),
     )
 
 
@@ -302,9 +313,9 @@ def convolutions(draw: st.DrawFn, case: Case) -> ConvolutionCase:
 def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
     """Any call: a problem, stated well or not."""
     name = draw(st.sampled_from(names))
-    dims = 2 if name in CONVOLUTIONS else _axes(name) or draw(st.integers(1, 3))
+    dims = _axes(name) or draw(st.integers(1, 3))
     source = "offsets" if name.startswith("deform_") else "rates"
-    if name in FAMILY:
+    if name in ANY_SOURCE:
         source = draw(st.sampled_from(["rates", "offsets"]))
     flavour = draw(st.sampled_from(["sensible", "sensible", "huge", "absurd", "absurd", "absurd"]))
     extents = [draw(axes(flavour == "huge" and draw(st.booleans()))) for _ in range(dims)]
@@ -355,22 +366,23 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
         "order": draw(st.sampled_from([[], *([n] + [m] * (case.parameters - 1) for n, m in ((0, 0), (1, 0), (1, 1)))])),
     }
     if name in CONVOLUTIONS:
-        problem = draw(convolutions(case))
-        mask_shape = (1 if shared else problem.batch, *problem.mask_shape[1:])
+        problem = draw(convolutions(case, per_image=not unbatched))
+        batch = 1 if shared else problem.batch
         output_shape = (problem.batch, problem.out_channels, *problem.output_size)
+        weight_shape, bias_shape = problem.weight_shape, problem.bias_shape
+        if problem.per_image:
+            weight_shape = (batch, *weight_shape[1:])
+            bias_shape = draw(st.sampled_from([(batch, *bias_shape[1:]), bias_shape[1:]]))
         available |= {
             "grad_output": draw(tensors(shape(output_shape), dtype)),
-            "weight": draw(tensors(problem.weight_shape, dtype)),
-            "bias": draw(tensors((problem.out_channels,), dtype)) if problem.bias else None,
-            "mask": draw(tensors(shape(mask_shape), dtype)) if problem.mask else None,
+            "weight": draw(tensors(weight_shape, dtype)),
+            "bias": draw(tensors(bias_shape, dtype)) if problem.bias else None,
+            "mask": draw(tensors(shape((batch, *problem.mask_shape[1:])), dtype)) if problem.mask else None,
             "groups": problem.conv_groups,
             "dilation_groups": problem.groups,
-            "workspace_limit": draw(st.sampled_from(WORKSPACE_LIMITS)),
             "output_mask": [draw(st.sampled_from([True, True, False])) for _ in range(3)]
             + [problem.mask and draw(st.sampled_from([True, True, False]))],
         }
-        if draw(st.integers(0, 3)) == 0:  # torch's own convolution then
-            available["dilation_map"] = replace(available["dilation_map"], kind="contiguous", fill="ones")
     schema = getattr(torch.ops.ddu, name).default._schema
     arguments = {argument.name: available[argument.name] for argument in schema.arguments}
     if flavour == "absurd":
@@ -395,7 +407,7 @@ def absurd(draw: st.DrawFn, key: str, value: Any) -> Any:
         return draw(st.sampled_from(["rates", "offsets", "zeros", "border", "reflection", "", "circular"]))
     if key == "order":
         return draw(st.lists(absurd_ints, max_size=4))
-    if key in ("groups", "aligned", "dilation_groups", "workspace_limit"):
+    if key in ("groups", "aligned", "dilation_groups"):
         return draw(absurd_ints)
     if key == "output_mask":
         return draw(st.lists(st.sampled_from([True, False, True, False, 1, None]), max_size=5))
@@ -485,7 +497,7 @@ def _judge(call: Call) -> str:
         results = as_list(getattr(torch.ops.ddu, call.name)(**arguments))
     if refusals:
         return "refused"
-    assert all(result.is_contiguous() for result in results)
+    assert all(_laid_out(result, call) for result in results)
     asked = [bool(needed) for needed in arguments.get("output_mask", [True] * len(results))]
     assert all(need or result.shape == (0,) for result, need in zip(results, asked, strict=True))
     small = all(result.numel() <= IMAGE_LIMIT for result in results)
@@ -518,7 +530,8 @@ def _judge(call: Call) -> str:
     }
     problem = Problem(call, case, wide, leaves if gradients else [], [c.cpu().double() for c in cotangents])
     convolution = isinstance(case, ConvolutionCase)
-    takes_over = not finite and convolution and _torch_takes_over(tensors)
+    # Where torch differentiates, what it knows to be zero makes everything zero, also what is not finite.
+    takes_over = not finite and convolution and any(value._is_zerotensor() for value in tensors.values())
     spreads = takes_over or (not finite and _differentiates(call))
     for index, (answer, right) in enumerate(zip([*results, *gradients], problem.answers(), strict=True)):
         error, size = _compare(answer, right, may_spread=spreads, may_vanish=takes_over)
@@ -529,6 +542,14 @@ def _judge(call: Call) -> str:
             size = max(size, problem.sizes_of_terms[index])
         assert error <= tolerance * size, f"wrong by {error:.2e}, of {size:.2e}"
     return "answered"
+
+
+def _laid_out(result: Tensor, call: Call) -> bool:
+    """Contiguous, or of a convolution channels-last, as its input may be."""
+    if result.is_contiguous():
+        return True
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return call.name in CONVOLUTIONS and result.is_contiguous(memory_format=formats[result.dim()])
 
 
 def _tolerance(case: Case, dtype: torch.dtype, twice: bool) -> float:
@@ -604,7 +625,8 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     case, image, crop = _without_empty_images(case, image)
     if isinstance(case, ConvolutionCase):
         assert image is not None
-        return _convolution_reference(call, case, {**tensors, "input": image, "dilation_map": rates}, crop)
+        others = {key: value for key, value in tensors.items() if key != _positions(call.name)}
+        return _convolution_reference(call, case, {**others, "input": image, case.positions_name: rates}, crop)
     # Of no numbers there is nothing to differentiate, and what is differentiated once too often vanishes.
     most = case.axes if case.source == "rates" and case.rates == 1 else 1  # derivatives by one parameter
     order = [min(times, most + 1) for times in call.arguments.get("order", [])] if case.batch else []
@@ -636,9 +658,6 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     return [crop(derivative(case, lambda r: fold_reference(case, columns, r), rates, order))]
 
 
-GRADIENTS = ("input", "weight", "dilation_map", "mask")  # the results of conv2d_backward
-
-
 def _without_empty_images(case: Case, image: Tensor | None) -> tuple[Case, Tensor | None, Any]:
     """An axis without pixels is like one of two zeros in a padding that is smaller by one; what to cut off then."""
     extra = [2 * (n == 0) for n in case.size]
@@ -657,16 +676,21 @@ def _convolution_reference(
 ) -> list[Tensor]:
     if "mask" in tensors:
         tensors["mask"] = tensors["mask"].expand(case.mask_shape)
-    if call.name != "conv2d_backward":
+    if case.per_image:
+        tensors["weight"] = tensors["weight"].expand(case.weight_shape)
+        if case.bias and tensors["bias"].dim() == 2:
+            tensors["bias"] = tensors["bias"].expand(case.bias_shape)
+    if call.name != "convolution_backward":
         return [convolve_reference(case, tensors)]
     grad_output = tensors.pop("grad_output")
-    needed = [key for key, need in zip(GRADIENTS, call.arguments["output_mask"], strict=True) if need]
+    keys = ("input", "weight", case.positions_name, "mask")
+    needed = [key for key, need in zip(keys, call.arguments["output_mask"], strict=True) if need]
     gradients = _gradients(
         lambda *of: convolve_reference(case, tensors | dict(zip(needed, of, strict=True))),
         [tensors[key] for key in needed],
         grad_output,
     )
-    found = dict.fromkeys(GRADIENTS, torch.empty(0, dtype=torch.float64)) | dict(zip(needed, gradients, strict=True))
+    found = dict.fromkeys(keys, torch.empty(0, dtype=torch.float64)) | dict(zip(needed, gradients, strict=True))
     if "input" in needed:
         found["input"] = crop(found["input"])
     return list(found.values())
@@ -682,15 +706,6 @@ def _gradients(function: Callable[..., Tensor], tensors: Sequence[Tensor], cotan
 
 def _differentiates(call: Call) -> bool:
     return call.name.endswith("_backward") or any(call.arguments.get("order", []))
-
-
-def _torch_takes_over(tensors: dict[str, Tensor]) -> bool:
-    """Whether torch multiplies in a way of its own by what is not finite.
-
-    With rates of one that is its convolution, which skips the padding and reads no neighbour of a whole pixel; and
-    where it differentiates, what it knows to be zero makes everything zero.
-    """
-    return bool((tensors["dilation_map"] == 1).all()) or any(value._is_zerotensor() for value in tensors.values())
 
 
 def _compare(actual: Tensor, expected: Tensor, *, may_spread: bool, may_vanish: bool) -> tuple[float, float]:

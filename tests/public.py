@@ -37,7 +37,8 @@ NUMBERS: dict[str, tuple[int, int]] = {
     "theta_groups": (1, 2),
     "in_channels": (CHANNELS, CHANNELS),
     "out_channels": (4, 6),
-    "workspace_limit": (2**28, 1),
+    "offset_groups": (1, 2),
+    "axes": (2, 2),
 }
 
 
@@ -103,7 +104,9 @@ class Problem:
     @property
     def groups(self) -> int:
         """Of the positions."""
-        named = next((name for name in ("dilation_groups", "theta_groups") if name in self.options), "groups")
+        named = next(
+            (name for name in ("dilation_groups", "offset_groups", "theta_groups") if name in self.options), "groups"
+        )
         return self.options.get(named, 1)
 
     def _random(self, *shape: int) -> Tensor:
@@ -204,7 +207,12 @@ def lively(module: nn.Module) -> nn.Module:
 
 
 # Options of what can't be called by its signature alone, or not at little cost.
-OPTIONS: dict[str, dict[str, Any]] = {"layers.DynamicASPP": {"rates": (1, 2)}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DeformConv1d": {"predict": True},
+    "DeformConv2d": {"predict": True},
+    "DeformConv3d": {"predict": True},
+    "layers.DynamicASPP": {"rates": (1, 2)},
+}
 
 _TENSORS = [name for name in vars(Problem) if not name.startswith("_") and callable(getattr(Problem, name))]
 
@@ -255,9 +263,11 @@ APART = {
     "onnx.translations": "a table: test_onnx.py",
     "grid_size": "numbers: test_options.py",
     "predictors": "parts of a model: test_contracts.py",
+    "convert_mmcv": "state dicts: test_convolution.py",
     "recorder.RateHistory": "what a recorder has: test_recorder.py",
     "recorder.RateRecorder": "watches a model: test_recorder.py",
     "recorder.lightning_callback": "the same: test_recorder.py",
+    "reference.convolution": "what the rest of the reference is made of",
     "reference.sample": "what the rest of the reference is made of",
     "reference.splat": "what the rest of the reference is made of",
     "reference.positions": "what the rest of the reference is made of",

@@ -92,17 +92,19 @@ def test_backward_inside_the_context(half: torch.dtype, device: torch.device) ->
 
 
 @halves
-@pytest.mark.parametrize("name", ["unfold_backward", "sample", "splat", "dot", "sample_backward", "conv2d_backward"])
+@pytest.mark.parametrize(
+    "name", ["unfold_backward", "sample", "splat", "dot", "sample_backward", "convolution_backward"]
+)
 def test_the_operators_of_derivatives(name: str, half: torch.dtype, device: torch.device) -> None:
     """Called by themselves, as a compiled backward calls them."""
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device)
     grad, weight = torch.randn(2, 3, *CASE.output_size, device=device), torch.randn(3, 4, 3, 3, device=device)
-    window = ((1, 1), (1, 1), (1, 1), 1, CASE.groups, True, "zeros", 2**28)
+    window = ("rates", (1, 1), (1, 1), (1, 1), 1, CASE.groups, True, "zeros")
 
     def call() -> list[Tensor]:
-        if name == "conv2d_backward":
+        if name == "convolution_backward":
             needs = [True, True, True, False]
-            return torch.ops.ddu.conv2d_backward(grad, input, weight, dilation_map, None, *window, needs)[:3]
+            return torch.ops.ddu.convolution_backward(grad, input, weight, dilation_map, None, *window, needs)[:3]
         leading = {"sample": (input,), "splat": (columns,)}.get(name, (columns, input))
         order = () if name == "unfold_backward" else ([1, 0],)
         return as_list(operator(name, CASE, *order)(*leading, dilation_map))

@@ -95,9 +95,9 @@ def test_what_is_installed(installed: Path) -> None:
 def test_the_header_is_all_of_the_interface(installed: Path) -> None:
     (library,) = installed.rglob("libddu_ops.so")
     symbols = run("nm", "--dynamic", "--defined-only", "--demangle", library)
-    windows = {f"{name}{suffix}" for name in ("unfold", "fold") for suffix in ("1d", "", "3d")}
-    windows |= {f"deform_unfold{axes}d" for axes in (1, 2, 3)}
-    assert set(re.findall(r" T ddu::(\w+)\(", symbols)) == {*windows, "conv2d"}
+    names = {f"{name}{suffix}" for name in ("unfold", "fold") for suffix in ("1d", "", "3d")}
+    names |= {f"{name}{axes}d" for name in ("deform_unfold", "conv", "deform_conv") for axes in (1, 2, 3)}
+    assert set(re.findall(r" T ddu::(\w+)\(", symbols)) == names
 
 
 @builds

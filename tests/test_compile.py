@@ -29,6 +29,7 @@ from cases import (
     arguments,
     as_list,
     assert_same,
+    convolve,
     first_order,
     keywords,
     make_arguments,
@@ -545,8 +546,8 @@ def test_compiled_autograd_of_every_operator(name: str, device: torch.device) ->
 
 
 @not_leaves
-@pytest.mark.parametrize("workspace_limit", [0, 2**28])
-def test_compiled_autograd_of_the_convolution(workspace_limit: int, device: torch.device) -> None:
+@pytest.mark.parametrize("source", ["rates", "offsets"])
+def test_compiled_autograd_of_the_convolution(source: str, device: torch.device) -> None:
     """With every argument, without bias and mask, and where the bias alone is trained."""
     backward = CompiledBackward()
     options = {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "groups": 2, "conv_groups": 2}
@@ -558,15 +559,15 @@ def test_compiled_autograd_of_the_convolution(workspace_limit: int, device: torc
     ):
         for size in ((9, 8), (12, 7), (6, 11)):
             optional = {name: name not in left_out for name in ("bias", "mask")}
-            case = ConvolutionCase("compiled", 3, 4, size, **options, rates=2, **optional)
+            rates = 2 if source == "rates" else 1
+            case = ConvolutionCase("compiled", 3, 4, size, **options, rates=rates, source=source, **optional)
             arguments = make_arguments(case, device=device, kinks=False)
 
             def function(*tensors: Tensor) -> Tensor:
-                named = dict(zip(arguments, tensors, strict=True))  # noqa: B023
-                return ddu_ops.dynamic_dilation_conv2d(**named, **case.keywords, workspace_limit=workspace_limit)  # noqa: B023
+                return convolve(case, dict(zip(arguments, tensors, strict=True)))  # noqa: B023
 
             backward.check(function, list(arguments.values()), wanted)
-    assert "DynamicDilationConv2dBackward" in backward.code
+    assert "DynamicDilationConvolutionBackward" in backward.code
     assert len(backward.graphs) <= 8, "a graph for every size"
 
 

@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import ddu_ops
 from cases import (
     CONVOLUTIONS,
-    TOLERANCES,
     ConvolutionCase,
     assert_bits,
     assert_near,
     assert_same,
+    convolve,
     convolve_reference,
+    flat_map,
     make_arguments,
 )
 from ddu_ops import layers
@@ -51,18 +52,40 @@ CASES = [
     ConvolutionCase("one_tap", kernel_size=(1, 1), stride=(2, 1)),
     ConvolutionCase("no_batch", batch=0, padding=(1, 1)),
     ConvolutionCase("no_channels", channels=0, padding=(1, 1)),
-]
+    ConvolutionCase("no_output", out_channels=0, padding=(1, 1)),
+    ConvolutionCase("mask_groups", 2, 12, (5, 6), padding=(1, 1), groups=3, conv_groups=2, out_channels=6,
+                    mask_groups=4),
+    ConvolutionCase("per_image", 2, 4, (5, 6), (3, 2), padding=(1, 1), groups=2, conv_groups=2, per_image=True),
+    ConvolutionCase("line", 2, 4, (13,), (3,), (2,), (1,), (2,), groups=2, conv_groups=2, rates=1),
+    ConvolutionCase("line_border", 2, 3, (7,), padding=(3,), aligned=False, padding_mode="border", per_image=True),
+    ConvolutionCase("volume", 2, 4, (3, 5, 4), (2, 3, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2, rates=3),
+    ConvolutionCase("volume_border", 1, 4, (3, 2, 4), (2, 3, 3), padding=(1, 1, 0), groups=2, padding_mode="border",
+                    per_image=True),
+    ConvolutionCase("reflection", 2, 4, (6, 5), (2, 3), (1, 2), (2, 1), (2, 1), rates=2, padding_mode="reflection"),
+    ConvolutionCase("line_offsets", 2, 4, (9,), (3,), (2,), (1,), groups=2, source="offsets"),
+    ConvolutionCase("offsets", 2, 4, (5, 6), (3, 2), (2, 1), (1, 0), groups=2, conv_groups=2, source="offsets"),
+    ConvolutionCase("offsets_border", 2, 6, (5, 4), (2, 3), groups=2, mask_groups=3, source="offsets",
+                    padding_mode="border", per_image=True),
+    ConvolutionCase("volume_offsets", 1, 4, (3, 4, 2), (2, 3, 1), padding=(1, 1, 0), groups=2, source="offsets",
+                    padding_mode="reflection"),
+    ConvolutionCase("offsets_no_channels", channels=0, source="offsets"),
+]  # fmt: skip
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 FULL = next(case for case in CASES if case.name == "both_groups")
-SMALL = ConvolutionCase("small", 2, 4, (3, 3), (2, 2), padding=(1, 0), groups=2, conv_groups=2, out_channels=2)
+SMALL_CASES = [
+    ConvolutionCase("small", 2, 4, (3, 3), (2, 2), padding=(1, 0), groups=2, conv_groups=2, out_channels=2),
+    ConvolutionCase("small_per_image", 2, 2, (3, 2), (2, 2), rates=2, mask_groups=2, out_channels=2, per_image=True),
+    ConvolutionCase("small_line", 2, 2, (4,), (3,), padding=(1,), groups=2, out_channels=2, padding_mode="border"),
+    ConvolutionCase("small_volume", 1, 2, (2, 3, 2), (2, 1, 2), groups=2, out_channels=1, conv_groups=1),
+    ConvolutionCase("small_offsets", 1, 2, (3, 2), (2, 1), padding=(1, 0), out_channels=1, source="offsets"),
+    ConvolutionCase("small_volume_offsets", 1, 1, (2, 2, 2), (1, 2, 1), out_channels=1, source="offsets"),
+]
+small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
+SMALL = SMALL_CASES[0]
 
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=lambda dtype: str(dtype)[6:]
 )
-
-
-def convolve(case: ConvolutionCase, arguments: dict[str, Tensor], **options: Any) -> Tensor:
-    return ddu_ops.dynamic_dilation_conv2d(**arguments, **case.keywords, **options)
 
 
 def as_function(case: ConvolutionCase, arguments: dict[str, Tensor], **options: Any) -> Callable[..., Tensor]:
@@ -79,6 +102,12 @@ def gradients(output: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]
     generator = torch.Generator().manual_seed(2)
     grad = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
     found = torch.autograd.grad(output, list(arguments.values()), grad, materialize_grads=True)
+    return dict(zip(arguments, found, strict=True))
+
+
+def gradients_of_ones(output: Tensor, arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same without values."""
+    found = torch.autograd.grad(output, list(arguments.values()), torch.ones_like(output))
     return dict(zip(arguments, found, strict=True))
 
 
@@ -114,34 +143,6 @@ def test_half_with_a_float_map(half: torch.dtype, device: torch.device) -> None:
     assert_near(convolve(FULL, arguments), convolve_reference(FULL, in_double(arguments)))
 
 
-@pytest.mark.parametrize("workspace_limit", [0, 10_000, 20_000])
-def test_workspace_limit(workspace_limit: int, device: torch.device) -> None:
-    """In parts of the batch: one by one, some at a time, and fewer at the end than before."""
-    case = replace(FULL, batch=5)
-    arguments = leaves(make_arguments(case, device=device))
-    whole = convolve(case, arguments)
-    parts = convolve(case, arguments, workspace_limit=workspace_limit)
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradients(parts, arguments), gradients(whole, arguments), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("limit_in_images", [1, 3])
-def test_the_limit_holds_in_training(limit_in_images: int) -> None:
-    """As torch's own profiler counts memory on the CPU: nothing above the limit besides the results."""
-    case = ConvolutionCase("large", 8, 16, (32, 32), padding=(1, 1), out_channels=16, mask=False)
-    arguments = leaves(make_arguments(case, torch.float32))
-    columns = math.prod(case.columns_shape[1:]) * 4  # of an image
-    limit = 2 * limit_in_images * columns + 100_000  # two in the backward, and the weight's gradients
-
-    def largest_allocation(**options: Any) -> int:
-        with torch.profiler.profile(profile_memory=True) as profile:
-            convolve(case, arguments, **options).sum().backward()
-        return max(event.self_cpu_memory_usage for event in profile.events())
-
-    assert largest_allocation() >= case.batch * columns
-    assert largest_allocation(workspace_limit=limit) <= limit
-
-
 def test_nothing_of_the_columns_is_saved() -> None:
     case = replace(FULL, batch=3)
     arguments = leaves(make_arguments(case))
@@ -163,10 +164,11 @@ def test_one_gradient_alone(needed: str, device: torch.device) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_derivatives_of_every_kind() -> None:
-    arguments = make_arguments(SMALL, kinks=False)
+@small_cases
+def test_derivatives_of_every_kind(case: ConvolutionCase) -> None:
+    arguments = make_arguments(case, kinks=False)
     tensors = [tensor.requires_grad_() for tensor in arguments.values()]
-    function = as_function(SMALL, arguments, workspace_limit=0)
+    function = as_function(case, arguments)
     assert torch.autograd.gradcheck(function, tensors, check_forward_ad=True, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, check_fwd_over_rev=True, fast_mode=True)
 
@@ -187,34 +189,22 @@ def test_hessian_of_the_functional_api() -> None:
 # ---- as a plain convolution ----
 
 
+@cases
 @dtypes
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_a_map_of_ones_is_conv2d(dtype: torch.dtype, requires_grad: bool, device: torch.device) -> None:
-    """Bit for bit on the CPU, whichever algorithm torch chooses; on a GPU up to the order of the additions."""
-    for batch, channels, size, out_channels, kernel, stride, padding, dilation, groups, bias in (
-        (1, 3, 8, 4, 3, 1, 1, 1, 1, False),
-        (2, 16, 32, 32, 3, 1, 1, 1, 1, True),
-        (20, 8, 12, 8, 3, 2, 1, 1, 1, True),
-        (2, 32, 20, 32, 3, 1, 2, 2, 4, True),
-        (3, 8, 16, 8, 5, 1, 2, 1, 8, True),
-        (2, 64, 9, 32, 1, 1, 0, 1, 1, True),
-    ):
-        input = torch.randn(batch, channels, size, size, device=device).to(dtype)
-        conv = nn.Conv2d(channels, out_channels, kernel, stride, padding, dilation, groups, bias).to(device, dtype)
-        conv.requires_grad_(requires_grad)
-        expected = conv(input)
-        ones = torch.ones(batch, 1, *expected.shape[2:], device=device, dtype=dtype)
-        output = ddu_ops.dynamic_dilation_conv2d(
-            input, conv.weight, ones, conv.bias, stride, padding, dilation, groups, workspace_limit=0
-        )
-        if device.type == "cpu":
-            assert_bits(output, expected.contiguous())
-        else:
-            assert (output - expected).norm() <= 2 * TOLERANCES[dtype] * expected.norm()
+def test_a_map_of_ones_is_the_convolution(case: ConvolutionCase, dtype: torch.dtype, device: torch.device) -> None:
+    """To rounding, in every dimension; and so are offsets of zero."""
+    if case.padding_mode != "zeros" or not case.aligned or case.per_image or 0 in (case.channels, case.out_channels):
+        pytest.skip("torch has no such convolution")
+    arguments = make_arguments(replace(case, mask=False), dtype, device)
+    arguments[case.positions_name] = flat_map(case, 1.0, dtype, device)
+    of_torch = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[case.axes]
+    exact = in_double(arguments)
+    options = (case.stride, case.padding, case.dilation, case.conv_groups)
+    assert_near(convolve(case, arguments), of_torch(exact["input"], exact["weight"], exact.get("bias"), *options))
 
 
 def test_a_map_of_ones_without_output_channels(device: torch.device) -> None:
-    """Torch's own convolution, which such a map calls, refuses it in groups."""
+    """Torch's own convolution refuses it in groups."""
     input, weight = torch.randn(2, 4, 5, 6, device=device), torch.randn(0, 2, 3, 3, device=device)
     for rate in (1.0, 1.5):
         dilation_map = torch.full((2, 1, 5, 6), rate, device=device)
@@ -232,12 +222,25 @@ def test_no_channels_in_groups(device: torch.device) -> None:
             ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=groups)
 
 
-def test_channels_last_as_conv2d() -> None:
-    input = torch.randn(2, 8, 6, 7).to(memory_format=torch.channels_last)
-    weight = torch.randn(4, 8, 3, 3)
-    output = ddu_ops.dynamic_dilation_conv2d(input, weight, torch.ones(2, 1, 6, 7), padding=1)
-    assert output.is_contiguous()
-    assert_bits(output, F.conv2d(input, weight, padding=1).contiguous())
+FORMATS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize("meta", [False, True], ids=["values", "meta"])
+def test_channels_last_as_torchs_own(name: str, meta: bool, device: torch.device) -> None:
+    """The result and the gradient by the input; everything else is contiguous."""
+    case = replace(next(case for case in CASES if case.name == name), batch=3)
+    plain = leaves(make_arguments(case, device="meta" if meta else device))
+    arguments = leaves({**plain, "input": plain["input"].detach().to(memory_format=FORMATS[case.axes])})
+    output, expected = convolve(case, arguments), convolve(case, plain)
+    assert output.is_contiguous(memory_format=FORMATS[case.axes])
+    assert expected.is_contiguous()
+    found = gradients(output, arguments) if not meta else gradients_of_ones(output, arguments)
+    assert found["input"].is_contiguous(memory_format=FORMATS[case.axes])
+    assert all(gradient.is_contiguous() for key, gradient in found.items() if key != "input")
+    if not meta:
+        torch.testing.assert_close(output.contiguous(), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(found, gradients(expected, plain), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # torch, of Conv2d
@@ -250,8 +253,7 @@ def test_padding_in_words(padding: str, kernel_size: Any, device: torch.device) 
     expected = conv(input)
     output = layer(input)
     assert output.shape == expected.shape
-    if device.type == "cpu":
-        assert_bits(output, expected)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
     dilation_map = torch.rand(2, 1, *expected.shape[2:], device=device) + 0.5
     height, width = (d * (k - 1) if padding == "same" else 0 for d, k in zip((1, 3), conv.kernel_size))
     padded = F.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
@@ -339,24 +341,22 @@ def test_torchvision(case: ConvolutionCase, device: torch.device) -> None:
 # ---- the rest of PyTorch ----
 
 
-@pytest.mark.parametrize("name", ["plain", "both_groups"])
+@pytest.mark.parametrize("name", ["plain", "both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
 def test_opcheck(name: str, device: torch.device) -> None:
     case = next(case for case in CASES if case.name == name)
     arguments = leaves(make_arguments(case, torch.float32, device, kinks=False))
-    tensors = [arguments.get(key) for key in ("input", "weight", "dilation_map", "bias", "mask")]
-    window = [list(case.stride), list(case.padding), list(case.dilation)]
-    options = (*window, case.conv_groups, case.groups, case.aligned, case.padding_mode, 2**28)
-    torch.library.opcheck(torch.ops.ddu.conv2d.default, (*tensors, *options))
-    grad = torch.randn(case.batch, case.out_channels, *case.output_size, device=device)
+    tensors = [arguments.get(key) for key in ("input", "weight", case.positions_name, "bias", "mask")]
+    torch.library.opcheck(torch.ops.ddu.convolution.default, (*tensors, *case.strict_options))
+    grad = torch.randn(case.output_shape, device=device)
     needs = [True, False, True, case.mask]
     plain = [None if tensor is None else tensor.detach() for tensor in (*tensors[:3], tensors[4])]
-    torch.library.opcheck(torch.ops.ddu.conv2d_backward.default, (grad, *plain, *options, needs))
+    torch.library.opcheck(torch.ops.ddu.convolution_backward.default, (grad, *plain, *case.strict_options, needs))
 
 
 class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first = ddu_ops.DynamicDilationConv2d(3, 8, 3, stride=2, padding=1, workspace_limit=1)
+        self.first = ddu_ops.DynamicDilationConv2d(3, 8, 3, stride=2, padding=1)
         self.second = layers.AdaptiveDilationConv2d(8, 4, 3, padding="same", groups=2, dilation_groups=4)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -365,7 +365,7 @@ class Model(nn.Module):
 
 def away_from_ones(model: nn.Module) -> nn.Module:
     for module in model.modules():
-        if isinstance(module, ddu_ops.DilationPredictor):
+        if isinstance(module, (ddu_ops.DilationPredictor, ddu_ops.OffsetPredictor)):
             nn.init.normal_(module.weight, std=0.2)
     return model
 
@@ -412,20 +412,30 @@ def test_autocast(half: torch.dtype, device: torch.device) -> None:
         assert Model().to(device)(torch.randn(2, 3, 8, 8, device=device)).dtype == half
 
 
-@pytest.mark.parametrize("mapped", [("input",), ("weight", "bias"), ("dilation_map", "mask"), "all"])
-def test_vmap(mapped: Any, device: torch.device) -> None:
-    arguments = make_arguments(FULL, device=device)
-    mapped = tuple(arguments) if mapped == "all" else mapped
+@pytest.mark.parametrize("mapped", [("input",), ("weight",), ("bias",), ("positions", "mask"), "all"], ids=str)
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets"])
+def test_vmap(name: str, mapped: Any, device: torch.device) -> None:
+    """With the gradients, by what is mapped and by what is not."""
+    case = next(case for case in CASES if case.name == name)
+    arguments = leaves(make_arguments(case, device=device))
+    mapped = [case.positions_name if key == "positions" else key for key in (arguments if mapped == "all" else mapped)]
     stacked = {
-        name: torch.stack([tensor, tensor.flip(0), tensor * 0.7], dim=-1) if name in mapped else tensor
-        for name, tensor in arguments.items()
+        key: torch.stack([tensor, tensor.flip(0), tensor * 0.7], dim=-1).detach() if key in mapped else tensor.detach()
+        for key, tensor in arguments.items()
     }
-    in_dims = tuple(-1 if name in mapped else None for name in arguments)
-    function = as_function(FULL, arguments)
-    actual = torch.func.vmap(function, in_dims)(*stacked.values())
+    in_dims = tuple(-1 if key in mapped else None for key in stacked)
+    function = as_function(case, arguments)
+
+    def differentiated(*tensors: Tensor) -> Any:
+        output, pull = torch.func.vjp(function, *tensors)
+        return output, pull(output.detach())
+
+    actual, actual_gradients = torch.func.vmap(differentiated, in_dims)(*stacked.values())
     for index in range(3):
-        tensors = [tensor[..., index] if name in mapped else tensor for name, tensor in stacked.items()]
-        torch.testing.assert_close(actual[index], function(*tensors), rtol=1e-10, atol=1e-10)
+        tensors = [tensor[..., index] if key in mapped else tensor for key, tensor in stacked.items()]
+        output, expected = differentiated(*tensors)
+        torch.testing.assert_close(actual[index], output, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close([g[index] for g in actual_gradients], list(expected), rtol=1e-10, atol=1e-9)
 
 
 def test_gradients_for_every_sample(device: torch.device) -> None:
@@ -485,18 +495,22 @@ def test_messages() -> None:
         message(dilation_groups=0),
         message(dilation_map=torch.randn(2, 2, 5, 6)),
         message(bias=torch.randn(5)),
-        message(mask=torch.randn(2, 9, 5, 6)),
+        message(mask=torch.randn(2, 10, 5, 6)),
+        message(mask=torch.randn(2, 45, 5, 6)),
+        message(mask=torch.randn(2, 27, 5, 5)),
+        message(weight=torch.randn(3, 6, 6, 3, 3)),
+        message(weight=torch.randn(2, 6, 6, 3, 3), bias=torch.randn(3, 6)),
+        message(bias=torch.randn(2, 6)),
         message(mask=torch.randn(2, 27, 5, 6).half()),
         message(padding=-1),
         message(padding="reflect"),
         message(padding="same", stride=2),
-        message(workspace_limit=-1),
     ]
     assert_expected_inline(
         "\n".join(lines),
         """\
 dynamic_dilation_conv2d(): expected input of shape (B, C, H, W) or (C, H, W), but got (12, 5)
-dynamic_dilation_conv2d(): expected weight of shape (C_out, C / groups, kH, kW), but got (6, 54)
+dynamic_dilation_conv2d(): expected weight of shape (C_out, C / groups, kH, kW) or (B, C_out, C / groups, kH, kW), but got (6, 54)
 dynamic_dilation_conv2d(): expected weight of shape (6, 6, 3, 3), but got (6, 12, 3, 3)
 dynamic_dilation_conv2d(): expected weight of type float32, for input is float32, but got float64
 dynamic_dilation_conv2d(): expected groups to divide the 12 channels of input and the 6 of the output, but got 5
@@ -505,30 +519,34 @@ dynamic_dilation_conv2d(): expected dilation_groups to divide the 12 channels of
 dynamic_dilation_conv2d(): expected dilation_groups to be at least 1, but got 0
 dynamic_dilation_conv2d(): expected dilation_map of shape (2, 3, 5, 6) or (2, 6, 5, 6), but got (2, 2, 5, 6)
 dynamic_dilation_conv2d(): expected bias of shape (6,), but got (5,)
-dynamic_dilation_conv2d(): expected mask of shape (2, 27, 5, 6), but got (2, 9, 5, 6)
+dynamic_dilation_conv2d(): expected mask of shape (2, M * 9, 5, 6), for a number M of groups that divides the 12 channels of input, but got (2, 10, 5, 6)
+dynamic_dilation_conv2d(): expected mask of shape (2, M * 9, 5, 6), for a number M of groups that divides the 12 channels of input, but got (2, 45, 5, 6)
+dynamic_dilation_conv2d(): expected mask of shape (2, M * 9, 5, 6), for a number M of groups that divides the 12 channels of input, but got (2, 27, 5, 5)
+dynamic_dilation_conv2d(): expected weight of shape (2, 6, 6, 3, 3), but got (3, 6, 6, 3, 3)
+dynamic_dilation_conv2d(): expected bias of shape (2, 6), but got (3, 6)
+dynamic_dilation_conv2d(): expected bias of shape (6,), but got (2, 6)
 dynamic_dilation_conv2d(): expected mask of type float32, for input is float32, but got float16
 dynamic_dilation_conv2d(): expected padding to be at least 0, but got (-1, -1)
 dynamic_dilation_conv2d(): expected padding to be one or two ints, 'valid' or 'same', but got 'reflect'
-dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got (2, 2)
-dynamic_dilation_conv2d(): expected workspace_limit to be at least 0, but got -1""",
+dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got (2, 2)""",
     )
 
 
 def test_messages_of_the_backward() -> None:
     arguments = make_arguments(FULL, torch.float32)
     tensors = [arguments[name] for name in ("input", "weight", "dilation_map")]
-    options = ([1, 1], [1, 1], [1, 1], 2, 3, True, "zeros", 0)
+    options = FULL.strict_options
     grad = torch.randn(2, 6, 5, 6)
     lines = []
     for bad, mask, needs in ((grad[:1], None, [True] * 3 + [False]), (grad, None, [True] * 4)):
         with pytest.raises(RuntimeError) as caught:
-            torch.ops.ddu.conv2d_backward(bad, *tensors, mask, *options, needs)
+            torch.ops.ddu.convolution_backward(bad, *tensors, mask, *options, needs)
         lines.append(str(caught.value))
     assert_expected_inline(
         "\n".join(lines),
         """\
-conv2d_backward(): expected grad_output of shape (2, 6, 5, 6), but got (1, 6, 5, 6)
-conv2d_backward(): expected mask to be a tensor, for output_mask asks for its gradient, but got None""",
+convolution_backward(): expected grad_output of shape (2, 6, 5, 6), but got (1, 6, 5, 6)
+convolution_backward(): expected mask to be a tensor, for output_mask asks for its gradient, but got None""",
     )
 
 
@@ -537,16 +555,22 @@ conv2d_backward(): expected mask to be a tensor, for output_mask asks for its gr
 def test_nested_tensors_are_refused_by_name(name: str) -> None:
     """In every argument; they met words of the dispatcher's."""
     nested = torch.nested.nested_tensor([torch.ones(2, 3, 4), torch.ones(1, 3, 4)])
-    given = {**make_arguments(FULL, torch.float32), "grad_output": torch.randn(2, 6, 5, 6)}
-    given |= {**FULL.keywords, "workspace_limit": 0, "output_mask": [True] * 4}
+    axes = int(name[-2]) if name[-2].isdigit() else 2
+    window = {"size": (5,) * axes, "padding": (1,) * axes, "kernel_size": (3,) * axes}
+    window |= {"stride": (1,) * axes, "dilation": (1,) * axes}
+    case = replace(FULL, **window, source="offsets" if name.startswith("deform") else "rates")
+    given: dict[str, Any] = {**make_arguments(case, torch.float32), "grad_output": torch.randn(case.output_shape)}
+    positions = given[case.positions_name]
+    given |= {**case.keywords, "source": case.source, "positions": positions, "output_mask": [True] * 4}
     operator = getattr(torch.ops.ddu, name)
     names = [argument.name for argument in operator.default._schema.arguments]
     tensors = [key for key in names if isinstance(given[key], Tensor)]
     assert len(tensors) == 5
     for key in tensors:
         with pytest.raises(RuntimeError) as caught:
-            operator(**{**{name: given[name] for name in names}, key: nested})
-        assert str(caught.value) == f"{name}(): expected {key} to be a dense tensor, but got a nested one"
+            operator(**{**{key: given[key] for key in names}, key: nested})
+        called = case.positions_name if key == "positions" else key
+        assert str(caught.value) == f"{name}(): expected {called} to be a dense tensor, but got a nested one"
 
 
 def test_messages_of_to_offsets() -> None:
@@ -634,24 +658,46 @@ def test_a_predictor_is_made_as_a_convolution() -> None:
 # ---- the module ----
 
 
-CONVOLUTIONS = [
+TRAINED = [
     nn.Conv2d(4, 6, 3),
     nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(2, 1), groups=2, bias=False),
     nn.Conv2d(4, 4, 3, padding="same", groups=4),
     nn.Conv2d(4, 6, 1, stride=2).double(),
     nn.Conv2d(4, 6, 3, padding=1).bfloat16(),
+    nn.Conv2d(4, 6, 3, padding="same", padding_mode="replicate"),
+    nn.Conv2d(4, 6, (5, 2), stride=2, padding=(2, 1), padding_mode="reflect"),
+    nn.Conv1d(4, 6, 3, stride=2, padding=1, groups=2),
+    nn.Conv1d(4, 6, 3, padding=2, dilation=2, padding_mode="reflect"),
+    nn.Conv3d(4, 6, (1, 3, 2), padding=(0, 1, 1), bias=False),
+    nn.Conv3d(4, 6, 3, padding=1, padding_mode="replicate"),
 ]
+SIZES = {1: (9,), 2: (9, 11), 3: (3, 5, 4)}
 
 
-@pytest.mark.parametrize("conv", CONVOLUTIONS, ids=str)
-@pytest.mark.parametrize("bounds", [(0.0, 4.0), None])
-def test_from_conv_starts_as_the_convolution(conv: nn.Conv2d, bounds: Any) -> None:
-    layer = ddu_ops.DynamicDilationConv2d.from_conv(conv, bounds=bounds, dilation_groups=2)
+def axes_of(conv: nn.Module) -> int:
+    return int(type(conv).__name__[-2])
+
+
+@pytest.mark.parametrize("conv", TRAINED, ids=str)
+@pytest.mark.parametrize(
+    "stem, options",
+    [
+        ("DynamicDilationConv", {"bounds": (0.0, 4.0), "dilation_groups": 2}),
+        ("DynamicDilationConv", {"bounds": None, "per_axis": True}),
+        ("DeformConv", {"predict": True, "offset_groups": 2}),
+        ("DeformConv", {"predict": True, "mask": "softmax", "bound": 2.0}),
+        ("DeformConv", {"predict": True, "mask": None}),
+    ],
+    ids=str,
+)
+def test_from_conv_starts_as_the_convolution(conv: nn.Module, stem: str, options: dict[str, Any]) -> None:
+    layer = getattr(ddu_ops, f"{stem}{axes_of(conv)}d").from_conv(conv, **options)
     assert layer.weight is not conv.weight
-    for shape in ((2, 4, 9, 11), (4, 9, 11)):
+    size = SIZES[axes_of(conv)]
+    for shape in ((2, 4, *size), (4, *size)):
         input = torch.randn(shape, dtype=conv.weight.dtype)
-        assert_bits(layer(input), conv(input))
-    layer(torch.randn(2, 4, 9, 11, dtype=conv.weight.dtype)).square().sum().backward()
+        torch.testing.assert_close(layer(input), conv(input))
+    layer(torch.randn(2, 4, *size, dtype=conv.weight.dtype)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
@@ -663,15 +709,25 @@ def test_from_conv_keeps_the_state() -> None:
 
 
 def test_from_conv_refuses() -> None:
-    with pytest.raises(TypeError) as transposed:
-        ddu_ops.DynamicDilationConv2d.from_conv(nn.ConvTranspose2d(4, 6, 3))
-    with pytest.raises(ValueError) as reflected:  # noqa: PT011
-        ddu_ops.DynamicDilationConv2d.from_conv(nn.Conv2d(4, 6, 3, padding_mode="reflect"))
+    lines = []
+    for layer, conv in (
+        (ddu_ops.DynamicDilationConv2d, nn.ConvTranspose2d(4, 6, 3)),
+        (ddu_ops.DynamicDilationConv3d, nn.Conv2d(4, 6, 3)),
+        (ddu_ops.DeformConv1d, nn.Conv1d(4, 6, 3, padding_mode="circular")),
+        (ddu_ops.DeformConv2d, nn.Conv2d(4, 6, (3, 2), padding="same", padding_mode="replicate")),
+        (ddu_ops.DeformConv2d, ddu_ops.DynamicDilationConv2d(4, 6, 3)),
+    ):
+        with pytest.raises(TypeError) as caught:
+            layer.from_conv(conv)
+        lines.append(str(caught.value))
     assert_expected_inline(
-        f"{transposed.value}\n{reflected.value}",
+        "\n".join(lines),
         """\
 from_conv(): expected conv to be a torch.nn.Conv2d, but got ConvTranspose2d
-from_conv(): expected conv to have padding_mode='zeros', but got padding_mode='reflect'""",
+from_conv(): expected conv to be a torch.nn.Conv3d, but got Conv2d
+from_conv(): expected conv to have padding_mode 'zeros', 'replicate' or 'reflect', but got 'circular'
+from_conv(): expected conv to pad as much on both sides with padding_mode='replicate', but got padding='same' with dilation * (kernel_size - 1) = (2, 1)
+from_conv(): expected conv to compute what torch.nn.Conv2d does, but got DynamicDilationConv2d with forward of its own""",
     )
 
 
@@ -693,7 +749,7 @@ def test_converting_twice_is_converting_once() -> None:
     expected = model(input)
     converted(model)
     modules = list(model.modules())
-    assert_bits(model(input), expected)
+    torch.testing.assert_close(model(input), expected)
     for layer in (model[0], model[2][0]):
         away_from_ones(layer)
     adapted = model(input)
@@ -717,6 +773,15 @@ def test_constructor_refuses() -> None:
         ddu_ops.DynamicDilationConv2d(4, 6, 3, dilation_groups=3)
     with pytest.raises(RuntimeError, match=r"^DynamicDilationConv2d\(\): expected dilation_map to be a tensor"):
         ddu_ops.DynamicDilationConv2d(4, 6, 3, predict=False)(torch.randn(2, 4, 5, 5))
+    with pytest.raises(RuntimeError, match=r"^DeformConv1d\(\): expected offset to be a tensor"):
+        ddu_ops.DeformConv1d(4, 6, 3)(torch.randn(2, 4, 5))
+    with pytest.raises(ValueError, match=r"^DeformConv3d\(\): expected offset_groups to divide in_channels = 4, but"):
+        ddu_ops.DeformConv3d(4, 6, 3, offset_groups=3)
+    with pytest.raises(ValueError, match=r"^DynamicDilationConv1d\(\): expected padding_mode .*, but got 'circular'"):
+        ddu_ops.DynamicDilationConv1d(4, 6, 3, padding_mode="circular")
+    for options in ({"mask": "tanh"}, {"bound": 0.0}, {"moved": ()}, {"moved": (1, 0)}, {"moved": (2,)}):
+        with pytest.raises(ValueError, match=rf"^OffsetPredictor\(\): expected {next(iter(options))} to be "):
+            ddu_ops.DeformConv2d(4, 6, 3, predict=True, **options)  # type: ignore[arg-type]
 
 
 def test_state_dict_of_a_convolution() -> None:
@@ -728,19 +793,28 @@ def test_state_dict_of_a_convolution() -> None:
     assert keys.missing_keys == ["rate.weight", "rate.bias"]
     assert not keys.unexpected_keys
     input = torch.randn(2, 4, 5, 5)
-    assert_bits(predicting(input), conv(input))
-    assert_bits(given(input, torch.ones(2, 1, 5, 5)), conv(input))
+    torch.testing.assert_close(predicting(input), conv(input))
+    torch.testing.assert_close(given(input, torch.ones(2, 1, 5, 5)), conv(input))
 
 
-def test_copies() -> None:
-    layer = away_from_ones(ddu_ops.DynamicDilationConv2d(4, 6, (3, 2), 2, 1, per_axis=True, bounds=None))
-    input = torch.randn(2, 4, 8, 9)
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "rates": lambda: ddu_ops.DynamicDilationConv2d(4, 6, (3, 2), 2, 1, per_axis=True, bounds=None),
+    "volume": lambda: ddu_ops.DynamicDilationConv3d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "offsets": lambda: ddu_ops.DeformConv2d(4, 6, (3, 2), 2, 1, predict=True, offset_groups=2, bound=1.5),
+    "line_offsets": lambda: ddu_ops.DeformConv1d(4, 6, 3, predict=True, mask="softmax"),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_copies(name: str) -> None:
+    layer = away_from_ones(LAYERS[name]())
+    input = torch.randn(2, 4, *SIZES[axes_of(layer)])
     expected = layer(input)
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
     saved = torch.load(file, weights_only=False)
-    fresh = ddu_ops.DynamicDilationConv2d(4, 6, (3, 2), 2, 1, per_axis=True, bounds=None)
+    fresh = LAYERS[name]()
     fresh.load_state_dict(layer.state_dict())
     for duplicate in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer)), saved, fresh):
         assert repr(duplicate) == repr(layer)
@@ -769,6 +843,96 @@ DynamicDilationConv2d(
 )
 DynamicDilationConv2d(4, 6, kernel_size=(3, 2), stride=(1, 1), padding=(0, 0), dilation=(1, 1), groups=1, bias=False, dilation_groups=1, aligned=True)""",
     )
+
+
+# ---- predicted offsets ----
+
+
+@pytest.mark.parametrize("mask", ["sigmoid", "softmax", None])
+@pytest.mark.parametrize("axes, moved", [(1, None), (2, None), (2, (1,)), (3, (1, 2))])
+def test_predicted_offsets_are_their_formula(axes: int, moved: Any, mask: str | None) -> None:
+    predictor = ddu_ops.OffsetPredictor(
+        4, (2, 3, 1)[:axes], padding=1, offset_groups=2, mask=mask, bound=1.5, moved=moved, axes=axes
+    )
+    away_from_ones(predictor)
+    size = (5, 6, 4)[:axes]
+    for shape in ((2, 4, *size), (4, *size)):
+        input = torch.randn(shape)
+        z = (F.conv1d, F.conv2d, F.conv3d)[axes - 1](input, predictor.weight, predictor.bias, padding=1)
+        offset, factors = predictor(input)
+        taps, along = math.prod(predictor.kernel_size), moved or tuple(range(axes))
+        channels = len(shape) - axes - 1
+        each = offset.unflatten(channels, (2 * taps, axes)).movedim(channels + 1, 0)
+        of_z = z.narrow(channels, 0, 2 * taps * len(along)).unflatten(channels, (2 * taps, len(along)))
+        for axis in range(axes):
+            if axis in along:
+                place = of_z.select(channels + 1, along.index(axis))
+                torch.testing.assert_close(each[axis], 1.5 * torch.tanh(place / 1.5))
+            else:
+                assert (each[axis] == 0).all()
+        rest = z.narrow(channels, 2 * taps * len(along), z.shape[channels] - 2 * taps * len(along))
+        if mask is None:
+            assert factors is None
+        elif mask == "sigmoid":
+            torch.testing.assert_close(factors, 2 / (1 + torch.exp(-rest)))
+        else:
+            powers = rest.exp().unflatten(channels, (2, taps))
+            expected = taps * powers / powers.sum(channels + 1, keepdim=True)
+            torch.testing.assert_close(factors, expected.flatten(channels, channels + 1))
+
+
+def test_a_layer_takes_what_is_given_and_predicts_the_rest() -> None:
+    layer = away_from_ones(ddu_ops.DeformConv2d(4, 6, 3, padding=1, predict=True))
+    input, offset, mask = torch.randn(2, 4, 5, 6), torch.randn(2, 18, 5, 6), torch.rand(2, 9, 5, 6)
+    own_offset, own_mask = layer.offset(input)
+
+    def expected(offset: Tensor, mask: Tensor) -> Tensor:
+        return ddu_ops.deform_conv2d(input, offset, layer.weight, layer.bias, padding=1, mask=mask)
+
+    assert_same(layer(input), expected(own_offset, own_mask))
+    assert_same(layer(input, offset), expected(offset, own_mask))
+    assert_same(layer(input, mask=mask), expected(own_offset, mask))
+    assert_same(layer(input, offset, mask), expected(offset, mask))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_offsets_of_a_half_type_are_not_rounded(half: torch.dtype) -> None:
+    layer = away_from_ones(ddu_ops.DeformConv2d(4, 6, 3, padding=1, predict=True)).to(half)
+    input = torch.randn(2, 4, 5, 6, dtype=half)
+    offset, _ = layer.offset(input)
+    assert offset.dtype == torch.float32
+    assert layer(input).dtype == half
+
+
+@pytest.mark.parametrize("names", ["conv_offset", "{}_offset"], ids=["second_version", "first_version"])
+def test_state_dict_of_mmcv(names: str) -> None:
+    """Its pack, from its definition, in a model that has another layer."""
+    torch.manual_seed(3)
+    weight, bias = torch.randn(6, 2, 3, 3), torch.randn(6)
+    z_weight, z_bias = torch.randn(54, 4, 3, 3) / 10, torch.randn(54) / 10
+    other = nn.Conv2d(6, 4, 1)
+    stem = "1.conv_offset" if names == "conv_offset" else "1_offset"
+    theirs = {**{f"0.{key}": value for key, value in nn.Conv2d(4, 4, 1).state_dict().items()}}
+    theirs |= {"1.weight": weight, "1.bias": bias, f"{stem}.weight": z_weight, f"{stem}.bias": z_bias}
+    theirs |= {f"2.{key}": value for key, value in other.state_dict().items()}
+    ours = nn.Sequential(
+        nn.Conv2d(4, 4, 1),
+        ddu_ops.DeformConv2d(4, 6, 3, padding=1, groups=2, predict=True, offset_groups=2),
+        nn.Conv2d(6, 4, 1),
+    )
+    ours.load_state_dict(ddu_ops.convert_mmcv(theirs))
+    input = ours[0](torch.randn(2, 4, 7, 8))
+    first, second, rest = F.conv2d(input, z_weight, z_bias, padding=1).chunk(3, dim=1)
+    offset = torch.cat((first, second), dim=1)
+    expected = ddu_ops.deform_conv2d(input, offset, weight, bias, padding=1, mask=rest.sigmoid())
+    torch.testing.assert_close(ours[1](input), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(ours[2].weight, other.weight)
+
+
+def test_state_dict_of_torchvision() -> None:
+    """``torchvision.ops.DeformConv2d`` has the parameters of a ``Conv2d``, of these names."""
+    layer = ddu_ops.DeformConv2d(4, 6, 3, groups=2)
+    assert {key: value.shape for key, value in layer.state_dict().items()} == {"weight": (6, 2, 3, 3), "bias": (6,)}
 
 
 # ---- layers ----
@@ -816,4 +980,4 @@ def test_vmap_is_one_call(device: torch.device) -> None:
     dilation_map = torch.rand(3, 2, 1, 5, 6, device=device)
     with Count():
         torch.func.vmap(lambda x, d: ddu_ops.dynamic_dilation_conv2d(x, weight, d, padding=1))(input, dilation_map)
-    assert calls.count(torch.ops.ddu.conv2d.default) == 1
+    assert calls.count(torch.ops.ddu.convolution.default) == 1

@@ -84,17 +84,17 @@ def test_a_sum_that_cancels_is_held_against_its_terms() -> None:
         "grad_output": fuzzing.TensorSpec((1, 1, 1, 1), half, seed=276),
         "input": fuzzing.TensorSpec((1, 2, 1, 2), half, seed=277),
         "weight": fuzzing.TensorSpec((1, 2, 1, 2), half, "all zero"),
-        "dilation_map": fuzzing.TensorSpec((1, 1, 1, 1), half, "all zero"),
+        "positions": fuzzing.TensorSpec((1, 1, 1, 1), half, "all zero"),
         "mask": None,
     }
     window = {"stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1, "dilation_groups": 1}
     options = {
         "aligned": True,
         "padding_mode": "zeros",
-        "workspace_limit": 0,
+        "source": "rates",
         "output_mask": [False, True, False, False],
     }
-    call = fuzzing.Call("conv2d_backward", tensors | window | options, sensible=True, gradient=True)
+    call = fuzzing.Call("convolution_backward", tensors | window | options, sensible=True, gradient=True)
     assert fuzzing.judge(call) == "answered"
 
 

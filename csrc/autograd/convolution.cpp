@@ -13,9 +13,9 @@ namespace {
 
 using at::Tensor;
 
-// Of x = Arguments::list().
+// Of x = Arguments::list(). Of the bias, which is not saved, `sizes` holds the number of dimensions.
 struct Formula {
-  static constexpr const char* kName = "DynamicDilationConv2dBackward";
+  static constexpr const char* kName = "DynamicDilationConvolutionBackward";
   using Options = convolution::Options;
 
   static OutputMask output_mask(const Needs& needs) { return {needs[0], needs[1], needs[2], needs[4]}; }
@@ -29,19 +29,29 @@ struct Formula {
   }
 
   static variable_list vjp(
-      const variable_list& grads, const variable_list& x, const Options& options, const Sizes&, const Needs& needs) {
+      const variable_list& grads,
+      const variable_list& x,
+      const Options& options,
+      const Sizes& sizes,
+      const Needs& needs) {
     variable_list result(x.size());
     const auto& grad = grads[0];
     const auto wanted = output_mask(needs);
     if (any(wanted)) {
-      const auto gradients = conv2d_backward(grad, {x[0], x[1], x[2], Tensor(), x[4]}, options, wanted);
+      const auto gradients = convolution_backward(grad, {x[0], x[1], x[2], Tensor(), x[4]}, options, wanted);
       result[0] = gradients[kInput];
       result[1] = gradients[kWeight];
-      result[2] = gradients[kMap];
+      result[2] = gradients[kPositions];
       result[4] = gradients[kMask];
     }
     if (needs[3]) {
-      result[3] = grad.sum(at::IntArrayRef({0, 2, 3}));
+      std::vector<int64_t> summed;
+      for (int64_t dim = 0; dim < grad.dim(); ++dim) {
+        if (dim >= 2 || (dim == 0 && sizes[0] == 1)) {
+          summed.push_back(dim);
+        }
+      }
+      result[3] = grad.sum(summed);
     }
     return result;
   }
@@ -50,10 +60,11 @@ struct Formula {
 Tensor forward_autograd(const Arguments& a, const Options& options) {
   const auto tensors = a.list();
   if (any_tangent(tensors)) {
-    check("conv2d", a, options);
+    check("convolution", a, options);
     return forward(a, options);
   }
-  return recorded<Formula>(tensors, options, {}, [&] { return variable_list{conv2d(a, options)}; })[0];
+  const Sizes bias_dims = {a.bias.defined() ? a.bias.dim() : 0};
+  return recorded<Formula>(tensors, options, bias_dims, [&] { return variable_list{convolution(a, options)}; })[0];
 }
 
 Gradients backward_autograd(
@@ -65,14 +76,14 @@ Gradients backward_autograd(
     return backward(grad_output, a, options, needs);
   }
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return conv2d_backward(grad_output, a, options, needs);
+  return convolution_backward(grad_output, a, options, needs);
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(ddu, Autograd, m) {
-  m.impl("conv2d", TORCH_FN(conv2d_schema<&forward_autograd>));
-  m.impl("conv2d_backward", TORCH_FN(conv2d_backward_schema<&backward_autograd>));
+  m.impl("convolution", TORCH_FN(convolution_schema<&forward_autograd>));
+  m.impl("convolution_backward", TORCH_FN(convolution_backward_schema<&backward_autograd>));
 }
 
 }  // namespace ddu::convolution

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The convolution with a dilation map: unfold and matrix product, for every device that has an unfold.
+// The convolution with windows that positions move: unfold and matrix product, for every device that has an unfold, or
+// a kernel that does both at once, where the device has one (fused.h).
 //
 // NOTE [ Columns are temporary ]
-// The columns take kH * kW times the memory of the input, so no caller sees them and nothing keeps them: they are made
-// for as many images at a time as workspace_limit allows, and the backward makes them again. What autograd saves are
-// the arguments. Only where the gradient is itself differentiated, or a tangent goes forward, are they ordinary
+// The columns take as many times the memory of the input as the kernel has taps, so no caller sees them and nothing
+// keeps them: they are made for a few images at a time, and the backward makes them again. What autograd saves are the
+// arguments. Only where the gradient is itself differentiated, or a tangent goes forward, are they ordinary
 // intermediate results, of the whole batch: the derivatives are then those of unfold and the matrix product.
 
 #pragma once
@@ -34,47 +35,69 @@ inline OptionalTensor as_optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+// The tensors of a call, of N axes; one that was left out is undefined.
+struct Arguments {
+  at::Tensor input;      // [B, C, *size]
+  at::Tensor weight;     // [O, C / groups, *kernel], or [B, O, C / groups, *kernel]: one per image
+  at::Tensor positions;  // [B, dilation_groups * parameters, *out], of any strides
+  at::Tensor bias;       // [O], or with a weight per image also [B, O]
+  at::Tensor mask;       // [B, mask_groups * taps, *out]
+
+  std::vector<at::Tensor> list() const { return {input, weight, positions, bias, mask}; }
+
+  // N, for a call with a batch. Positions that cannot tell are refused by the checks; until then the input tells.
+  int64_t axes() const {
+    for (const auto* const tensor : {&positions, &input}) {
+      const int64_t axes = tensor->defined() && !tensor->is_nested() ? tensor->dim() - 2 : 0;
+      if (axes >= 1 && axes <= kMaxAxes) {
+        return axes;
+      }
+    }
+    return 2;
+  }
+};
+
 // The options that every form of the operator takes, in the order of the schema; kernel_size is the weight's.
 struct Options {
   static constexpr size_t kWindowLists = std::tuple_size_v<ddu::Options::Lists>;
   using Lists = std::array<ddu::Options::Ints, kWindowLists + 1>;
 
   Options(
+      int64_t axes,
       const at::Tensor& weight,
+      std::string_view source,
       at::IntArrayRef stride,
       at::IntArrayRef padding,
       at::IntArrayRef dilation,
       int64_t groups,
       int64_t dilation_groups,
       bool aligned,
-      std::string_view padding_mode,
-      int64_t workspace_limit)
-      : window(
-            name_of(Source::kRates),
-            kernel_size_of(weight),
-            stride,
-            padding,
-            dilation,
-            dilation_groups,
-            aligned,
-            padding_mode),
-        groups(groups),
-        workspace_limit(workspace_limit) {}
+      std::string_view padding_mode)
+      : window(source, kernel_size_of(axes, weight), stride, padding, dilation, dilation_groups, aligned, padding_mode),
+        groups(groups) {}
 
-  explicit Options(const Lists& lists)
-      : window(of_window(lists)), groups(lists.back()[0]), workspace_limit(lists.back()[1]) {}
+  explicit Options(const Lists& lists) : window(of_window(lists)), groups(lists.back()[0]) {}
 
   Lists lists() const {
     Lists result;
     const auto w = window.lists();
     std::copy(w.begin(), w.end(), result.begin());
-    result.back() = {groups, workspace_limit};
+    result.back() = {groups};
+    return result;
+  }
+
+  // N: a weight has told it, one entry of kernel_size for each axis.
+  int64_t axes() const { return static_cast<int64_t>(window.kernel_size.size()); }
+  int64_t taps() const {
+    int64_t result = 1;
+    for (const auto size : window.kernel_size) {
+      result *= size;
+    }
     return result;
   }
 
   ddu::Options window;  // its groups are the dilation groups
   int64_t groups;
-  int64_t workspace_limit;
 
  private:
   static ddu::Options::Lists of_window(const Lists& lists) {
@@ -83,34 +106,36 @@ struct Options {
     return result;
   }
 
-  static std::array<int64_t, 2> kernel_size_of(const at::Tensor& weight) {
+  static ddu::Options::Ints kernel_size_of(int64_t axes, const at::Tensor& weight) {
     // A weight of another rank, or a nested one, is refused by the checks; until then any kernel will do.
-    if (!weight.defined() || weight.is_nested() || weight.dim() != 4) {
-      return {1, 1};
+    ddu::Options::Ints sizes(axes, 1);
+    if (weight.defined() && !weight.is_nested() && (weight.dim() == axes + 2 || weight.dim() == axes + 3)) {
+      for (int64_t a = 0; a < axes; ++a) {
+        sizes[a] = weight.sym_size(a - axes).guard_int(__FILE__, __LINE__);
+      }
     }
-    return {weight.sym_size(2).guard_int(__FILE__, __LINE__), weight.sym_size(3).guard_int(__FILE__, __LINE__)};
+    return sizes;
   }
 };
 
-// The tensors of a call; one that was left out is undefined.
-struct Arguments {
-  at::Tensor input;         // [B, C, H, W]
-  at::Tensor weight;        // [O, C / groups, kH, kW]
-  at::Tensor dilation_map;  // [B, rates * G, H_out, W_out]
-  at::Tensor bias;          // [O]
-  at::Tensor mask;          // [B, G * kH * kW, H_out, W_out]
+inline bool weight_per_image(const Arguments& a, const Options& options) {
+  return a.weight.dim() == options.axes() + 3;
+}
 
-  std::vector<at::Tensor> list() const { return {input, weight, dilation_map, bias, mask}; }
-};
+// O
+inline c10::SymInt out_channels(const Arguments& a, const Options& options) {
+  return a.weight.sym_size(a.weight.dim() - options.axes() - 2);
+}
 
-enum Gradient : size_t { kInput, kWeight, kMap, kMask, kGradients };  // what conv2d_backward returns, in this order
+// What convolution_backward returns, in this order.
+enum Gradient : size_t { kInput, kWeight, kPositions, kMask, kGradients };
 using OutputMask = std::array<bool, kGradients>;
 using Gradients = std::vector<at::Tensor>;  // undefined where they are not asked for
 
 // ---- the operators through the dispatcher
 
-at::Tensor conv2d(const Arguments& a, const Options& options);
-Gradients conv2d_backward(
+at::Tensor convolution(const Arguments& a, const Options& options);
+Gradients convolution_backward(
     const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
 // ---- their parts
@@ -119,39 +144,41 @@ SymParams check(const char* op, const Arguments& a, const Options& options, cons
 SymParams check_backward(
     const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
-// In one piece and in differentiable steps, of checked arguments: convolution_formulas.cpp.
+// In one piece and in differentiable steps, of checked arguments: formulas.cpp. As in torch's own convolution, the
+// result and the gradient by the input are channels-last where the input is.
 at::Tensor forward(const Arguments& a, const Options& options);
 Gradients backward(const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
 // ---- the schemas' parameters, as functions of the arguments and options
 
 template <at::Tensor (*f)(const Arguments&, const Options&)>
-at::Tensor conv2d_schema(
+at::Tensor convolution_schema(
     const at::Tensor& input,
     const at::Tensor& weight,
-    const at::Tensor& dilation_map,
+    const at::Tensor& positions,
     const OptionalTensor& bias,
     const OptionalTensor& mask,
+    std::string_view source,
     at::IntArrayRef stride,
     at::IntArrayRef padding,
     at::IntArrayRef dilation,
     int64_t groups,
     int64_t dilation_groups,
     bool aligned,
-    std::string_view padding_mode,
-    int64_t workspace_limit) {
+    std::string_view padding_mode) {
+  const Arguments a = {input, weight, positions, value_or_undefined(bias), value_or_undefined(mask)};
   return f(
-      {input, weight, dilation_map, value_or_undefined(bias), value_or_undefined(mask)},
-      Options(weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit));
+      a, Options(a.axes(), weight, source, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode));
 }
 
 template <Gradients (*f)(const at::Tensor&, const Arguments&, const Options&, const OutputMask&)>
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv2d_backward_schema(
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> convolution_backward_schema(
     const at::Tensor& grad_output,
     const at::Tensor& input,
     const at::Tensor& weight,
-    const at::Tensor& dilation_map,
+    const at::Tensor& positions,
     const OptionalTensor& mask,
+    std::string_view source,
     at::IntArrayRef stride,
     at::IntArrayRef padding,
     at::IntArrayRef dilation,
@@ -159,17 +186,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> conv2d_backward_schem
     int64_t dilation_groups,
     bool aligned,
     std::string_view padding_mode,
-    int64_t workspace_limit,
     std::array<bool, 4> output_mask) {
+  const Arguments a = {input, weight, positions, at::Tensor(), value_or_undefined(mask)};
   const Options options(
-      weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit);
-  auto result =
-      f(grad_output, {input, weight, dilation_map, at::Tensor(), value_or_undefined(mask)}, options, output_mask);
+      a.axes(), weight, source, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode);
+  auto result = f(grad_output, a, options, output_mask);
   // A result of an operator is a tensor: an empty one stands for what was not asked for.
   for (size_t i = 0; i < kGradients; ++i) {
     result[i] = output_mask[i] ? result[i] : at::empty({0}, input.options());
   }
-  return {result[kInput], result[kWeight], result[kMap], result[kMask]};
+  return {result[kInput], result[kWeight], result[kPositions], result[kMask]};
 }
 
 }  // namespace ddu::convolution

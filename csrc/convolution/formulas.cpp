@@ -71,54 +71,59 @@ Tensor product(const Tensor& left, const Tensor& right, const Tensor& bias) {
   return results[0];
 }
 
-// [O, C / groups, kH, kW] -> [batch * groups, O / groups, C / groups * kH * kW], for a product of every image and
-// group.
-Tensor matrices(const Tensor& weight, const SymInt& batch, int64_t groups) {
-  const auto rows = weight.sym_size(0) / groups;
-  const auto inner = weight.sym_size(1) * weight.sym_size(2) * weight.sym_size(3);
-  const auto one = weight.reshape_symint({1, groups, rows, inner});
-  return one.expand_symint({batch, groups, rows, inner}).reshape_symint({batch * groups, rows, inner});
+// The weight as [batch * groups, O / groups, C / groups * taps], for a product of every image and group.
+Tensor matrices(const Arguments& a, const Options& options) {
+  const auto batch = a.input.sym_size(0);
+  const auto rows = out_channels(a, options) / options.groups;
+  const auto inner = a.weight.sym_size(a.weight.dim() - options.axes() - 1) * options.taps();
+  const auto images = weight_per_image(a, options) ? batch : SymInt(1);
+  return a.weight.reshape_symint({images, options.groups, rows, inner})
+      .expand_symint({batch, options.groups, rows, inner})
+      .reshape_symint({batch * options.groups, rows, inner});
 }
 
-// Columns or their like, [B, C * kH * kW, L] -> [B * groups, C / groups * kH * kW, L].
+// The bias as [batch * groups, O / groups, 1].
+Tensor addend(const Arguments& a, const Options& options) {
+  if (!a.bias.defined()) {
+    return a.bias;
+  }
+  const auto batch = a.input.sym_size(0);
+  const auto rows = out_channels(a, options) / options.groups;
+  const auto images = a.bias.dim() == 2 ? batch : SymInt(1);
+  return a.bias.reshape_symint({images, options.groups, rows, 1})
+      .expand_symint({batch, options.groups, rows, 1})
+      .reshape_symint({batch * options.groups, rows, 1});
+}
+
+// Columns or their like, [B, C * taps, L] -> [B * groups, C / groups * taps, L].
 Tensor by_group(const Tensor& columns, int64_t groups) {
   const auto& sizes = columns.sym_sizes();
   return columns.reshape_symint({sizes[0] * groups, sizes[1] / groups, sizes[2]});
 }
 
-// [B, C * kH * kW, L] -> [B, G, C / G, kH * kW, L]: what the mask, [B, G, 1, kH * kW, L], is multiplied with.
-Tensor by_tap(const Tensor& columns, const ddu::Options& window) {
+// [B, C * taps, L] -> [B, M, C / M, taps, L]: what the mask, [B, M, 1, taps, L], is multiplied with.
+Tensor by_tap(const Tensor& columns, const Tensor& mask, int64_t taps) {
   const auto& sizes = columns.sym_sizes();
-  const auto taps = window.kernel_size[0] * window.kernel_size[1];
-  return columns.reshape_symint({sizes[0], window.groups, sizes[1] / taps / window.groups, taps, sizes[2]});
+  const auto groups = mask.sym_size(1) / taps;
+  return columns.reshape_symint({sizes[0], groups, sizes[1] / taps / groups, taps, sizes[2]});
 }
 
-Tensor modulated(const Tensor& columns, const Tensor& mask, const ddu::Options& window) {
+Tensor modulated(const Tensor& columns, const Tensor& mask, int64_t taps) {
   if (!mask.defined()) {
     return columns;
   }
-  const auto taps = window.kernel_size[0] * window.kernel_size[1];
-  const auto factor = mask.reshape_symint({mask.sym_size(0), window.groups, 1, taps, columns.sym_size(2)});
-  return (by_tap(columns, window) * factor).reshape_symint(columns.sym_sizes());
+  const auto factor = mask.reshape_symint({mask.sym_size(0), mask.sym_size(1) / taps, 1, taps, columns.sym_size(2)});
+  return (by_tap(columns, mask, taps) * factor).reshape_symint(columns.sym_sizes());
 }
 
 }  // namespace
 
 Tensor forward(const Arguments& a, const Options& options) {
-  const auto batch = a.input.sym_size(0);
-  const auto rows = a.weight.sym_size(0);
-  const auto columns = modulated(unfold(a.input, a.dilation_map, options.window), a.mask, options.window);
-  const auto left = matrices(a.weight, batch, options.groups);
-  const auto right = by_group(columns, options.groups);
-  Tensor bias;
-  if (a.bias.defined()) {
-    const auto per_group = rows / options.groups;
-    bias = a.bias.reshape_symint({1, options.groups, per_group, 1})
-               .expand_symint({batch, options.groups, per_group, 1})
-               .reshape_symint({batch * options.groups, per_group, 1});
-  }
-  const auto result = product(left, right, bias);
-  return result.reshape_symint({batch, rows, a.dilation_map.sym_size(2), a.dilation_map.sym_size(3)});
+  const auto columns = modulated(sample(a.input, a.positions, options.window), a.mask, options.taps());
+  const auto result = product(matrices(a, options), by_group(columns, options.groups), addend(a, options));
+  Shape shape = {a.input.sym_size(0), out_channels(a, options)};
+  shape.append(a.positions.sym_sizes().begin() + 2, a.positions.sym_sizes().end());
+  return result.reshape_symint(shape).contiguous(a.input.suggest_memory_format());
 }
 
 // The gradients that are asked for, in the order of Gradient.
@@ -126,37 +131,46 @@ Gradients backward(const Tensor& grad_output, const Arguments& a, const Options&
   const WithoutAutocast guard;
   Gradients result(kGradients);
   const auto& window = options.window;
+  const auto taps = options.taps();
   const auto batch = a.input.sym_size(0);
-  const auto rows = a.weight.sym_size(0);
-  const auto positions = a.dilation_map.sym_size(2) * a.dilation_map.sym_size(3);
-  const auto grad = grad_output.reshape_symint({batch * options.groups, rows / options.groups, positions});
+  SymInt positions = 1;
+  for (const auto& size : grad_output.sym_sizes().slice(2)) {
+    positions *= size;
+  }
+  const auto grad =
+      grad_output.reshape_symint({batch * options.groups, grad_output.sym_size(1) / options.groups, positions});
   Tensor columns;
   if (needs[kWeight] || needs[kMask]) {
-    columns = unfold(a.input, a.dilation_map, window);
+    columns = sample(a.input, a.positions, window);
   }
-  if (needs[kInput] || needs[kMap] || needs[kMask]) {
-    auto grad_columns = product(matrices(a.weight, batch, options.groups).transpose(1, 2), grad);
-    const auto per_image = a.input.sym_size(1) * window.kernel_size[0] * window.kernel_size[1];
-    grad_columns = grad_columns.reshape_symint({batch, per_image, positions});
+  if (needs[kInput] || needs[kPositions] || needs[kMask]) {
+    auto grad_columns = product(matrices(a, options).transpose(1, 2), grad);
+    grad_columns = grad_columns.reshape_symint({batch, a.input.sym_size(1) * taps, positions});
     if (needs[kMask]) {
-      result[kMask] =
-          (by_tap(grad_columns, window) * by_tap(columns, window)).sum(2).reshape_symint(a.mask.sym_sizes());
+      result[kMask] = (by_tap(grad_columns, a.mask, taps) * by_tap(columns, a.mask, taps))
+                          .sum(2)
+                          .reshape_symint(a.mask.sym_sizes());
     }
-    if (needs[kInput] || needs[kMap]) {
-      grad_columns = modulated(grad_columns, a.mask, window);
+    if (needs[kInput] || needs[kPositions]) {
+      grad_columns = modulated(grad_columns, a.mask, taps);
     }
-    if (needs[kMap]) {
-      std::tie(result[kInput], result[kMap]) = unfold_backward(grad_columns, a.input, a.dilation_map, window);
+    if (needs[kPositions]) {
+      std::tie(result[kInput], result[kPositions]) = sample_backward(grad_columns, a.input, a.positions, window);
     } else if (needs[kInput]) {
-      result[kInput] = fold(grad_columns, a.input.sym_sizes().slice(2), a.dilation_map, window);
+      result[kInput] = splat(grad_columns, a.input.sym_sizes().slice(2), a.positions, window);
+    }
+    if (needs[kInput]) {
+      result[kInput] = result[kInput].contiguous(a.input.suggest_memory_format());
     }
   }
   if (needs[kWeight]) {
-    const auto right = by_group(modulated(columns, a.mask, window), options.groups).transpose(1, 2);
-    const auto each = product(grad, right);
-    const auto& sizes = each.sym_sizes();
-    const auto sum = each.reshape_symint({batch, options.groups, sizes[1], sizes[2]}).sum(0);
-    result[kWeight] = sum.reshape_symint(a.weight.sym_sizes());
+    const auto right = by_group(modulated(columns, a.mask, taps), options.groups).transpose(1, 2);
+    auto each = product(grad, right);
+    if (!weight_per_image(a, options)) {
+      const auto& sizes = each.sym_sizes();
+      each = each.reshape_symint({batch, options.groups, sizes[1], sizes[2]}).sum(0);
+    }
+    result[kWeight] = each.reshape_symint(a.weight.sym_sizes());
   }
   return result;
 }

@@ -19,7 +19,8 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto value = stack->end() - static_cast<std::ptrdiff_t>(arguments.size());
   for (const auto& argument : arguments) {
     if (value->isTensor()) {
-      const bool positions = argument.name() == "dilation_map" || argument.name() == "offset";
+      const bool positions =
+          argument.name() == "dilation_map" || argument.name() == "offset" || argument.name() == "positions";
       const auto type = positions ? at::kFloat : at::autocast::get_autocast_dtype(device);
       *value = at::autocast::cached_cast(type, value->toTensor(), device);
     }
@@ -30,7 +31,7 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 
 template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
-  for (const auto* name : {"unfold", "fold", "conv2d", "deform_unfold1d", "deform_unfold2d", "deform_unfold3d"}) {
+  for (const auto* name : {"unfold", "fold", "convolution", "deform_unfold1d", "deform_unfold2d", "deform_unfold3d"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }

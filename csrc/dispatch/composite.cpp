@@ -4,7 +4,9 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "../checks.h"
 #include "../convolution/convolution.h"
@@ -17,8 +19,10 @@ namespace {
 
 using at::IntArrayRef;
 using at::Tensor;
+using c10::SymInt;
 using c10::SymIntArrayRef;
 using convolution::OptionalTensor;
+using convolution::value_or_undefined;
 
 Tensor with_batch(const Tensor& tensor) { return tensor.defined() ? tensor.unsqueeze(0) : tensor; }
 
@@ -66,6 +70,56 @@ struct Windows {
     return of_batch<&ddu::sample>(params, input, offset, options);
   }
 
+  static const std::string& conv_name() {
+    static const auto text = name("dynamic_dilation_conv", false);
+    return text;
+  }
+
+  static const std::string& deform_conv_name() {
+    static const auto text = name("deform_conv", false);
+    return text;
+  }
+
+  static Tensor conv(
+      const Tensor& input,
+      const Tensor& weight,
+      const Tensor& dilation_map,
+      const OptionalTensor& bias,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      int64_t groups,
+      int64_t dilation_groups,
+      const OptionalTensor& mask,
+      bool aligned,
+      Word padding_mode) {
+    const convolution::Options options(
+        axes, weight, name_of(Source::kRates), stride, padding, dilation, groups, dilation_groups, aligned,
+        padding_mode);
+    return convolved(
+        conv_name(), {input, weight, dilation_map, value_or_undefined(bias), value_or_undefined(mask)}, options);
+  }
+
+  static Tensor deform_conv(
+      const Tensor& input,
+      const Tensor& offset,
+      const Tensor& weight,
+      const OptionalTensor& bias,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      const OptionalTensor& mask,
+      Word padding_mode) {
+    convolution::Options options(
+        axes, weight, name_of(Source::kOffsets), stride, padding, dilation, 1, 1, /*aligned=*/true, padding_mode);
+    if (weight.defined() && !weight.is_nested() && weight.dim() >= axes + 1) {
+      options.groups = whole_parts(input, weight.sym_size(weight.dim() - axes - 1));
+    }
+    options.window.groups = whole_parts(offset, axes * options.taps());
+    return convolved(
+        deform_conv_name(), {input, weight, offset, value_or_undefined(bias), value_or_undefined(mask)}, options);
+  }
+
   static Tensor fold(
       const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
     const auto params = check_splat(fold_name().c_str(), columns, output_size, dilation_map, options, kCaller);
@@ -80,9 +134,48 @@ struct Windows {
     m.impl(unfold_name().c_str(), TORCH_FN(RatesSchema<&Windows::unfold>::call));
     m.impl(fold_name().c_str(), TORCH_FN(RatesSchema<&Windows::fold>::call));
     m.impl(deform_unfold_name().c_str(), TORCH_FN(OffsetsSchema<&Windows::deform_unfold>::call));
+    m.impl(conv_name().c_str(), TORCH_FN(Windows::conv));
+    m.impl(deform_conv_name().c_str(), TORCH_FN(Windows::deform_conv));
   }
 
  private:
+  // How many groups of so many channels there are, at least one. What does not fit is refused by the checks.
+  static int64_t whole_parts(const Tensor& tensor, const SymInt& part) {
+    if (!tensor.defined() || tensor.is_nested() || tensor.dim() <= axes || part <= 0) {
+      return 1;
+    }
+    const auto channels = tensor.sym_size(tensor.dim() - axes - 1);
+    return std::max<int64_t>(1, (channels / part).guard_int(__FILE__, __LINE__));
+  }
+
+  static Tensor convolved(const std::string& op, convolution::Arguments a, const convolution::Options& options) {
+    const auto params = convolution::check(op.c_str(), a, options, kCaller);
+    const auto over_images = [&](const Tensor& tensor, bool per_image) {
+      if (!per_image || tensor.sym_size(0) == params.batch) {
+        return tensor;
+      }
+      std::vector<SymInt> shape(tensor.sym_sizes().begin(), tensor.sym_sizes().end());
+      shape[0] = params.batch;
+      return tensor.expand_symint(shape);
+    };
+    // A mask in float32 beside a half type, what a softmax gives; under autocast that casts it.
+    if (a.mask.defined() && a.mask.scalar_type() == at::kFloat && at::isReducedFloatingType(a.input.scalar_type())) {
+      a.mask = a.mask.to(a.input.scalar_type());
+    }
+    const bool unbatched = a.input.dim() == axes + 1;
+    if (unbatched) {
+      a.input = with_batch(a.input);
+      a.positions = with_batch(a.positions);
+      a.mask = with_batch(a.mask);
+    }
+    a.weight = over_images(a.weight, convolution::weight_per_image(a, options));
+    a.bias = over_images(a.bias, a.bias.defined() && a.bias.dim() == 2);
+    a.positions = over_grid(a.positions, params);
+    a.mask = over_grid(a.mask, params);
+    const auto result = convolution::convolution(a, options);
+    return unbatched ? result.squeeze(0) : result;
+  }
+
   template <auto f>
   static Tensor of_batch(
       const SymParams& params, const Tensor& input, const Tensor& positions, const Options& options) {
@@ -93,41 +186,10 @@ struct Windows {
   }
 };
 
-Tensor dynamic_dilation_conv2d(
-    const Tensor& input,
-    const Tensor& weight,
-    const Tensor& dilation_map,
-    const OptionalTensor& bias,
-    IntArrayRef stride,
-    IntArrayRef padding,
-    IntArrayRef dilation,
-    int64_t groups,
-    int64_t dilation_groups,
-    const OptionalTensor& mask,
-    bool aligned,
-    Word padding_mode,
-    int64_t workspace_limit) {
-  convolution::Arguments a = {
-      input, weight, dilation_map, convolution::value_or_undefined(bias), convolution::value_or_undefined(mask)};
-  const convolution::Options options(
-      weight, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode, workspace_limit);
-  const auto params = convolution::check("dynamic_dilation_conv2d", a, options, {2, /*model=*/true});
-  if (input.dim() == 3) {
-    a.input = with_batch(input);
-    a.dilation_map = over_grid(with_batch(dilation_map), params);
-    a.mask = with_batch(a.mask);
-    return convolution::conv2d(a, options).squeeze(0);
-  }
-  a.dilation_map = over_grid(dilation_map, params);
-  a.mask = over_grid(a.mask, params);
-  return convolution::conv2d(a, options);
-}
-
 void register_composites(torch::Library& m) {
   Windows<1>::implement(m);
   Windows<2>::implement(m);
   Windows<3>::implement(m);
-  m.impl("dynamic_dilation_conv2d", TORCH_FN(dynamic_dilation_conv2d));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// ddu_ops from C++: dynamic dilation unfold, fold and convolution, and windows from offsets.
+// ddu_ops from C++: dynamic dilation unfold, fold and convolution, and windows and convolutions from offsets.
 //
 // The functions are the operators torch.ops.ddu.dynamic_dilation_* and deform_* under shorter names: the same schemas,
 // checks and errors (c10::Error), and, since they go through the dispatcher, the same autograd, autocast and devices.
@@ -29,8 +29,6 @@
 #define DDU_API __attribute__((visibility("default")))
 
 namespace ddu {
-
-using IntOrPair = torch::ExpandingArray<2>;
 
 // For N = 1, 2, 3 axes:
 //
@@ -63,22 +61,31 @@ DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d)
 
 #undef DDU_WINDOWS
 
-// F.conv2d with a dilation map: weight [O, C / groups, kH, kW], bias [O], mask [B, dilation_groups * kH * kW, H_out,
-// W_out], which the taps are multiplied with; the result is [B, O, H_out, W_out]. The columns are temporary, of at most
-// workspace_limit bytes at a time.
-DDU_API at::Tensor conv2d(
-    const at::Tensor& input,
-    const at::Tensor& weight,
-    const at::Tensor& dilation_map,
-    const std::optional<at::Tensor>& bias = std::nullopt,
-    IntOrPair stride = 1,
-    IntOrPair padding = 0,
-    IntOrPair dilation = 1,
-    int64_t groups = 1,
-    int64_t dilation_groups = 1,
-    const std::optional<at::Tensor>& mask = std::nullopt,
-    bool aligned = true,
-    std::string_view padding_mode = "zeros",
-    int64_t workspace_limit = int64_t(1) << 28);
+// For N = 1, 2, 3 axes:
+//
+// conv: the convolution with a dilation map: weight [O, C / groups, *kernel], or one per image, [B, O, C / groups,
+// *kernel]; bias [O], or then also [B, O]; mask [B, M K, *out], which the taps are multiplied with, for any number M of
+// groups of channels. The result is [B, O, *out].
+//
+// deform_conv: the same with offsets, in the order of torchvision's deform_conv2d. The shapes of weight and offset tell
+// the groups.
+#define DDU_CONVOLUTIONS(N, conv, deform_conv) \
+  DDU_API at::Tensor conv( \
+      const at::Tensor& input, const at::Tensor& weight, const at::Tensor& dilation_map, \
+      const std::optional<at::Tensor>& bias = std::nullopt, torch::ExpandingArray<N> stride = 1, \
+      torch::ExpandingArray<N> padding = 0, torch::ExpandingArray<N> dilation = 1, int64_t groups = 1, \
+      int64_t dilation_groups = 1, const std::optional<at::Tensor>& mask = std::nullopt, bool aligned = true, \
+      std::string_view padding_mode = "zeros"); \
+  DDU_API at::Tensor deform_conv( \
+      const at::Tensor& input, const at::Tensor& offset, const at::Tensor& weight, \
+      const std::optional<at::Tensor>& bias = std::nullopt, torch::ExpandingArray<N> stride = 1, \
+      torch::ExpandingArray<N> padding = 0, torch::ExpandingArray<N> dilation = 1, \
+      const std::optional<at::Tensor>& mask = std::nullopt, std::string_view padding_mode = "zeros");
+
+DDU_CONVOLUTIONS(1, conv1d, deform_conv1d)
+DDU_CONVOLUTIONS(2, conv2d, deform_conv2d)
+DDU_CONVOLUTIONS(3, conv3d, deform_conv3d)
+
+#undef DDU_CONVOLUTIONS
 
 }  // namespace ddu
