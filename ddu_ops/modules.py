@@ -42,11 +42,11 @@ def _window(
     def each(value: Ints | str, argument: str, least: int = 1, words: Sequence[str] = ()) -> tuple[int, ...]:
         return ints(value, axes, argument, name, ValueError, words=words, least=least)
 
-    in_words = isinstance(padding, str) and padding in PADDING_WORDS
+    words = PADDING_WORDS
     return (
         each(kernel_size, "kernel_size"),
         each(stride, "stride"),
-        padding if in_words else each(padding, "padding", 0, PADDING_WORDS),
+        padding if isinstance(padding, str) and padding in words else each(padding, "padding", 0, words),
         each(dilation, "dilation"),
     )
 
