@@ -678,10 +678,8 @@ class _Convolution(nn.modules.conv._ConvNd):
         groups = integer(groups, "groups", name, ValueError, least=1)
         mode = _padding_mode(padding_mode, name)
         kind = _CONVOLUTIONS[self._axes - 1]
-        kind.__init__(  # type: ignore[misc]
-            self, in_channels, out_channels, *_window(self._axes, name, *window), groups, bias, **options
-        )
-        self.padding_mode = mode
+        kind.__init__(self, in_channels, out_channels, *_window(self._axes, name, *window), groups, bias, **options)
+        self.padding_mode = mode  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
         """Starts again as torch's convolution does, with windows that are not moved."""
@@ -740,7 +738,8 @@ class _Convolution(nn.modules.conv._ConvNd):
                 f"{plain.padding_mode!r}, but got padding='same' with dilation * (kernel_size - 1) = {tuple(reach)}"
             )
         _check_weight(plain)
-        layer = cls(
+        make: Any = cls
+        layer = make(
             plain.in_channels,
             plain.out_channels,
             plain.kernel_size,

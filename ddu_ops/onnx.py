@@ -1,10 +1,12 @@
 """Translations of the operators for ``torch.onnx.export``.
 
-The convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates; the unfold is one whose
+A convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates, where it has not offsets
+itself; the unfold is one whose
 weights pick out one tap each. The fold adds up the four neighbours of every tap by ``ScatterElements``. Exporting needs
 the packages of ``ddu_ops[onnx]``; onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,8 +36,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
     Raises:
         ValueError: for another ``dtype``.
         ModuleNotFoundError: without onnxscript.
-        RuntimeError: in the export, for an opset below 19, for a ``padding_mode`` other than ``"zeros"``, and for
-            operators on one or three axes.
+        RuntimeError: in the export, for an opset below 19, for a ``padding_mode`` other than ``"zeros"``, for
+            operators on one or three axes, and for a convolution with a weight for each image.
 
     Example:
         >>> import ddu_ops.onnx
@@ -89,52 +91,76 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         twice: list[Any] = [(2 * np.arange(k) - (k - 1)) * d for k, d in zip(kernel_size, dilation, strict=True)]
         return np.stack(np.meshgrid(*twice, indexing="ij")).reshape(2, -1) / 2
 
+    def of_rates(
+        dilation_map: Any, kernel_size: Sequence[int], dilation: Sequence[int], groups: int, aligned: bool
+    ) -> tuple[Any, Any]:
+        """The offsets that a map means, (B, G, kH * kW, 2, H_out, W_out), and the unit of each window."""
+        rates, unit = rates_and_unit(dilation_map, groups)
+        # From where the taps of a plain convolution lie: with rates of 1, nowhere, or up to the first of them.
+        slope = slopes(kernel_size, dilation)
+        shift = -slope if aligned else -np.indices(kernel_size).reshape(2, -1) * np.reshape(dilation, (2, 1))
+        offsets = op.Add(
+            op.Mul(op.Transpose(rates, perm=[0, 1, 3, 2, 4, 5]), real(slope.T[None, None, :, :, None, None])),
+            real(shift.T[None, None, :, :, None, None]),
+        )
+        return offsets, unit
+
+    def of_offsets(offset: Any, taps: int, groups: int) -> tuple[Any, Any]:
+        """The same of offsets, with the unit of each tap, (B, G, 1, kH * kW, H_out, W_out)."""
+        grid = op.Shape(offset, start=2)
+        offsets = op.Reshape(op.Cast(offset, to=to), shape(size(offset, 0), groups, taps, 2, grid))
+        not_finite = op.Or(op.IsNaN(offsets), op.IsInf(offsets))
+        unit = op.ReduceProd(op.Where(not_finite, real(np.nan), real(1)), shape(3), keepdims=0)
+        return op.Where(not_finite, real(0), offsets), op.Unsqueeze(unit, shape(2))
+
     def deform_conv(
         input: Any,
         weight: Any,
         bias: Any,
-        dilation_map: Any,
+        offsets: Any,
+        unit: Any,
         mask: Any,
         kernel_size: Sequence[int],
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
         groups: int,
-        dilation_groups: int,
-        aligned: bool,
+        offset_groups: int,
     ) -> Any:
-        """The convolution with a map, of ``weight`` and ``bias`` in the type that the program computes in."""
+        """The convolution with offsets, of ``weight`` and ``bias`` in the type that the program computes in."""
         taps = kernel_size[0] * kernel_size[1]
-        batch, grid = size(dilation_map, 0), op.Shape(dilation_map, start=2)
-        rates, unit = rates_and_unit(dilation_map, dilation_groups)
-        # From where the taps of a plain convolution lie: with rates of 1, nowhere, or up to the first of them.
-        slope = slopes(kernel_size, dilation)
-        shift = -slope if aligned else -np.indices(kernel_size).reshape(2, -1) * np.reshape(dilation, (2, 1))
-        offsets = op.Add(  # (B, G, kH * kW, 2, H_out, W_out)
-            op.Mul(op.Transpose(rates, perm=[0, 1, 3, 2, 4, 5]), real(slope.T[None, None, :, :, None, None])),
-            real(shift.T[None, None, :, :, None, None]),
-        )
-        offsets = op.Clip(offsets, real(-_LIMIT), real(_LIMIT))
-        if mask is None:
-            factors = op.Expand(unit, shape(1, 1, 1, taps, 1, 1))
-        else:
-            factors = op.Mul(unit, op.Reshape(op.Cast(mask, to=to), shape(batch, dilation_groups, 1, taps, grid)))
+        mask_groups = 1 if mask is None else mask.shape[1] // taps
+        both = math.lcm(offset_groups, mask_groups)
+        batch, grid = size(offsets, 0), op.Shape(offsets, start=4)
+
+        def for_both(tensor: Any, of: int, *inner: int) -> Any:
+            """Of so many groups, as often as makes it of ``both``: (B, both, *inner, H_out, W_out)."""
+            tensor = op.Reshape(tensor, shape(batch, of, 1, *inner, grid))
+            return op.Reshape(
+                op.Expand(tensor, shape(1, 1, both // of, *(1 for _ in inner), 1, 1)), shape(batch, both, *inner, grid)
+            )
+
+        factors = op.Expand(unit, shape(1, 1, 1, taps, 1, 1))
+        factors = for_both(factors, offset_groups, taps)
+        if mask is not None:
+            factors = op.Mul(factors, for_both(op.Cast(mask, to=to), mask_groups, taps))
+        offsets = for_both(op.Clip(offsets, real(-_LIMIT), real(_LIMIT)), offset_groups, taps, 2)
         output = op.DeformConv(
             op.Cast(input, to=to),
             weight,
-            op.Reshape(offsets, shape(batch, dilation_groups * taps * 2, grid)),
+            op.Reshape(offsets, shape(batch, both * taps * 2, grid)),
             bias,
-            op.Reshape(factors, shape(batch, dilation_groups * taps, grid)),
+            op.Reshape(factors, shape(batch, both * taps, grid)),
             kernel_shape=list(kernel_size),
             strides=list(stride),
             pads=[*padding, *padding],
             dilations=list(dilation),
             group=groups,
-            offset_group=dilation_groups,
+            offset_group=both,
         )
         return op.CastLike(output, input)
 
-    def check(dilation_map: Any, padding_mode: str) -> None:
+    def check(positions: Any, padding_mode: str) -> None:
         """Refuse what has no translation. The exporter itself takes a low opset for the lowest that it has."""
         version = evaluator.default().opset.version
         if version < opset19.version:
@@ -144,9 +170,9 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
             )
         if padding_mode != "zeros":
             raise RuntimeError(f"translations(): expected padding_mode to be 'zeros', but got {padding_mode!r}")
-        if len(dilation_map.shape) != 4:
+        if len(positions.shape) != 4:
             raise RuntimeError(
-                f"translations(): expected dilation_map to have two axes, but got {len(dilation_map.shape) - 2}"
+                f"translations(): expected dilation_map or offset to have two axes, but got {len(positions.shape) - 2}"
             )
 
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.
@@ -167,7 +193,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         taps, channels = kernel_size[0] * kernel_size[1], input.shape[1]
         each = real(np.tile(np.eye(taps).reshape(taps, 1, *kernel_size), (channels, 1, 1, 1)))
         window = (kernel_size, stride, padding, dilation)
-        columns = deform_conv(input, each, None, dilation_map, None, *window, channels, groups, aligned)
+        moved = of_rates(dilation_map, kernel_size, dilation, groups, aligned)
+        columns = deform_conv(input, each, None, *moved, None, *window, channels, groups)
         return op.Reshape(columns, shape(0, 0, -1))
 
     def convolution(
@@ -188,8 +215,15 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         check(positions, padding_mode)
         stride, padding, dilation = map(per_axis, (stride, padding, dilation))
         weight_and_bias = (op.Cast(weight, to=to), None if bias is None else op.Cast(bias, to=to))
-        window = (list(weight.shape[2:]), stride, padding, dilation)
-        return deform_conv(input, *weight_and_bias, positions, mask, *window, groups, dilation_groups, aligned)
+        if len(weight.shape) != 4:
+            raise RuntimeError("translations(): expected weight to be the same for every image, but got one for each")
+        kernel_size = list(weight.shape[2:])
+        if source == "rates":
+            moved = of_rates(positions, kernel_size, dilation, dilation_groups, aligned)
+        else:
+            moved = of_offsets(positions, math.prod(kernel_size), dilation_groups)
+        window = (kernel_size, stride, padding, dilation)
+        return deform_conv(input, *weight_and_bias, *moved, mask, *window, groups, dilation_groups)
 
     def fold(
         columns: Any,

@@ -122,6 +122,7 @@ def convolve(input: Tensor, dilation_map: Tensor, weight: Tensor, bias: Tensor, 
 BLOCKS: dict[str, Callable[..., Tensor]] = {
     "unfold": partial(unfold, CASE),
     "deform_unfold": lambda input, offset: ddu_ops.deform_unfold2d(input, 3, offset, padding=1, groups=CASE.groups),
+    "deform_conv": lambda input, offset, weight: ddu_ops.deform_conv2d(input, offset, weight, padding=1),
     "fold": partial(fold, CASE),
     "conv2d": convolve,
 }
@@ -132,6 +133,9 @@ def block_arguments(name: str, device: torch.device) -> list[Tensor]:
     input, dilation_map, columns = make_tensors(CASE, torch.float32, device=device, kinks=False)
     if name == "deform_unfold":
         return [input, torch.randn(2, CASE.groups * CASE.taps * 2, *CASE.output_size, device=device)]
+    if name == "deform_conv":
+        offset = torch.randn(2, CASE.groups * CASE.taps * 2, *CASE.output_size, device=device)
+        return [input, offset, torch.randn(3, 4, 3, 3, device=device)]
     if name != "conv2d":
         return [columns if name == "fold" else input, dilation_map]
     mask = torch.rand(2, CASE.groups * CASE.taps, *CASE.output_size, device=device)

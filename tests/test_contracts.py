@@ -287,12 +287,10 @@ def test_modules_trace(subject: Subject, tracer: str) -> None:
     traced = TRACERS[tracer](call, tensors)
     assert_bits(traced(*tensors), call(*tensors))
     if tracer == "fx":  # it keeps no type
-        module = isinstance(call, nn.Module)
-        half, call = (part.to(torch.bfloat16) if module else part for part in (traced, call))
+        half, call = (part.to(torch.bfloat16) for part in (traced, call))
         tensors = subject.arguments(torch.bfloat16)
         assert_bits(half(*tensors), call(*tensors))
-        if module:
-            assert_bits(pickle.loads(pickle.dumps(half))(*tensors), call(*tensors))
+        assert_bits(pickle.loads(pickle.dumps(half))(*tensors), call(*tensors))
 
 
 # ---- Modules are made as torch's own are ----

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from expecttest import assert_expected_inline
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddu_ops
 from cases import (
     CONVOLUTIONS,
     ConvolutionCase,
+    as_list,
     assert_bits,
     assert_near,
     assert_same,
@@ -141,6 +143,69 @@ def test_half_with_a_float_map(half: torch.dtype, device: torch.device) -> None:
     arguments = make_arguments(FULL, half, device)
     arguments["dilation_map"] = arguments["dilation_map"].float() + 0.01
     assert_near(convolve(FULL, arguments), convolve_reference(FULL, in_double(arguments)))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_with_a_float_mask(half: torch.dtype, device: torch.device) -> None:
+    """What a softmax gives: it is cast, and its gradient comes back in its own type."""
+    arguments = make_arguments(FULL, half, device)
+    rounded = leaves(arguments)
+    arguments = leaves({**arguments, "mask": arguments["mask"].float()})
+    output, expected = convolve(FULL, arguments), convolve(FULL, rounded)
+    assert output.dtype == half
+    assert_same(output, expected)
+    gradient = gradients(output, arguments)["mask"]
+    assert gradient.dtype == torch.float32
+    assert_same(gradient.to(half), gradients(expected, rounded)["mask"])
+    strict = [arguments[key].detach() for key in ("input", "weight", "dilation_map", "bias", "mask")]
+    with pytest.raises(RuntimeError, match=r"convolution\(\): expected mask of type (b?float16), for input is \1, but"):
+        torch.ops.ddu.convolution(*strict, *FULL.strict_options)
+
+
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "offsets"])
+def test_a_batch_in_several_parts(name: str, device: torch.device) -> None:
+    """A large one: the same as image by image, forward and backward."""
+    case = replace(next(case for case in CASES if case.name == name), batch=5)
+    case = replace(case, size=(160, 150), padding=(1, 1), stride=(1, 1), bias=False)
+    arguments = make_arguments(case, device=device)
+    shared = () if case.per_image else ("weight",)
+    whole = leaves(arguments)
+    each = [
+        leaves({key: tensor if key in shared else tensor[i : i + 1] for key, tensor in arguments.items()})
+        for i in range(case.batch)
+    ]
+    output, outputs = convolve(case, whole), [convolve(case, one) for one in each]
+    torch.testing.assert_close(output, torch.cat(outputs), rtol=1e-11, atol=1e-11)
+    found = torch.autograd.grad(output.sin().sum(), list(whole.values()))
+    parts = [torch.autograd.grad(o.sin().sum(), list(one.values())) for o, one in zip(outputs, each, strict=True)]
+    for key, gradient, *of_parts in zip(arguments, found, *parts, strict=True):
+        expected = sum(of_parts) if key in shared else torch.cat(of_parts)
+        torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_memory_of_a_batch_is_bounded() -> None:
+    """As torch's own profiler counts memory on the CPU: no columns of a batch, forward, backward, nor under vmap."""
+    case = ConvolutionCase("large", 64, 16, (32, 32), padding=(1, 1), out_channels=16, bias=False, mask=False)
+    arguments = make_arguments(case, torch.float32)
+    columns = math.prod(case.columns_shape) * 4
+    function = as_function(case, arguments)
+
+    def of_one(input: Tensor, weight: Tensor, dilation_map: Tensor) -> Tensor:
+        return function(input[None], weight, dilation_map[None]).sum()
+
+    def largest(run: Callable[[], Any]) -> int:
+        with torch.profiler.profile(profile_memory=True) as profile:
+            run()
+        return max(event.self_cpu_memory_usage for event in profile.events())
+
+    trained, tensors = leaves(arguments), list(arguments.values())
+    for run in (
+        lambda: convolve(case, trained).sum().backward(),
+        lambda: torch.func.vmap(of_one, (0, None, 0))(*tensors),
+        lambda: torch.func.vmap(torch.func.grad(of_one, (0, 1, 2)), (0, None, 0))(*tensors),
+        lambda: torch.func.grad(lambda *of: function(*of).sum(), (0, 1, 2))(*tensors),
+    ):
+        assert largest(run) <= columns / 4
 
 
 def test_nothing_of_the_columns_is_saved() -> None:
@@ -325,6 +390,30 @@ def test_to_offsets(case: ConvolutionCase, device: torch.device) -> None:
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_deform_conv2d_is_torchvisions(groups: int, device: torch.device) -> None:
+    """In the order of its arguments, held against its definition; and against itself, where it is installed."""
+    input, weight, bias = torch.randn(2, 4, 7, 8), torch.randn(3, 4, 3, 2), torch.randn(3)
+    offset, mask = torch.randn(2, groups * 12, 4, 9) * 3, torch.rand(2, groups * 6, 4, 9)
+    arguments = [t.to(device, torch.float64).requires_grad_() for t in (input, offset, weight, bias)]
+    mask = mask.to(device, torch.float64).requires_grad_()
+    window = ((2, 1), (1, 1), (1, 1))
+    ours = ddu_ops.deform_conv2d(*arguments, *window, mask)
+    theirs = [deform_conv2d(*arguments, *window, mask)]
+    try:
+        from torchvision.ops import deform_conv2d as of_torchvision
+    except ImportError:
+        pass
+    else:
+        theirs.append(of_torchvision(*arguments, *window, mask))
+    found = torch.autograd.grad(ours.sin().sum(), [*arguments, mask])
+    for other in theirs:
+        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            found, torch.autograd.grad(other.sin().sum(), [*arguments, mask]), rtol=1e-8, atol=1e-8
+        )
+
+
 @offset_cases
 def test_torchvision(case: ConvolutionCase, device: torch.device) -> None:
     """With its gradients: by the map, through the offsets."""
@@ -370,6 +459,27 @@ def away_from_ones(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+def test_decompositions(name: str) -> None:
+    """Forward and backward in terms of ATen's operators, with the kernels' values, types and layouts."""
+    case = next(case for case in CASES if case.name == name)
+    arguments = make_arguments(case, torch.float32)
+    tensors = [arguments.get(key) for key in ("input", "weight", case.positions_name, "bias", "mask")]
+    table = ddu_ops.decompositions()
+    needs = [True, True, True, case.mask]
+    grad, without_bias = torch.randn(case.output_shape), [*tensors[:3], tensors[4]]
+    for operator, values, options in (
+        (torch.ops.ddu.convolution.default, tensors, case.strict_options),
+        (torch.ops.ddu.convolution_backward.default, [grad, *without_bias], (*case.strict_options, needs)),
+    ):
+        taken_apart = make_fx(lambda *of: operator(*of, *options), table)(*values)  # noqa: B023
+        called = {node.target.namespace for node in taken_apart.graph.nodes if node.op == "call_function"
+                  and isinstance(node.target, torch._ops.OpOverload)}  # fmt: skip
+        assert called == {"aten"}
+        actual, expected = as_list(taken_apart(*values)), as_list(operator(*values, *options))
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4, check_stride=True)
+
+
 def test_compile_with_dynamic_shapes() -> None:
     torch._dynamo.reset()
     model = away_from_ones(Model())
@@ -395,14 +505,16 @@ def test_export_with_dynamic_shapes() -> None:
     torch.testing.assert_close(program.module()(input), model(input))
 
 
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "volume", "offsets"])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_autocast(half: torch.dtype, device: torch.device) -> None:
-    """As a convolution's, but for the map."""
-    arguments = leaves(make_arguments(FULL, torch.float32, device))
+def test_autocast(half: torch.dtype, name: str, device: torch.device) -> None:
+    """As a convolution's, but for the positions."""
+    case = next(case for case in CASES if case.name == name)
+    arguments = leaves(make_arguments(case, torch.float32, device))
     with torch.autocast(device.type, half):
-        output = convolve(FULL, arguments)
-    cast = leaves({name: t if name == "dilation_map" else t.detach().to(half) for name, t in arguments.items()})
-    expected = convolve(FULL, cast)
+        output = convolve(case, arguments)
+    cast = leaves({key: t if key == case.positions_name else t.detach().to(half) for key, t in arguments.items()})
+    expected = convolve(case, cast)
     assert_same(output, expected)
     actual = gradients(output, arguments)
     for name, gradient in gradients(expected, cast).items():
@@ -454,17 +566,30 @@ def test_gradients_for_every_sample(device: torch.device) -> None:
             torch.testing.assert_close(each[name][index], gradient, rtol=1e-9, atol=1e-9)
 
 
-def test_unbatched_and_broadcast(device: torch.device) -> None:
-    arguments = make_arguments(FULL, device=device)
-    whole = convolve(FULL, arguments)
-    batched = ("input", "dilation_map", "mask")
-    first = {name: tensor[0] if name in batched else tensor for name, tensor in arguments.items()}
-    torch.testing.assert_close(convolve(FULL, first), whole[0], rtol=1e-12, atol=1e-12)
-    shared = {name: tensor[:1] if name in batched[1:] else tensor for name, tensor in arguments.items()}
-    expanded = {
-        name: tensor.expand(2, -1, -1, -1) if name in batched[1:] else tensor for name, tensor in shared.items()
-    }
-    assert_same(convolve(FULL, shared), convolve(FULL, expanded))
+@pytest.mark.parametrize("name", ["both_groups", "line", "volume", "offsets"])
+def test_unbatched(name: str, device: torch.device) -> None:
+    case = next(case for case in CASES if case.name == name)
+    arguments = make_arguments(case, device=device)
+    whole = convolve(case, arguments)
+    first = {key: tensor if key in ("weight", "bias") else tensor[0] for key, tensor in arguments.items()}
+    torch.testing.assert_close(convolve(case, first), whole[0], rtol=1e-12, atol=1e-12)
+    with pytest.raises(RuntimeError, match=r"expected weight of shape .* with an input that has no batch, but got"):
+        convolve(case, {**first, "weight": first["weight"][None]})
+
+
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "line_border", "volume", "offsets", "volume_offsets"])
+def test_broadcast(name: str, device: torch.device) -> None:
+    """Over the batch, of the positions also over the grid; with gradients summed up again."""
+    case = replace(next(case for case in CASES if case.name == name), batch=2)
+    arguments = make_arguments(case, device=device, kinks=False)
+    alone = ("mask", case.positions_name, *(("weight", "bias") if case.per_image else ()))
+    shared = leaves({key: tensor[:1] if key in alone else tensor for key, tensor in arguments.items()})
+    at_one = (..., *[slice(1)] * case.axes)
+    shared[case.positions_name] = shared[case.positions_name].detach()[at_one].requires_grad_()
+    expanded = {key: shared[key].expand_as(tensor) for key, tensor in arguments.items()}
+    output, expected = convolve(case, shared), convolve(case, expanded)
+    assert_same(output, expected)
+    torch.testing.assert_close(gradients(output, shared), gradients(expected, shared), rtol=1e-10, atol=1e-10)
 
 
 # ---- errors ----
@@ -529,6 +654,44 @@ dynamic_dilation_conv2d(): expected mask of type float32, for input is float32, 
 dynamic_dilation_conv2d(): expected padding to be at least 0, but got (-1, -1)
 dynamic_dilation_conv2d(): expected padding to be one or two ints, 'valid' or 'same', but got 'reflect'
 dynamic_dilation_conv2d(): expected stride to be 1 with padding='same', but got (2, 2)""",
+    )
+
+
+def test_messages_of_deform_conv() -> None:
+    """The shapes tell the groups; where they fit no number of groups, the message says what one group takes."""
+    right = {
+        "input": torch.randn(2, 4, 5, 6),
+        "offset": torch.randn(2, 36, 5, 6),
+        "weight": torch.randn(6, 2, 3, 3),
+        "padding": 1,
+    }
+    lines = []
+    for changes in (
+        {"input": torch.randn(4, 5)},
+        {"offset": torch.randn(2, 17, 5, 6)},
+        {"offset": torch.randn(2, 54, 5, 6)},
+        {"offset": torch.randn(2, 36, 5, 5)},
+        {"offset": torch.randn(2, 36, 5, 6).double()},
+        {"weight": torch.randn(6, 3, 3, 3)},
+        {"weight": torch.randn(6, 2, 9)},
+        {"mask": torch.randn(2, 10, 5, 6)},
+        {"padding_mode": "circular"},
+    ):
+        with pytest.raises(RuntimeError) as caught:
+            ddu_ops.deform_conv2d(**{**right, **changes})
+        lines.append(str(caught.value))
+    assert_expected_inline(
+        "\n".join(lines),
+        """\
+deform_conv2d(): expected input of shape (B, C, H, W) or (C, H, W), but got (4, 5)
+deform_conv2d(): expected offset of shape (2, 18, 5, 6), but got (2, 17, 5, 6)
+deform_conv2d(): expected dilation_groups to divide the 4 channels of input, but got 3
+deform_conv2d(): expected offset of shape (2, 36, 5, 6), but got (2, 36, 5, 5)
+deform_conv2d(): expected offset of type float32, for input is float32, but got float64
+deform_conv2d(): expected weight of shape (6, 4, 3, 3), but got (6, 3, 3, 3)
+deform_conv2d(): expected weight of shape (C_out, C / groups, kH, kW) or (B, C_out, C / groups, kH, kW), but got (6, 2, 9)
+deform_conv2d(): expected mask of shape (2, M * 9, 5, 6), for a number M of groups that divides the 4 channels of input, but got (2, 10, 5, 6)
+deform_conv2d(): expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'circular'""",
     )
 
 

@@ -23,6 +23,7 @@ from cases import (
     ConvolutionCase,
     Model,
     assert_near,
+    convolve,
     convolve_reference,
     fold,
     fold_reference,
@@ -377,13 +378,15 @@ def test_the_public_functions() -> None:
 # ---- DTensor, the convolution ----
 
 CONVOLUTION = ConvolutionCase("convolution", 2, 4, padding=(1, 1), out_channels=6)
+OFFSETS = ConvolutionCase("offsets", 2, 4, (3, 4, 3), (2, 1, 2), padding=(1, 0, 0), source="offsets", out_channels=6)
 NAMES = ("input", "weight", "dilation_map", "bias", "mask")
 
 
 def check_convolution(case: ConvolutionCase, given: list[Any], result: Any, gradients: list[Any], counts: Any) -> None:
     """As check_sharding: placements are in the order of NAMES."""
     tensors = make_arguments(case, kinks=False)
-    places, gradients_at = dict(zip(NAMES, given, strict=True)), dict(zip(NAMES, gradients, strict=True))
+    names = ["input", "weight", case.positions_name, "bias", "mask"]
+    places, gradients_at = dict(zip(names, given, strict=True)), dict(zip(names, gradients, strict=True))
     plain = {name: t.clone().requires_grad_() for name, t in tensors.items()}
     expected = convolve_reference(case, plain)
     cotangent = torch.randn_like(expected)
@@ -392,7 +395,7 @@ def check_convolution(case: ConvolutionCase, given: list[Any], result: Any, grad
     placed = distribute(tensors.values(), [places[name] for name in tensors])
     leaves = {name: t.requires_grad_() for name, t in zip(tensors, placed, strict=True)}
     with collectives(counts[0]):
-        actual = dynamic_dilation_conv2d(**leaves, **case.keywords)
+        actual = convolve(case, leaves)
     (grad,) = distribute([cotangent], [result])
     with collectives(counts[1]):
         actual_gradients = torch.autograd.grad(actual, list(leaves.values()), grad)
@@ -412,6 +415,8 @@ def test_a_convolution_sharded_along_the_batch() -> None:
     gradients = [Shard(0), Partial(), Shard(0), Partial(), Shard(0)]
     for changes in ({}, {"batch": 5, "mask": False}, {"groups": 2, "rates": 2, "conv_groups": 2}, {"bias": False}):
         check_convolution(replace(CONVOLUTION, **changes), given, Shard(0), gradients, (0, 0))
+    check_convolution(OFFSETS, given, Shard(0), gradients, (0, 0))
+    check_convolution(replace(CONVOLUTION, per_image=True), [Shard(0)] * 5, Shard(0), [Shard(0)] * 5, (0, 0))
 
 
 @in_processes
@@ -426,6 +431,11 @@ def test_a_convolution_sharded_along_groups() -> None:
     given = [Shard(1), Shard(0), Replicate(), Shard(0), Replicate()]
     gradients = [Shard(1), Shard(0), Partial(), Shard(0), Partial()]
     check_convolution(replace(CONVOLUTION, conv_groups=2), given, Shard(1), gradients, (0, 0))
+    check_convolution(replace(OFFSETS, conv_groups=2, groups=2, mask_groups=2), along, Shard(1), along, (0, 0))
+    given[4] = gradients[4] = Shard(1)
+    check_convolution(replace(CONVOLUTION, conv_groups=2, mask_groups=4), given, Shard(1), gradients, (0, 0))
+    each = replace(CONVOLUTION, conv_groups=2, groups=2, per_image=True)
+    check_convolution(each, [Shard(1)] * 5, Shard(1), [Shard(1)] * 5, (0, 0))
 
 
 @in_processes
@@ -481,9 +491,9 @@ def test_second_derivatives_of_a_convolution() -> None:
     """By DTensor's own rules, for they are ATen's operators; the gradient of the weight is summed up on the way."""
     from torch.distributed.tensor import Replicate, Shard
 
-    def penalty(convolve: Callable[[dict[str, Any]], Any], leaves: dict[str, Any]) -> tuple[Any, ...]:
+    def penalty(function: Callable[[dict[str, Any]], Any], leaves: dict[str, Any]) -> tuple[Any, ...]:
         values = list(leaves.values())
-        first = torch.autograd.grad(convolve(leaves).square().sum(), values, create_graph=True)
+        first = torch.autograd.grad(function(leaves).square().sum(), values, create_graph=True)
         return torch.autograd.grad(torch.stack([f.square().sum() for f in first]).sum(), values)
 
     tensors = make_arguments(CONVOLUTION, kinks=False)

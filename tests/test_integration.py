@@ -26,6 +26,7 @@ from cases import (
     Model,
     as_list,
     assert_same,
+    convolve,
     first_order,
     fold,
     make_arguments,
@@ -160,35 +161,42 @@ def test_flops(
         assert counter.get_total_flops() == each * math.prod(case.columns_shape), name
 
 
-@pytest.mark.parametrize("rates", [1, 2])
+@pytest.mark.parametrize("kind", ["one_rate", "rates", "offsets", "line", "volume_offsets"])
 @pytest.mark.parametrize("mask", [False, True])
-def test_flops_of_the_convolution(mask: bool, rates: int, device: torch.device) -> None:
+@pytest.mark.parametrize("per_image", [False, True])
+def test_flops_of_the_convolution(per_image: bool, mask: bool, kind: str, device: torch.device) -> None:
     """By hand: sampling as above, a multiplication by the mask, and a multiply-add for every use of a weight."""
+    axes = {"line": 1, "volume_offsets": 3}.get(kind, 2)
+    rates = axes if kind == "rates" else 1
     case = ConvolutionCase(
-        "flops", 2, 8, (5, 6), (3, 2), padding=(1, 0), groups=4, rates=rates, out_channels=6, conv_groups=2, mask=mask
-    )
-    positions = 2 * (5 * 5)
-    entries = 8 * (3 * 2) * positions
-    product = 2 * 6 * (8 // 2 * 3 * 2) * positions
+        "flops", 2, 8, (5, 6, 4)[:axes], (3, 2, 1)[:axes], padding=(1, 0, 0)[:axes], groups=4, rates=rates,
+        source="offsets" if "offsets" in kind else "rates", out_channels=6, conv_groups=2, mask=mask,
+        per_image=per_image,
+    )  # fmt: skip
+    positions = 2 * math.prod((5, 5, 4)[:axes])
+    taps = math.prod((3, 2, 1)[:axes])
+    entries = 8 * taps * positions
+    product = 2 * 6 * (8 // 2 * taps) * positions
     arguments = make_arguments(case, device=device)
     with FlopCounterMode(display=False) as counter:
-        output = dynamic_dilation_conv2d(**arguments, **case.keywords)
-    assert counter.get_total_flops() == (8 + mask) * entries + product
+        output = convolve(case, arguments)
+    touch = 2 * 2**axes
+    assert counter.get_total_flops() == (touch + mask) * entries + product
 
-    of_map = 8 + rates * 10
+    of_map = touch + (axes if "offsets" in kind else rates) * (touch + 2)
     for wanted, flops in {
-        ("input",): product + (mask + 8) * entries,
-        ("weight",): (8 + mask) * entries + product,
-        ("dilation_map",): product + (mask + of_map) * entries,
+        ("input",): product + (mask + touch) * entries,
+        ("weight",): (touch + mask) * entries + product,
+        (case.positions_name,): product + (mask + of_map) * entries,
         ("bias",): 0,
-        ("mask",): product + (8 + 2) * entries,
-        ("input", "dilation_map"): product + (mask + of_map) * entries,
-        tuple(arguments): 2 * product + (mask + of_map + 8 + mask + 2 * mask) * entries,
+        ("mask",): product + (touch + 2) * entries,
+        ("input", case.positions_name): product + (mask + of_map) * entries,
+        tuple(arguments): 2 * product + (mask + of_map + touch + mask + 2 * mask) * entries,
     }.items():
         if not set(wanted) <= set(arguments):
             continue
         leaves = {name: tensor.clone().requires_grad_(name in wanted) for name, tensor in arguments.items()}
-        output = dynamic_dilation_conv2d(**leaves, **case.keywords)
+        output = convolve(case, leaves)
         with FlopCounterMode(display=False) as counter:
             output.sum().backward()
         assert counter.get_total_flops() == flops, wanted
@@ -314,6 +322,18 @@ def by_sizes_and_words() -> Calls:
         "fold_to_sizes": (lambda q, d, x: fold(q, (7, x.shape[-1]), 3, d, padding=1), (columns, rates, image)),
         "conv2d_same": (lambda x, w, d: conv(x, w, d, padding="same"), (image, weight, rates)),
         "conv2d_valid": (lambda x, w, d: conv(x, w, d[..., 1:-1, 1:-1], padding="valid"), (image, weight, rates)),
+        "conv1d": (
+            lambda x, w, d: ddu_ops.dynamic_dilation_conv1d(x, w, d, padding="same"),
+            (image[0], weight[:, :, 0].repeat(1, 2, 1)[:, :7], torch.rand(4, 1, 8)),
+        ),
+        "conv3d_per_image": (
+            lambda x, w, d: ddu_ops.dynamic_dilation_conv3d(x, w, d, padding=1),
+            (torch.randn(2, 2, 4, 5, 6), torch.randn(2, 3, 2, 3, 3, 3), torch.rand(2, 1, 4, 5, 6)),
+        ),
+        "deform_conv2d": (
+            lambda x, o, w, m: ddu_ops.deform_conv2d(x, o, w, padding="same", mask=m),
+            (image, torch.randn(2, 18, 7, 8), weight, torch.rand(2, 9, 7, 8)),
+        ),
         "grid_size": (lambda x: x.new_ones(ddu_ops.grid_size(x.shape[-2:], 3, stride=2)), (image,)),
         "unfold_same": (lambda x, d: dynamic_dilation_unfold(x, 3, d, padding="same"), (image, rates)),
         "unfold_a_number": (lambda x: dynamic_dilation_unfold(x, 3, 1.5, padding=1), (image,)),
@@ -342,6 +362,16 @@ def by_sizes_and_words() -> Calls:
         "Conv2d_same": (layer(4, 6, 3, padding="same"), (image,)),
         "Conv2d_inside": (nn.Sequential(layer(4, 6, 3, padding="same"), nn.ReLU()), (image,)),
         "Conv2d_without_predictor": (layer(4, 6, 3, padding=1, predict=False), (image, rates)),
+        "DeformConv2d": (ddu_ops.DeformConv2d(4, 6, 3, padding=1, predict=True), (image,)),
+        "DeformConv2d_with_offsets": (ddu_ops.DeformConv2d(4, 6, 3, padding=1), (image, torch.randn(2, 18, 7, 8))),
+        "DeformConv1d": (
+            ddu_ops.DeformConv1d(7, 6, 3, padding="same", predict=True, mask="softmax", bound=2.0),
+            (image[0],),
+        ),
+        "Conv3d": (
+            ddu_ops.DynamicDilationConv3d(2, 3, 3, padding=1, padding_mode="replicate"),
+            (torch.randn(1, 2, 4, 5, 6),),
+        ),
     }
     return {**functions, **modules}
 

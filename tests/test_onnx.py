@@ -174,10 +174,10 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = None if bias is None else nn.Parameter(bias)
 
-    def forward(self, input: Tensor, dilation_map: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ddu_ops.dynamic_dilation_conv2d(
-            input, self.weight, dilation_map, self.bias, mask=mask, **self.case.keywords
-        )
+    def forward(self, input: Tensor, positions: Tensor, mask: Tensor | None = None) -> Tensor:
+        named = {self.case.positions_name: positions}
+        function = getattr(ddu_ops, self.case.function)
+        return function(input, weight=self.weight, bias=self.bias, mask=mask, **named, **self.case.keywords)
 
 
 CONVOLUTIONS = [
@@ -187,13 +187,26 @@ CONVOLUTIONS = [
     ConvolutionCase(
         "both_groups", 2, 12, (9, 8), (3, 2), (2, 1), (1, 0), (1, 2), groups=3, rates=2, out_channels=6, conv_groups=2
     ),
+    ConvolutionCase("mask_groups", 2, 12, (6, 7), padding=(1, 1), groups=2, mask_groups=3),
+    ConvolutionCase("offsets", 2, 4, (6, 7), (2, 3), (1, 2), (2, 1), (2, 1), bias=False, mask=False, source="offsets"),
+    ConvolutionCase(
+        "offsets_groups", 2, 12, (6, 7), padding=(1, 1), groups=2, conv_groups=2, mask_groups=3, source="offsets"
+    ),
 ]
+
+
+BOTH_GROUPS = next(case for case in CONVOLUTIONS if case.name == "both_groups")
 
 
 def tensors_of(case: ConvolutionCase, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], list[Tensor]]:
     """All arguments, and those of the program."""
     arguments = make_arguments(case, dtype)
-    return arguments, [arguments[key] for key in ("input", "dilation_map", "mask") if key in arguments]
+    return arguments, in_order(case, arguments)
+
+
+def in_order(case: ConvolutionCase, arguments: dict[str, Tensor]) -> list[Tensor]:
+    """The arguments of the program."""
+    return [arguments[key] for key in ("input", case.positions_name, "mask") if key in arguments]
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
@@ -207,17 +220,17 @@ def test_convolution(case: ConvolutionCase) -> None:
         arguments = tensors_of(other)[0] | {key: arguments[key] for key in ("weight", "bias") if key in arguments}
         for rate in (None, torch.nan, torch.inf, -torch.inf, 3e38, -1e30, 1e9, -0.0, 1.0):
             if rate == 1:
-                arguments["dilation_map"] = torch.ones_like(arguments["dilation_map"])
+                arguments[case.positions_name] = torch.ones_like(arguments[case.positions_name])
             elif rate is not None:
-                arguments["dilation_map"][0, 0, 1, 2] = rate
-            actual = run(*(arguments[key] for key in ("input", "dilation_map", "mask") if key in arguments))
+                arguments[case.positions_name][0, 0, 1, 2] = rate
+            actual = run(*in_order(case, arguments))
             assert actual.dtype == torch.float32
             assert_near(actual, convolve_reference(other, {key: t.double() for key, t in arguments.items()}))
 
 
 def test_convolution_of_what_is_not_finite() -> None:
     """A pixel and an entry of the mask: in the same places as by the reference."""
-    case = CONVOLUTIONS[-1]
+    case = BOTH_GROUPS
     arguments, inputs = tensors_of(case)
     run = exported(Convolution(case, arguments["weight"], arguments["bias"]), *inputs)
     for key, value in (("input", torch.nan), ("mask", torch.nan)):
@@ -225,12 +238,12 @@ def test_convolution_of_what_is_not_finite() -> None:
         given[key][0, 3, 1, 2] = value
         expected = convolve_reference(case, {name: t.double() for name, t in given.items()})
         assert 0 < expected.isnan().sum() < expected.numel()
-        assert_near(run(*(given[name] for name in ("input", "dilation_map", "mask"))), expected)
+        assert_near(run(*in_order(case, given)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 def test_types_of_the_convolution(dtype: torch.dtype) -> None:
-    case = CONVOLUTIONS[-1]
+    case = BOTH_GROUPS
     arguments, inputs = tensors_of(case, dtype)
     actual = exported(Convolution(case, arguments["weight"], arguments["bias"]), *inputs, opset=20)(*inputs)
     assert actual.dtype == dtype
@@ -316,13 +329,20 @@ def test_an_opset_without_deform_conv_is_refused(name: str, opset: int) -> None:
     "case, what",
     [
         (replace(OPTIONS[0], padding_mode="border"), "padding_mode to be 'zeros', but got 'border'"),
-        (Case("row", 2, 3, (7,), padding=(1,)), "dilation_map to have two axes, but got 1"),
-        (Case("volume", 1, 1, (3, 4, 5), padding=(1,)), "dilation_map to have two axes, but got 3"),
+        (Case("row", 2, 3, (7,), padding=(1,)), "dilation_map or offset to have two axes, but got 1"),
+        (Case("volume", 1, 1, (3, 4, 5), padding=(1,)), "dilation_map or offset to have two axes, but got 3"),
+        (replace(CONVOLUTIONS[0], padding_mode="border"), "padding_mode to be 'zeros', but got 'border'"),
+        (replace(CONVOLUTIONS[0], per_image=True), "weight to be the same for every image, but got one for each"),
+        (ConvolutionCase("line", 2, 3, (7,), mask=False), "dilation_map or offset to have two axes, but got 1"),
     ],
-    ids=["padding_mode", "one_axis", "three_axes"],
+    ids=["padding_mode", "one_axis", "three_axes", "conv_padding_mode", "conv_per_image", "conv_one_axis"],
 )
 def test_what_has_no_translation_is_refused_by_name(case: Case, what: str) -> None:
-    tensors = make_tensors(case, torch.float32)[:2]
+    model: nn.Module = Unfold(case)
+    tensors = list(make_tensors(case, torch.float32)[:2])
+    if isinstance(case, ConvolutionCase):
+        arguments, tensors = tensors_of(case)
+        model = Convolution(case, arguments["weight"], arguments.get("bias"))
     with pytest.raises(torch.onnx.errors.OnnxExporterError) as caught:
-        exported(Unfold(case), *tensors, sizes=({},) * 2)
+        exported(model, *tensors, sizes=({},) * 2)
     assert f"translations(): expected {what}" in str(caught.value)

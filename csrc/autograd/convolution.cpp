@@ -2,6 +2,7 @@
 // Autograd of the convolution. Its backward is an operator, so that its columns are temporary, too: see convolution.h.
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/library.h>
 
 #include "../convolution/convolution.h"
@@ -57,6 +58,62 @@ struct Formula {
   }
 };
 
+// Of the gradients, by x = {grad_output, input, weight, positions, mask}; `sizes` holds which were asked for. A call
+// whose gradients nobody differentiates, though he might, as under torch.func, is not to pay for it in columns. So only
+// here they are made in differentiable steps, and those are differentiated.
+struct BackwardFormula {
+  static constexpr const char* kName = "DynamicDilationConvolutionBackwardBackward";
+  using Options = convolution::Options;
+
+  static Needs saved(const Needs&) { return {true, true, true, true, true}; }
+
+  static variable_list vjp(
+      const variable_list& grads,
+      const variable_list& x,
+      const Options& options,
+      const Sizes& sizes,
+      const Needs& needs) {
+    const bool again = at::GradMode::is_enabled();
+    const at::AutoGradMode recording(true);
+    variable_list inputs = x;
+    variable_list wanted;
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (needs[i] && !again) {
+        inputs[i] = x[i].detach().requires_grad_();
+      }
+      if (needs[i]) {
+        wanted.push_back(inputs[i]);
+      }
+    }
+    OutputMask asked;
+    for (size_t i = 0; i < kGradients; ++i) {
+      asked[i] = grads[i].defined() && sizes[i] == 1;
+    }
+    const auto gradients = backward(inputs[0], {inputs[1], inputs[2], inputs[3], Tensor(), inputs[4]}, options, asked);
+    variable_list outputs;
+    variable_list cotangents;
+    for (size_t i = 0; i < kGradients; ++i) {
+      if (asked[i] && gradients[i].requires_grad()) {
+        outputs.push_back(gradients[i]);
+        cotangents.push_back(grads[i]);
+      }
+    }
+    variable_list result(x.size());
+    if (outputs.empty() || wanted.empty()) {
+      return result;
+    }
+    const auto found = torch::autograd::grad(
+        outputs, wanted, cotangents, /*retain_graph=*/std::nullopt, /*create_graph=*/again, /*allow_unused=*/true);
+    size_t next = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (needs[i]) {
+        result[i] = found[next++];
+      }
+    }
+    return result;
+  }
+};
+
 Tensor forward_autograd(const Arguments& a, const Options& options) {
   const auto tensors = a.list();
   if (any_tangent(tensors)) {
@@ -69,14 +126,14 @@ Tensor forward_autograd(const Arguments& a, const Options& options) {
 
 Gradients backward_autograd(
     const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
-  auto tensors = a.list();
-  tensors.push_back(grad_output);
-  if (any_tangent(tensors) || any(needs_gradient(tensors))) {
+  const variable_list tensors = {grad_output, a.input, a.weight, a.positions, a.mask};
+  if (any_tangent(tensors)) {
     check_backward(grad_output, a, options, needs);
     return backward(grad_output, a, options, needs);
   }
-  const at::AutoDispatchBelowADInplaceOrView guard;
-  return convolution_backward(grad_output, a, options, needs);
+  const Sizes asked(needs.begin(), needs.end());
+  return recorded<BackwardFormula>(
+      tensors, options, asked, [&] { return convolution_backward(grad_output, a, options, needs); });
 }
 
 }  // namespace
