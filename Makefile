@@ -33,15 +33,16 @@ help:  ## list the targets
 demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
 
-study: build $(call installed,demo)  ## train the networks of docs/study.md: a GPU or an afternoon; ARGS="--workers 16"
+study: build $(call installed,demo study)  ## train the networks of docs/study.md: a GPU or an afternoon; ARGS="--workers 16"
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/three_sizes.py --seeds 5 --results examples/three_sizes $(ARGS)
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/perspective_digits.py --seeds 5 --results examples/perspective_digits \
 	  --output examples/perspective_digits.png $(ARGS)
+	PYTHONPATH=.:$$PYTHONPATH $(python) examples/microscopy.py --seeds 5 --results examples/microscopy $(ARGS)
 
 docs: build $(call installed,demo docs)  ## build the documentation into build/docs, running its examples
 	$(python) -m sphinx -b html -W --keep-going $(ARGS) docs build/docs
 
-test: build $(call installed,test demo onnx)  ## run the tests
+test: build $(call installed,test demo onnx study)  ## run the tests
 	$(python) -m pytest $(ARGS)
 
 bench: build $(call installed,demo)  ## time it beside F.unfold and others, on the GPU or else the CPU
@@ -83,7 +84,7 @@ lock: $(call installed,lint)  ## after a change of requirements/: write the hash
 	$(pip_install) --quiet uv
 	for list in requirements/*.txt; do $(python) -m uv pip compile --quiet --universal --python-version 3.10 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
-	  --constraint requirements/build.txt $$list --output-file requirements/locked/$${list##*/} || exit; done
+	  --constraint requirements/build.txt $$(case $$list in */study.txt) echo --no-deps;; esac) $$list --output-file requirements/locked/$${list##*/} || exit; done
 
 lint: $(call installed,torch lint)  ## check formatting, style and types of both languages
 	$(python) -m ruff check .
@@ -115,6 +116,11 @@ $(VENV)/.installed-torch: Makefile | $(VENV)/.made
 # The editable install, so that the environment has the package wherever it is used from.
 $(VENV)/.installed-package: pyproject.toml | $(call installed,torch build)
 	$(pip_install) --no-build-isolation --no-deps --editable .
+	touch $@
+
+# One package, for a file in it: see requirements/study.txt.
+$(VENV)/.installed-study: requirements/locked/study.txt | $(VENV)/.made
+	$(pip_install) --quiet --no-deps --require-hashes --requirement $<
 	touch $@
 
 $(VENV)/.installed-%: requirements/locked/%.txt | $(VENV)/.made

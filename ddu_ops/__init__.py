@@ -11,7 +11,7 @@ from ddu_ops._version import __version__
 
 if _extension.problem is None:
     import ddu_ops._vmap  # noqa: F401
-    from ddu_ops import layers, receptive_field, viz
+    from ddu_ops import layers, receptive_field, recorder, viz
     from ddu_ops._decompositions import decompositions
     from ddu_ops._sum_modules import (
         DeformAggregate1d,
@@ -70,6 +70,7 @@ if _extension.problem is None:
         DynamicDilationUnfold3d,
         OffsetPredictor,
         convert_mmcv,
+        predictors,
     )
     from ddu_ops.sums import (
         deform_aggregate1d,
@@ -169,7 +170,9 @@ __all__ = [
     "dynamic_dilation_unfold3d",
     "grid_size",
     "layers",
+    "predictors",
     "receptive_field",
+    "recorder",
     "reference",
     "to_fixed",
     "to_offsets",

@@ -10,11 +10,14 @@ import torch
 Ints = SupportsIndex | Sequence[SupportsIndex]
 
 
-def integer(value: Any, name: str, function: str, error: type[Exception] = RuntimeError) -> int:
+def integer(
+    value: Any, name: str, function: str, error: type[Exception] = RuntimeError, *, least: int | None = None
+) -> int:
     """A number. Of a symbolic one it is the value that it has now."""
     number = _index(value)
     if number is None:
         raise error(f"{function}(): expected {name} to be an int, but got {value!r}")
+    _check(least, (number,), number, name, function, error)
     return number
 
 
@@ -26,6 +29,7 @@ def ints(
     error: type[Exception] = RuntimeError,
     *,
     words: Sequence[str] = (),
+    least: int | None = None,
     symbolic: bool = False,
 ) -> tuple[int, ...]:
     """A number for every axis: on two axes ``3``, ``(3,)`` and ``(3, 3)`` mean the same.
@@ -33,9 +37,10 @@ def ints(
     Args:
         name, function: what the message calls the argument and where it was given.
         words: what else the argument may be, for the message.
+        least: refuses smaller numbers, for modules; the functions leave that to the operators.
         symbolic: leaves symbolic numbers as they are, also those of ``torch.jit.trace``, which are tensors.
     """
-    if not symbolic:  # the usual forms, at less cost
+    if not symbolic and least is None:  # the usual forms, at less cost
         try:
             if type(value) is tuple and len(value) == axes:
                 return tuple(map(index, value))
@@ -43,10 +48,9 @@ def ints(
         except TypeError:
             pass
     numbers = _numbers(value, symbolic)
-    if numbers is not None and len(numbers) == axes:
-        return numbers
-    if numbers is not None and len(numbers) == 1:
-        return numbers * axes
+    if numbers is not None and len(numbers) in (1, axes):
+        _check(least, numbers, value, name, function, error)
+        return numbers if len(numbers) == axes else numbers * axes
     count = "one int" if axes == 1 else f"one or {('two', 'three')[axes - 2]} ints"
     takes = " or ".join(", ".join([count, *map(repr, words)]).rsplit(", ", 1))
     raise error(f"{function}(): expected {name} to be {takes}, but got {value if numbers is None else numbers!r}")
@@ -64,10 +68,25 @@ def windows(
     return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
 
-def one_or_more(value: Any, axes: int, name: str, function: str, error: type[Exception] = RuntimeError) -> Ints:
+def one_or_more(
+    value: Any,
+    axes: int,
+    name: str,
+    function: str,
+    error: type[Exception] = RuntimeError,
+    *,
+    least: int | None = None,
+) -> Ints:
     """The same, in the form in which it was given: a number stays one."""
-    numbers = ints(value, axes, name, function, error)
+    numbers = ints(value, axes, name, function, error, least=least)
     return numbers[0] if _index(value) is not None else numbers
+
+
+def _check(
+    least: int | None, numbers: Sequence[int], value: Any, name: str, function: str, error: type[Exception]
+) -> None:
+    if least is not None and min(numbers) < least:
+        raise error(f"{function}(): expected {name} to be at least {least}, but got {value}")
 
 
 def _numbers(value: Any, symbolic: bool) -> tuple[int, ...] | None:

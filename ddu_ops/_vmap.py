@@ -2,7 +2,8 @@
 
 Where all tensors begin with the batch, the mapped dimension is folded into it and taken out of it again. What is not
 mapped is expanded. The weight of a convolution has no batch: where it is mapped, or its gradient is asked for, every
-image gets one of its own. The composite operators are taken apart first (csrc/dispatch/composite.cpp).
+image gets one of its own. A dimension of size 0 gets one index of zeros, which the result loses again, because nothing
+else tells its shape. The composite operators are taken apart first (csrc/dispatch/composite.cpp).
 
 The first rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would add half as much
 time again to a small call. They are not in C++, for torch ships the header of the current level without what that
@@ -16,8 +17,18 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-_library = torch.library.Library("ddu", "IMPL")
+# The rules live as long as this does. It is kept with the operators, which an import can't make twice: whoever imports
+# the package again, or reloads it, replaces the rules.
+_kept = vars(torch.ops.ddu)
+if "rules_of_vmap" in _kept:
+    _kept["rules_of_vmap"]._destroy()
+_library = _kept["rules_of_vmap"] = torch.library.Library("ddu", "IMPL")
 _key = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
+
+
+def _with_one_index(value: Tensor, dim: int) -> Tensor:
+    """Of a dimension of size 0."""
+    return torch.cat([value, value.new_zeros([1 if i == dim else n for i, n in enumerate(value.shape)])], dim)
 
 
 def _rule(name: str) -> Callable[..., Any]:
@@ -30,14 +41,17 @@ def _rule(name: str) -> Callable[..., Any]:
         with torch._C._ExcludeDispatchKeyGuard(_key):
             if not sizes:  # mapped at another level
                 return operator(*args)
-            size = sizes[0]
+            size = max(sizes[0], 1)
+            if not sizes[0]:
+                tensors = {i: (v if d is None else _with_one_index(v, d), d) for i, (v, d) in tensors.items()}
             folded = list(args)
             for i, (value, dim) in tensors.items():
                 mapped = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0) if dim else value
                 folded[i] = mapped.flatten(0, 1) if mapped.dim() > 1 else mapped
             result = operator(*folded)
-            split = (size, -1) if size else (0, 0)
-            taken_out = [t.unflatten(0, split) for t in ([result] if isinstance(result, Tensor) else result)]
+            taken_out = [t.unflatten(0, (size, -1)) for t in ([result] if isinstance(result, Tensor) else result)]
+            if not sizes[0]:
+                taken_out = [t[:0] for t in taken_out]
         mapped_results = tuple(_functorch._add_batch_dim(t, 0, level) for t in taken_out)
         return mapped_results[0] if isinstance(result, Tensor) else mapped_results
 
@@ -49,6 +63,21 @@ _SUMS = ("aggregate", "correlate", "scatter", "sums_backward", "max_pool")
 
 for _name in _FAMILY + _SUMS:
     _library.impl(_name, _rule(_name), "FuncTorchBatched")
+
+
+def _over_nothing_too(rule: Callable[..., tuple[Any, Any]]) -> Callable[..., tuple[Any, Any]]:
+    def either(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        if info.batch_size:
+            return rule(info, in_dims, *args)
+        pairs = zip(args, in_dims, strict=True)  # those of a list are a list
+        one = [_with_one_index(a, d) if isinstance(a, Tensor) and d is not None else a for a, d in pairs]
+        result, out_dims = rule(info._replace(batch_size=1), in_dims, *one)
+        if isinstance(result, Tensor):
+            return result.narrow(out_dims, 0, 0), out_dims
+        taken_out = zip(result, out_dims, strict=True)
+        return tuple(t if d is None else t.narrow(d, 0, 0) for t, d in taken_out), out_dims
+
+    return either
 
 
 def _register_convolution(name: str) -> None:
@@ -89,7 +118,7 @@ def _register_convolution(name: str) -> None:
             taken_out[1] = taken_out[1].sum(1)
         return tuple(taken_out), tuple(0 if need else None for need in needed)
 
-    torch.library.register_vmap(operator, rule)
+    torch.library.register_vmap(operator, _over_nothing_too(rule), lib=_library)
 
 
 for _name in ("convolution", "convolution_backward"):

@@ -15,6 +15,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     def __init__(self, name: str, then: str) -> None:
         self._name, self._then = name, then
 
+    def waits_for(self, name: str, then: str) -> bool:
+        return (self._name, self._then) == (name, then)
+
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -35,7 +38,8 @@ class _Finder(importlib.abc.MetaPathFinder):
 def when_imported(name: str, then: str) -> None:
     """Imports the module ``then`` as soon as the module ``name`` is imported, or now if it is."""
     if name not in sys.modules:
-        sys.meta_path.insert(0, _Finder(name, then))
+        if not any(isinstance(finder, _Finder) and finder.waits_for(name, then) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Finder(name, then))
         # Another thread may have looked for it just before: wait as an import statement does, till it is imported.
         with contextlib.suppress(AttributeError):  # private to CPython, from 3.3 on
             importlib._bootstrap._lock_unlock_module(name)  # type: ignore[attr-defined]

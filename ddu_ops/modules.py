@@ -1,7 +1,7 @@
 """The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,14 @@ def _window(
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | str, tuple[int, ...]]:
     """The options that a module of this name was given, as the constructor of torch's convolution takes them."""
 
-    def each(value: Ints | str, argument: str, words: Sequence[str] = ()) -> tuple[int, ...]:
-        return ints(value, axes, argument, name, ValueError, words=words)
+    def each(value: Ints | str, argument: str, least: int = 1, words: Sequence[str] = ()) -> tuple[int, ...]:
+        return ints(value, axes, argument, name, ValueError, words=words, least=least)
 
+    words = PADDING_WORDS
     return (
         each(kernel_size, "kernel_size"),
         each(stride, "stride"),
-        padding if isinstance(padding, str) and padding in PADDING_WORDS else each(padding, "padding", PADDING_WORDS),
+        padding if isinstance(padding, str) and padding in words else each(padding, "padding", 0, words),
         each(dilation, "dilation"),
     )
 
@@ -85,12 +86,12 @@ class _Window(nn.Module):
     ) -> None:
         super().__init__()
         name, axes = type(self).__name__, self._axes
-        self.kernel_size = one_or_more(kernel_size, axes, "kernel_size", name, ValueError)
-        self.stride = one_or_more(stride, axes, "stride", name, ValueError)
+        self.kernel_size = one_or_more(kernel_size, axes, "kernel_size", name, ValueError, least=1)
+        self.stride = one_or_more(stride, axes, "stride", name, ValueError, least=1)
         in_words = isinstance(padding, str) and padding in self._padding_words
-        self.padding = padding if in_words else one_or_more(padding, axes, "padding", name, ValueError)
-        self.dilation = one_or_more(dilation, axes, "dilation", name, ValueError)
-        self.groups = integer(groups, "groups", name, ValueError)
+        self.padding = padding if in_words else one_or_more(padding, axes, "padding", name, ValueError, least=0)
+        self.dilation = one_or_more(dilation, axes, "dilation", name, ValueError, least=1)
+        self.groups = integer(groups, "groups", name, ValueError, least=1)
         self.padding_mode = _padding_mode(padding_mode, name)
 
     def _call(self, *leading: Any, positions: Tensor, **later: Any) -> Tensor:
@@ -199,7 +200,7 @@ class _Fold(_RateWindow):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned, padding_mode=padding_mode)
-        self.output_size = one_or_more(output_size, self._axes, "output_size", type(self).__name__, ValueError)
+        self.output_size = one_or_more(output_size, self._axes, "output_size", type(self).__name__, ValueError, least=0)
 
     def forward(self, columns: Tensor, dilation_map: Tensor) -> Tensor:
         return self._call(columns, self.output_size, positions=dilation_map, aligned=self.aligned)
@@ -348,6 +349,36 @@ class _StartsAtZero(nn.Module):
         )
 
 
+def predictors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a model that predict where taps lie and what they count, with their names.
+
+    They are no :class:`torch.nn.Conv2d`, so loops that initialise or group the parameters of convolutions leave them
+    alone. Whoever treats parameters by their shape or their name finds here what to treat otherwise, or to put right
+    afterwards.
+
+    Args:
+        model: a model that has layers of this library in it, or one of them.
+
+    Example:
+        >>> model = torch.nn.Sequential(DynamicDilationConv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> for parameter in model.parameters():
+        ...     if parameter.dim() > 1:
+        ...         _ = torch.nn.init.xavier_uniform_(parameter)
+        >>> for name, predictor in predictors(model):
+        ...     print(name)
+        ...     predictor.reset_parameters()  # the rates are one again
+        0.rate
+        >>> kept = {id(p) for _, predictor in predictors(model) for p in predictor.parameters()}
+        >>> groups = [
+        ...     {"params": [p for p in model.parameters() if id(p) not in kept], "weight_decay": 1e-2},
+        ...     {"params": [p for p in model.parameters() if id(p) in kept], "weight_decay": 0.0},
+        ... ]
+        >>> [len(group["params"]) for group in groups]
+        [2, 2]
+    """
+    return ((name, part) for name, part in model.named_modules() if isinstance(part, _StartsAtZero))
+
+
 class DilationPredictor(_StartsAtZero):
     r"""A convolution that predicts a dilation map.
 
@@ -384,7 +415,8 @@ class DilationPredictor(_StartsAtZero):
           input is of a half type, because positions are not to be rounded.
 
     Raises:
-        ValueError: for bounds that do not lie on both sides of 1, and for a pace that is not positive and finite.
+        ValueError: for bounds that are not two numbers on both sides of 1, and for a pace that is not positive and
+            finite.
 
     Example:
         >>> predictor = DilationPredictor(8, 3, padding=1)
@@ -408,14 +440,12 @@ class DilationPredictor(_StartsAtZero):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        axes = integer(axes, "axes", "DilationPredictor", ValueError)
         if axes not in (1, 2, 3):
             raise ValueError(f"DilationPredictor(): expected axes to be 1, 2 or 3, but got {axes}")
-        if bounds is not None and not bounds[0] < 1 < bounds[1]:
-            raise ValueError(f"DilationPredictor(): expected bounds on both sides of 1, but got {bounds}")
-        if not 0 < pace < math.inf:
-            raise ValueError(f"DilationPredictor(): expected pace to be positive and finite, but got {pace}")
+        dilation_groups = integer(dilation_groups, "dilation_groups", "DilationPredictor", ValueError, least=1)
         super().__init__(
-            in_channels,
+            integer(in_channels, "in_channels", "DilationPredictor", ValueError, least=0),
             axes * dilation_groups if per_axis else dilation_groups,
             kernel_size,
             stride,
@@ -425,8 +455,8 @@ class DilationPredictor(_StartsAtZero):
             device=device,
             dtype=dtype,
         )
-        self.bounds = bounds
-        self.pace = pace
+        self.bounds = None if bounds is None else _around_one(bounds)
+        self.pace = _positive(pace)
 
     def forward(self, input: Tensor) -> Tensor:
         z = super().forward(input)
@@ -436,6 +466,32 @@ class DilationPredictor(_StartsAtZero):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, bounds={self.bounds}, pace={self.pace}"
+
+
+def _around_one(bounds: Any) -> tuple[float, float]:
+    try:
+        lower, upper = map(_real, bounds)
+    except (TypeError, ValueError):
+        raise ValueError(f"DilationPredictor(): expected bounds to be two numbers, but got {bounds!r}") from None
+    if not lower < 1 < upper:
+        raise ValueError(f"DilationPredictor(): expected bounds on both sides of 1, but got {bounds}")
+    return lower, upper
+
+
+def _positive(pace: Any) -> float:
+    try:
+        number = _real(pace)
+    except (TypeError, ValueError):
+        raise ValueError(f"DilationPredictor(): expected pace to be a number, but got {pace!r}") from None
+    if not 0 < number < math.inf:
+        raise ValueError(f"DilationPredictor(): expected pace to be positive and finite, but got {pace}")
+    return number
+
+
+def _real(value: Any) -> float:
+    if isinstance(value, str):
+        raise TypeError("a text is no number, even if float takes it")
+    return float(value)
 
 
 def _saturate(z: Tensor, span: float) -> Tensor:
@@ -497,6 +553,7 @@ class OffsetPredictor(_StartsAtZero):
         dtype: torch.dtype | None = None,
     ) -> None:
         name = "OffsetPredictor"
+        axes = integer(axes, "axes", name, ValueError)
         if axes not in (1, 2, 3):
             raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {axes}")
         if mask not in ("sigmoid", "softmax", None):
@@ -506,10 +563,11 @@ class OffsetPredictor(_StartsAtZero):
         along = tuple(range(axes)) if moved is None else tuple(moved)
         if not along or sorted(set(along)) != list(along) or not set(along) <= set(range(axes)):
             raise ValueError(f"{name}(): expected moved to be axes from 0 to {axes - 1}, in order, but got {moved!r}")
-        taps = math.prod(ints(kernel_size, axes, "kernel_size", name, ValueError))
-        places = integer(offset_groups, "offset_groups", name, ValueError) * taps
+        taps = math.prod(ints(kernel_size, axes, "kernel_size", name, ValueError, least=1))
+        offset_groups = integer(offset_groups, "offset_groups", name, ValueError, least=1)
+        places = offset_groups * taps
         super().__init__(
-            in_channels,
+            integer(in_channels, "in_channels", name, ValueError, least=0),
             places * (len(along) + (mask is not None)),
             kernel_size,
             stride,
@@ -573,6 +631,21 @@ def _changes_of(conv: nn.Module, kind: type[Any]) -> list[str]:
     return sorted(changes - _HARMLESS)
 
 
+def _check_weight(conv: Any) -> None:
+    """Refuses a weight that the layer does not take, though its convolution would run."""
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if conv.weight.shape != shape:
+        raise ValueError(
+            f"from_conv(): expected conv to have a weight of the shape that its options say, {shape}, but got "
+            f"{tuple(conv.weight.shape)}"
+        )
+    if conv.weight.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"from_conv(): expected conv to have a weight of type float64, float32, float16 or bfloat16, but got "
+            f"{str(conv.weight.dtype).removeprefix('torch.')}"
+        )
+
+
 def _may_be_left_out(argument: Any) -> bool:
     """Whether fx traces a module of its own, which it calls with proxies for its optional arguments, too."""
     return isinstance(argument, torch.fx.Proxy) and argument.node.op == "placeholder" and argument.node.args == (None,)
@@ -602,9 +675,9 @@ class _Convolution(nn.modules.conv._ConvNd):
         options: dict[str, Any],
     ) -> None:
         """As torch's own constructor."""
-        in_channels = integer(channels[0], "in_channels", name, ValueError)
-        out_channels = integer(channels[1], "out_channels", name, ValueError)
-        groups = integer(groups, "groups", name, ValueError)
+        in_channels = integer(channels[0], "in_channels", name, ValueError, least=0)
+        out_channels = integer(channels[1], "out_channels", name, ValueError, least=0)
+        groups = integer(groups, "groups", name, ValueError, least=1)
         mode = _padding_mode(padding_mode, name)
         kind = _CONVOLUTIONS[self._axes - 1]
         kind.__init__(self, in_channels, out_channels, *_window(self._axes, name, *window), groups, bias, **options)
@@ -633,6 +706,7 @@ class _Convolution(nn.modules.conv._ConvNd):
                 result, such as one with standardised weights or an activation, or a lazy one before its first call; for
                 a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost; and
                 for a padding that is circular, or that is not of zeros and wider on one side than on the other.
+            ValueError: for a weight of a type or shape that the layer can't have.
 
         Example:
             >>> conv = torch.nn.Conv2d(8, 4, 3, stride=2, padding=1)
@@ -665,6 +739,7 @@ class _Convolution(nn.modules.conv._ConvNd):
                 "from_conv(): expected conv to pad as much on both sides with padding_mode="
                 f"{plain.padding_mode!r}, but got padding='same' with dilation * (kernel_size - 1) = {tuple(reach)}"
             )
+        _check_weight(plain)
         make: Any = cls
         layer = make(
             plain.in_channels,
@@ -723,9 +798,9 @@ class _DynamicDilationConv(_Convolution):
     ) -> None:
         name = f"DynamicDilationConv{self._axes}d"
         window, options = (kernel_size, stride, padding, dilation), {"device": device, "dtype": dtype}
-        in_channels = integer(in_channels, "in_channels", name, ValueError)
-        dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError)
-        if dilation_groups < 1 or in_channels % dilation_groups:
+        in_channels = integer(in_channels, "in_channels", name, ValueError, least=0)
+        dilation_groups = integer(dilation_groups, "dilation_groups", name, ValueError, least=1)
+        if in_channels % dilation_groups:
             raise ValueError(
                 f"{name}(): expected dilation_groups to divide in_channels = {in_channels}, but got {dilation_groups}"
             )
@@ -882,9 +957,9 @@ class _DeformConv(_Convolution):
     ) -> None:
         name = f"DeformConv{self._axes}d"
         window, options = (kernel_size, stride, padding, dilation), {"device": device, "dtype": dtype}
-        in_channels = integer(in_channels, "in_channels", name, ValueError)
-        offset_groups = integer(offset_groups, "offset_groups", name, ValueError)
-        if offset_groups < 1 or in_channels % offset_groups:
+        in_channels = integer(in_channels, "in_channels", name, ValueError, least=0)
+        offset_groups = integer(offset_groups, "offset_groups", name, ValueError, least=1)
+        if in_channels % offset_groups:
             raise ValueError(
                 f"{name}(): expected offset_groups to divide in_channels = {in_channels}, but got {offset_groups}"
             )

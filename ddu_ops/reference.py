@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddu_ops._options import Ints, ints, windows
+from ddu_ops._options import Ints, integer, ints, windows
 
 #: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.
@@ -47,6 +47,7 @@ def sample(
             ``(B, G * K * N, *out)``.
     """
     batch, channels, *size = input.shape
+    groups = integer(groups, "groups", "reference")
     window = kernel_size, stride, padding, dilation
     parameters = parameters.expand(batch, -1, *_grid(size, *window))
     image = input.reshape(batch, groups, channels // groups, 1, math.prod(size))
@@ -75,6 +76,7 @@ def splat(
 ) -> Tensor:
     """The adjoint of :func:`sample` by its input: ``(B, C, *output_size)``."""
     batch, rows, places = columns.shape
+    groups = integer(groups, "groups", "reference")
     window = kernel_size, stride, padding, dilation
     parameters = parameters.expand(batch, -1, *_grid(output_size, *window))
     taps = math.prod(_per_axis(kernel_size, len(output_size)))
@@ -121,6 +123,7 @@ def convolution(
         mask: ``(B, M * K, *out)``, for any number ``M`` of groups of channels.
     """
     axes = parameters.dim() - 2
+    groups = integer(groups, "groups", "reference")
     kernel_size = weight.shape[-axes:]
     batch, channels, *size = input.shape
     out, taps = _grid(size, kernel_size, stride, padding, dilation), math.prod(kernel_size)

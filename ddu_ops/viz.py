@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
+    from ddu_ops.recorder import RateHistory
+
 Position = tuple[int, int]
 
 
@@ -108,15 +110,27 @@ def draw_taps(
         kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
         ax: what to draw on. Default: new axes.
 
+    Raises:
+        ValueError: for an image or a map of another shape, and for a position outside of the map.
+
     Example:
         >>> rates = torch.linspace(0.5, 3, 16).view(-1, 1).expand(16, 16)
         >>> viz.draw_taps(torch.rand(16, 16), rates, [(3, 4), (11, 10)], padding=1).get_title()
         'Taps of 2 windows'
     """
+    if image.dim() not in (2, 3) or (image.dim() == 3 and len(image) not in (1, 3, 4)):
+        raise ValueError(
+            f"draw_taps(): expected image of shape (H, W), (1, H, W) or (3, H, W), but got {tuple(image.shape)}"
+        )
     ax = _axes(ax)
     places = tap_positions(dilation_map, kernel_size, stride, padding, dilation, aligned=aligned).cpu()
     shown = _show(ax, image, cmap="gray")
     for index, (row, column) in enumerate(positions):
+        if not (-len(places) <= row < len(places) and -places.shape[1] <= column < places.shape[1]):
+            raise ValueError(
+                f"draw_taps(): expected positions to lie in a map of size {tuple(places.shape[:2])}, but got "
+                f"{(row, column)}"
+            )
         taps = places[row, column]
         centre = taps.mean(0)
         ax.scatter(taps[:, 1], taps[:, 0], s=28, color=f"C{index}", edgecolors="white", linewidths=0.7, zorder=3)
@@ -150,6 +164,44 @@ def draw_map(dilation_map: Tensor, *, ax: "Axes | None" = None, **options: Any) 
     return ax
 
 
+def draw_rates(history: "RateHistory", *, ax: "Axes | None" = None) -> "Axes":
+    """Draw how the rates of a layer changed while it was trained: a histogram for each record, and their mean.
+
+    Args:
+        history: of the layer, as a :class:`~ddu_ops.recorder.RateRecorder` has it.
+        ax: what to draw on. Default: new axes.
+
+    Example:
+        >>> layer = DynamicDilationConv2d(3, 4, 3, padding=1)
+        >>> with recorder.RateRecorder(layer, every=1) as rates:
+        ...     for _ in range(2):
+        ...         _ = layer(torch.randn(1, 3, 8, 8))
+        ...         rates.step()
+        >>> viz.draw_rates(rates.history["rate"]).get_title()
+        'Below one half: 0%, at a bound: 0%, at step 2'
+    """
+    ax = _axes(ax)
+    edges = history.edges.tolist()
+    ax.set(xlabel="step", ylabel="rate", ylim=(edges[0], edges[-1]))
+    if not history.steps:
+        ax.set_title("No rates were recorded")
+        return ax
+    before = [0 if history.steps[0] > 0 else history.steps[0] - 1, *history.steps]
+    shares = torch.stack(history.histograms).T
+    shown = ax.pcolormesh(before, edges, shares.sqrt().numpy(), cmap="Blues")  # the root shows small shares, too
+    colours = ax.figure.colorbar(shown, ax=ax, shrink=0.8, label="share of the rates")
+    largest = float(shares.max()) or 1.0
+    ticks = [largest * part for part in (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)]
+    colours.set_ticks([tick**0.5 for tick in ticks], labels=[f"{tick:.1%}" for tick in ticks])
+    middles = [(first + last) / 2 for first, last in zip(before, history.steps, strict=False)]
+    ax.plot(middles, history.mean, color="C1")
+    at_a_bound = history.at_lower[-1] + history.at_upper[-1]
+    ax.set_title(
+        f"Below one half: {history.below_half[-1]:.0%}, at a bound: {at_a_bound:.0%}, at step {history.steps[-1]}"
+    )
+    return ax
+
+
 def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tensor, position: Position) -> Tensor:
     """How much an output position depends on every pixel: the sum of the gradients' magnitudes over the channels.
 
@@ -164,6 +216,9 @@ def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tenso
     Returns:
         :math:`(H, W)`, in float32 where the input is of a half type.
 
+    Raises:
+        ValueError: for a position outside of the output.
+
     Example:
         >>> conv = torch.nn.Conv2d(1, 1, 3, padding=2, dilation=2)
         >>> field = viz.effective_receptive_field(conv, torch.randn(1, 1, 9, 9), (4, 4))
@@ -172,8 +227,13 @@ def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tenso
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         input = input.detach().clone().requires_grad_()
-        output = function(input)[..., position[0], position[1]].sum()
-        (gradient,) = torch.autograd.grad(output, input)
+        output = function(input)
+        if any(not -size <= place < size for place, size in zip(position, output.shape[-2:], strict=True)):
+            raise ValueError(
+                f"effective_receptive_field(): expected position to lie in an output of size "
+                f"{tuple(output.shape[-2:])}, but got {tuple(position)}"
+            )
+        (gradient,) = torch.autograd.grad(output[..., position[0], position[1]].sum(), input)
     return at_least_float32(gradient).abs().sum((0, 1)) / max(len(gradient), 1)
 
 
@@ -183,7 +243,7 @@ def draw_effective_receptive_field(
     """Draw :func:`effective_receptive_field`, as parts of its largest value.
 
     Args:
-        function, input, position: as in :func:`effective_receptive_field`.
+        function, input, position: as in :func:`effective_receptive_field`, and so are the errors.
         ax: what to draw on. Default: new axes.
 
     Example:
@@ -215,7 +275,7 @@ def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size
         :math:`(size, size)`.
 
     Raises:
-        ValueError: for an even kernel, which has no middle.
+        ValueError: for an even kernel, which has no middle, for a size below 1, and for a map of another size.
 
     Example:
         >>> pattern = viz.gridding_pattern([2, 2, 2], size=17)
@@ -224,8 +284,16 @@ def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size
     """
     kernel_size = integer(kernel_size, "kernel_size", "gridding_pattern", ValueError)
     size = integer(size, "size", "gridding_pattern", ValueError)
-    if kernel_size % 2 == 0:
+    if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f"gridding_pattern(): expected kernel_size to be odd, but got {kernel_size}")
+    if size < 1:
+        raise ValueError(f"gridding_pattern(): expected size to be at least 1, but got {size}")
+    for rate in rates:
+        if isinstance(rate, Tensor) and rate.shape not in ((), (size, size)):
+            raise ValueError(
+                f"gridding_pattern(): expected rates to be numbers or maps of shape {(size, size)}, but got "
+                f"{tuple(rate.shape)}"
+            )
 
     def stack(image: Tensor) -> Tensor:
         weight = image.new_ones(1, 1, kernel_size, kernel_size)

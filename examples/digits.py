@@ -1,4 +1,4 @@
-"""What the studies on handwritten digits share: pictures, training, scores and tables.
+"""What the studies share: training, scores and tables; and the pictures of those on handwritten digits.
 
 The digits are those that scikit-learn ships. A picture has as many of them as found a free place, and every pixel of
 ink is to be told which digit it belongs to. Training and test pictures have no digit in common.
@@ -104,7 +104,6 @@ def fit(network: nn.Module, pictures: Pictures, job: Job, frozen: Iterable[nn.Mo
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, 10 * step / job.steps, 1.5 * (1 - step / job.steps))
     )
-    weight = torch.tensor([0.3] + [1.0] * (CLASSES - 1), device=job.device)  # most of a picture is ground
     losses = []
     for step in range(job.steps):
         for module in frozen:
@@ -112,6 +111,8 @@ def fit(network: nn.Module, pictures: Pictures, job: Job, frozen: Iterable[nn.Mo
         batch = torch.randint(len(images), (BATCH,)).to(job.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=job.autocast):
             output = network(images[batch])
+        weight = torch.ones(output.shape[1], device=job.device)
+        weight[0] = 0.3  # most of a picture is ground
         loss = F.cross_entropy(output.float(), classes[batch], weight)
         optimizer.zero_grad()
         loss.backward()
@@ -125,18 +126,19 @@ def fit(network: nn.Module, pictures: Pictures, job: Job, frozen: Iterable[nn.Mo
 def evaluate(network: nn.Module, pictures: Pictures, parts: Sequence[str] = ()) -> Scores:
     """In float32, whatever the network was trained in.
 
-    The mean IoU of the ten digits, and the share of ink that is classified rightly in equal parts of the picture, named
-    from the top to the bottom.
+    The mean IoU of all classes but the ground, and the share of ink that is classified rightly in equal parts of the
+    picture, named from the top to the bottom.
     """
     network.eval()
     device = next(network.parameters()).device
     images, classes = (tensor.to(device) for tensor in pictures)
-    predicted = torch.cat([network(part).argmax(1) for part in images.split(50)])
-    union = [((predicted == c) | (classes == c)).sum() for c in range(1, CLASSES)]
-    both = [((predicted == c) & (classes == c)).sum() for c in range(1, CLASSES)]
+    scores = torch.cat([network(part) for part in images.split(50)])
+    predicted, things = scores.argmax(1), range(1, scores.shape[1])
+    union = [((predicted == c) | (classes == c)).sum() for c in things]
+    both = [((predicted == c) & (classes == c)).sum() for c in things]
     ink = classes > 0
     right = (predicted == classes) & ink
-    rows = torch.arange(SIZE).chunk(max(1, len(parts)))
+    rows = torch.arange(classes.shape[1]).chunk(max(1, len(parts)))
     return {
         "mIoU": torch.stack([b / u for b, u in zip(both, union, strict=True)]).mean().item(),
         **{name: (right[:, part].sum() / ink[:, part].sum()).item() for name, part in zip(parts, rows, strict=False)},

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -89,7 +88,7 @@ def test_backward_inside_the_context(half: torch.dtype, device: torch.device) ->
     assert_same(inside, outside)
 
 
-# ---- A derivative takes the types of its forward, whatever autocast says where it runs. ----
+# ---- A derivative takes the types of its forward: of every kind, what tests/test_contracts.py asks of a backward ----
 
 
 @halves
@@ -120,18 +119,12 @@ def convolve(input: Tensor, dilation_map: Tensor, weight: Tensor, bias: Tensor, 
     return ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, bias, **options)
 
 
-BLOCKS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {  # and torch's of the same first argument
-    "unfold": (partial(unfold, CASE), lambda input, *_: F.unfold(input, 3, padding=1)),
-    "deform_unfold": (
-        lambda input, offset: ddu_ops.deform_unfold2d(input, 3, offset, padding=1, groups=CASE.groups),
-        lambda input, *_: F.unfold(input, 3, padding=1),
-    ),
-    "deform_conv": (
-        lambda input, offset, weight: ddu_ops.deform_conv2d(input, offset, weight, padding=1),
-        lambda input, _, weight: F.conv2d(input, weight, padding=1),
-    ),
-    "fold": (partial(fold, CASE), lambda columns, *_: F.fold(columns, CASE.size, 3, padding=1)),
-    "conv2d": (convolve, lambda input, _, weight, bias, __: F.conv2d(input, weight, bias, padding=1)),
+BLOCKS: dict[str, Callable[..., Tensor]] = {
+    "unfold": partial(unfold, CASE),
+    "deform_unfold": lambda input, offset: ddu_ops.deform_unfold2d(input, 3, offset, padding=1, groups=CASE.groups),
+    "deform_conv": lambda input, offset, weight: ddu_ops.deform_conv2d(input, offset, weight, padding=1),
+    "fold": partial(fold, CASE),
+    "conv2d": convolve,
 }
 blocks = pytest.mark.parametrize("name", BLOCKS)
 
@@ -171,26 +164,9 @@ def derivatives(
 
 @halves
 @blocks
-@pytest.mark.parametrize("inside", [True, False])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_a_block_in_float32_has_gradients_in_float32(
-    name: str, half: torch.dtype, inside: bool, compiled: bool, device: torch.device
-) -> None:
-    torch._dynamo.reset()
-    arguments = block_arguments(name, device)
-    for function in BLOCKS[name]:
-        block = kept_in_float32(function)
-        run = torch.compile(block, backend="aot_eager", fullgraph=True) if compiled else block
-        autocast = torch.autocast(device.type, half)
-        backward = torch.autocast(device.type, half) if inside else None
-        assert_same(derivatives(run, arguments, autocast, backward), derivatives(function, arguments))
-
-
-@halves
-@blocks
 def test_a_forward_before_the_context(name: str, half: torch.dtype, device: torch.device) -> None:
     arguments = block_arguments(name, device)
-    function, _ = BLOCKS[name]
+    function = BLOCKS[name]
     for run in (function, torch.compile(function, backend="aot_eager", fullgraph=True)):
         actual = derivatives(run, arguments, backward=torch.autocast(device.type, half))
         assert_same(actual, derivatives(function, arguments))
@@ -202,7 +178,7 @@ def test_a_forward_before_the_context(name: str, half: torch.dtype, device: torc
 def test_compiled_autograd(name: str, half: torch.dtype, device: torch.device) -> None:
     torch._dynamo.reset()
     arguments = block_arguments(name, device)
-    function, _ = BLOCKS[name]
+    function = BLOCKS[name]
     with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
         actual = derivatives(function, arguments, backward=torch.autocast(device.type, half))
     assert_same(actual, derivatives(function, arguments))
@@ -212,7 +188,7 @@ def test_compiled_autograd(name: str, half: torch.dtype, device: torch.device) -
 @blocks
 def test_second_order(name: str, half: torch.dtype, device: torch.device) -> None:
     arguments = block_arguments(name, device)
-    function, _ = BLOCKS[name]
+    function = BLOCKS[name]
 
     def second(context: Callable[[], Any]) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in arguments]
@@ -232,7 +208,7 @@ def test_forward_mode(name: str, half: torch.dtype, device: torch.device) -> Non
     """Of the backward, and the gradient of a tangent: the two that run apart from the forward."""
     arguments = block_arguments(name, device)
     tangents = [torch.randn_like(t) for t in arguments]
-    function, _ = BLOCKS[name]
+    function = BLOCKS[name]
 
     def run(context: Callable[[], Any]) -> list[Tensor]:
         leaves = [t.clone().requires_grad_() for t in arguments]
@@ -255,7 +231,7 @@ def test_forward_mode(name: str, half: torch.dtype, device: torch.device) -> Non
 def test_transforms(name: str, half: torch.dtype, device: torch.device) -> None:
     """A forward under autocast, and a block in float32 inside of it."""
     arguments = block_arguments(name, device)
-    function, _ = BLOCKS[name]
+    function = BLOCKS[name]
     every = tuple(range(len(arguments)))
 
     def loss(*arguments: Tensor) -> Tensor:

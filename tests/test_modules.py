@@ -1,22 +1,18 @@
-"""The modules: those that hold options and nothing else, and what all of them have in common with torch's own."""
+"""The modules: those that hold options and nothing else, and what code asks of convolutions by ``isinstance``."""
 
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
 from expecttest import assert_expected_inline
 from torch import nn
 from torch.nn.utils import prune
-from torch.utils._pytree import tree_leaves
 
 import ddu_ops
-from cases import assert_bits, assert_same
-from ddu_ops import layers
+from cases import assert_same
 
 MODULES = {
     "unfold": (ddu_ops.DynamicDilationUnfold((3, 2), (2, 1), (1, 0), 2, 2, aligned=False), (2, 4, 8, 7)),
@@ -160,121 +156,6 @@ DynamicDilationFold(output_size=(8, 7), kernel_size=(3, 2), stride=(2, 1), paddi
 DynamicDilationUnfold(kernel_size=3, stride=1, padding=0, dilation=1, groups=1, aligned=True)
 DynamicDilationFold(output_size=8, kernel_size=3, stride=1, padding=0, dilation=1, groups=1, aligned=True)""",
     )
-
-
-# ---- What every module with parameters does as torch's own do ----
-
-MAKERS: dict[str, Callable[..., nn.Module]] = {
-    "DilationPredictor": partial(ddu_ops.DilationPredictor, 4, 3, padding=1),
-    "OffsetPredictor": partial(ddu_ops.OffsetPredictor, 4, 3, padding=1),
-    "DynamicDilationConv1d": partial(ddu_ops.DynamicDilationConv1d, 4, 6, 3, padding=1),
-    "DynamicDilationConv2d": partial(ddu_ops.DynamicDilationConv2d, 4, 6, 3, padding=1),
-    "DynamicDilationConv3d": partial(ddu_ops.DynamicDilationConv3d, 4, 6, 3, padding=1),
-    "DeformConv1d": partial(ddu_ops.DeformConv1d, 4, 6, 3, padding=1, predict=True),
-    "DeformConv2d": partial(ddu_ops.DeformConv2d, 4, 6, 3, padding=1, predict=True, mask="softmax"),
-    "DeformConv3d": partial(ddu_ops.DeformConv3d, 4, 6, 3, padding=1, predict=True, moved=(1, 2)),
-    "AdaptiveDilationConv2d": partial(layers.AdaptiveDilationConv2d, 4, 6, 3, padding=1),
-    "ASPP": partial(layers.ASPP, 4, 6, rates=(1, 2), separable=True, dropout=0),
-    "CausalConv1d": partial(layers.CausalConv1d, 4, 6, 2),
-    "DeepLabV2Head": partial(layers.DeepLabV2Head, 4, 6),
-    "DeepLabV3Head": partial(layers.DeepLabV3Head, 4, 6, channels=8, dropout=0),
-    "DenseASPP": partial(layers.DenseASPP, 4, dropout=0),
-    "DilatedBlock": partial(layers.DilatedBlock, 4, 2),
-    "DilatedStack": partial(layers.DilatedStack, 4, [1, (1, 2)]),
-    "DynamicASPP": partial(layers.DynamicASPP, 4, 6, rates=(1, 2), dropout=0),
-    "EfficientASPP": partial(layers.EfficientASPP, 4, 6, 2),
-    "FrequencyAdaptiveConv2d": partial(layers.FrequencyAdaptiveConv2d, 4, 6),
-    "FrequencyAdaptiveConv3d": partial(layers.FrequencyAdaptiveConv3d, 4, 6),
-    "FrequencySelection": partial(layers.FrequencySelection, 4),
-    "MultiScale": partial(layers.MultiScale, 4, 6, (1, 2)),
-    "RandomDilationConv2d": partial(layers.RandomDilationConv2d, 4, 6, 3, rates=(1, 1)),
-    "SeparableConv": partial(layers.SeparableConv, 4, 6, 3),
-    "SmoothedDilatedConv2d": partial(layers.SmoothedDilatedConv2d, 4, 6),
-    "WaveNet": partial(layers.WaveNet, 4, 6, rates=(1, 2)),
-    "WaveNetBlock": partial(layers.WaveNetBlock, 4, 6),
-}
-makers = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
-
-
-def test_the_table_of_modules_is_complete() -> None:
-    public = {
-        name
-        for module in (ddu_ops, layers)
-        for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("ddu_ops")
-        if not name.startswith("_")
-    }
-    assert public == {"Segmenter", *MAKERS, *(module.__name__ for module, *_ in WINDOWS)}
-
-
-def image(module: nn.Module) -> torch.Tensor:
-    name = type(module).__name__
-    axes = "1d" if name.startswith("WaveNet") else name[-2:]
-    return torch.randn(2, 4, *{"1d": (6,), "3d": (3, 5, 6)}.get(axes, (5, 6)))
-
-
-def state(module: nn.Module) -> list[torch.Tensor]:
-    return list(module.state_dict().values())
-
-
-@pytest.fixture
-def defaults() -> Iterator[None]:
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
-
-
-@makers
-def test_made_without_memory_and_filled_later(make: Callable[..., nn.Module]) -> None:
-    """As large models are made: on ``meta``, emptied, and reset to what a new module holds."""
-    torch.manual_seed(1)
-    expected = make()
-    module = make(device="meta")
-    assert {t.device.type for t in state(module)} == {"meta"}
-    module.to_empty(device="cpu")
-    for parameter in module.parameters():
-        nn.init.constant_(parameter, torch.nan)
-    torch.manual_seed(1)
-    module.reset_parameters()  # type: ignore[operator]
-    assert list(module.state_dict()) == list(expected.state_dict())
-    for a, e in zip(state(module), state(expected), strict=True):
-        assert torch.equal(a, e)
-    input = image(module)
-    for actual, like in zip(tree_leaves(module(input)), tree_leaves(expected(input)), strict=True):
-        assert_bits(actual, like)
-
-
-@makers
-def test_skip_init(make: Any) -> None:
-    module = nn.utils.skip_init(make.func, *make.args, **make.keywords)
-    module.load_state_dict(make().state_dict())
-    module(image(module))
-
-
-@makers
-@pytest.mark.usefixtures("defaults")
-def test_device_and_dtype(make: Callable[..., nn.Module]) -> None:
-    def kinds(module: nn.Module) -> set[tuple[str, torch.dtype]]:
-        return {(t.device.type, t.dtype) for t in state(module) if t.is_floating_point()}
-
-    assert kinds(make()) == {("cpu", torch.float32)}
-    assert kinds(make(device="meta", dtype=torch.bfloat16)) == {("meta", torch.bfloat16)}
-    torch.set_default_dtype(torch.float64)
-    assert kinds(make()) == {("cpu", torch.float64)}
-    make()(image(make()))
-    torch.set_default_device("meta")
-    assert kinds(make()) == {("meta", torch.float64)}
-    make()(image(make()))
-
-
-@makers
-def test_on_every_device(make: Callable[..., nn.Module], device: torch.device) -> None:
-    """In float64, where it does not matter in which order a device adds."""
-    module = make().double().eval()
-    input = image(module).double()
-    expected = tree_leaves(module(input))
-    for actual, like in zip(tree_leaves(copy.deepcopy(module).to(device)(input.to(device))), expected, strict=True):
-        torch.testing.assert_close(actual.cpu(), like)
 
 
 # ---- What code asks by ``isinstance`` ----

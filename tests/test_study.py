@@ -1,5 +1,6 @@
 """The studies of the documentation: they run, and what they found holds."""
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,56 @@ def test_perspective_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     perspective_digits.main(small(tmp_path, "--output", str(tmp_path / "out.png")))
     assert len(json.loads((tmp_path / "out.json").read_text())) == len(perspective_digits.VARIANTS)
     assert (tmp_path / "out.png").stat().st_size > 10_000
+
+
+@pytest.fixture
+def microscopy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    pytest.importorskip("PIL")
+    monkeypatch.syspath_prepend(EXAMPLES)
+    import microscopy
+
+    return microscopy
+
+
+def test_the_border_of_nuclei(microscopy: ModuleType) -> None:
+    """Two that touch have a border between them, and one that is cut by the edge of the image has none there."""
+    labels = torch.zeros(6, 8)
+    labels[:4, 1:4], labels[:4, 4:7] = 1, 2
+    assert microscopy.classes_of(labels).tolist() == [
+        [0, 2, 1, 2, 2, 1, 2, 0],
+        [0, 2, 1, 2, 2, 1, 2, 0],
+        [0, 2, 1, 2, 2, 1, 2, 0],
+        [0, 2, 2, 2, 2, 2, 2, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def test_networks_of_the_microscope_start_alike(microscopy: ModuleType) -> None:
+    """Those with the weights of a 3 x 3 convolution, which move nothing at first."""
+    job = microscopy.Job(microscopy.PLAIN, "AdamW", 3e-3, seed=0, steps=1, pictures=1, device="cpu")
+    input = torch.randn(2, 1, 32, 32)
+    plain = microscopy.make(job).eval()
+    expected = plain(input)
+    for name in (microscopy.RATES, "rate per axis", "deformable"):
+        network = microscopy.make(job._replace(name=name)).eval()
+        assert network.load_state_dict(plain.state_dict(), strict=False).unexpected_keys == []
+        torch.testing.assert_close(network(input), expected, rtol=1e-4, atol=1e-5)
+    wider = microscopy.make(job._replace(name=microscopy.WIDER))
+    assert microscopy.parameters(wider) >= microscopy.parameters(microscopy.make(job._replace(name=microscopy.RATES)))
+
+
+def test_microscopy_in_small(microscopy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("stardist") is None:
+        pytest.skip("stardist is not installed, which has the image")
+    monkeypatch.setattr(microscopy, "SETTINGS", microscopy.SETTINGS[:1])
+    monkeypatch.setattr(microscopy, "FOLDS", 1)
+    image, classes = microscopy.image_and_classes()
+    assert image.shape == classes.shape == (512, 512)
+    assert classes.unique().tolist() == [0, 1, 2]
+    microscopy.main(small(tmp_path))
+    assert len(json.loads((tmp_path / "out.json").read_text())) == len(microscopy.VARIANTS) + len(microscopy.MAIN)
+    assert "| rate map, bfloat16 |" in (tmp_path / "out.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["default", "pace 1"])

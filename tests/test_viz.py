@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from torch import Tensor
 
 import ddu_ops
 from cases import CASES, Case, make_tensors
@@ -70,52 +69,10 @@ def test_tap_positions_refuse_another_shape() -> None:
         viz.tap_positions(torch.ones(3, 4, 4), 3)
 
 
-DRAWINGS = {
-    "taps": lambda dtype: viz.draw_taps(
-        torch.rand(8, 8, dtype=dtype), torch.rand(8, 8, dtype=dtype), [(1, 2)], padding=1
-    ),
-    "map": lambda dtype: viz.draw_map(torch.rand(8, 8, dtype=dtype)),
-    "field": lambda dtype: viz.draw_effective_receptive_field(
-        ddu_ops.DynamicDilationConv2d(2, 1, 3, padding=1, dtype=dtype), torch.randn(2, 2, 9, 9, dtype=dtype), (4, 4)
-    ),
-    "gridding": lambda dtype: viz.draw_gridding([torch.rand(9, 9, dtype=dtype)] * 2, [2, 2], size=9),
-}
-drawings = pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS.keys())
-
-
 def render(drawn: Any) -> None:
     """Axes or a figure."""
     figure = drawn.figure if isinstance(drawn, Axes) else drawn
     figure.canvas.draw()
-
-
-@drawings
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_pictures_of_every_type(draw: Callable[[torch.dtype], Any], dtype: torch.dtype) -> None:
-    render(draw(dtype))
-
-
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_analysis_without_gradients(context: Callable[[], Any]) -> None:
-    """It differentiates all the same."""
-    layer, image, rates = ddu_ops.DynamicDilationConv2d(2, 1, 3, padding=1), torch.randn(2, 2, 9, 9), torch.rand(9, 9)
-
-    def analysis(image: Tensor, rates: Tensor) -> list[Tensor]:
-        return [
-            viz.tap_positions(rates, 3, padding=1),
-            viz.effective_receptive_field(layer, image, (4, 4)),
-            viz.gridding_pattern([rates, 2], size=9),
-        ]
-
-    expected = analysis(image, rates)
-    with context():
-        actual = analysis(image.clone(), rates.clone())
-        viz.draw_effective_receptive_field(layer, image.clone(), (4, 4))
-        viz.draw_gridding([rates.clone(), 2], [2, 2], size=9)
-        viz.draw_taps(image[0, :1], rates.clone(), [(1, 2)], padding=1)
-        viz.draw_map(rates.clone())
-    for a, e in zip(actual, expected, strict=True):
-        assert torch.equal(a, e)
 
 
 @halves

@@ -67,8 +67,8 @@ class ASPP(Composed):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        in_channels = integer(in_channels, "in_channels", name, ValueError)
-        out_channels = integer(out_channels, "out_channels", name, ValueError)
+        in_channels = integer(in_channels, "in_channels", name, ValueError, least=1)
+        out_channels = integer(out_channels, "out_channels", name, ValueError, least=1)
         self.checkpoint = checkpoint
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[axes_of(name, axes)]
@@ -146,7 +146,7 @@ class DynamicASPP(ASPP):
     ) -> None:
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_channels, out_channels, rates, dropout=dropout, checkpoint=checkpoint, axes=axes, **options)
-        channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError)
+        channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError, least=1)
         self.rate = DilationPredictor(channels, 3, padding=1, axes=axes, bounds=bounds, pace=pace, **options)
 
     _branch = _Scaled

@@ -1,0 +1,368 @@
+"""Everything public, and how it is called: what the contracts of ``test_contracts.py`` run over.
+
+Names come from the package: what ``__all__`` lists, of it and of its modules, and in a module without one what is
+defined there. What is called with tensors is called by its signature: an argument is made from its name, a number that
+is an option has two values here. So a new function or module takes part by itself where it keeps to the names of the
+others. Where it does not, ``test_every_public_name_is_held_to_the_contracts`` asks for an entry.
+"""
+
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, SupportsIndex, get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import ddu_ops
+from ddu_ops import receptive_field, recorder, viz
+
+BATCH, CHANNELS, SIDE = 2, 4, 6
+
+# Of an option that is a number, the value that is its default here, and another.
+NUMBERS: dict[str, tuple[int, int]] = {
+    "kernel_size": (3, 2),
+    "stride": (1, 2),
+    "padding": (1, 2),
+    "dilation": (1, 2),
+    "output_size": (SIDE, SIDE - 1),
+    "groups": (1, 2),
+    "dilation_groups": (1, 2),
+    "mask_groups": (1, 2),
+    "theta_groups": (1, 2),
+    "in_channels": (CHANNELS, CHANNELS),
+    "out_channels": (4, 6),
+    "offset_groups": (1, 2),
+    "axes": (2, 2),
+}
+
+
+def modules() -> dict[str, ModuleType]:
+    """The package and its public modules by their names below it, but for those whose contents it exports itself."""
+    found = {"": ddu_ops}
+    for info in pkgutil.walk_packages(ddu_ops.__path__, "ddu_ops."):
+        name = info.name.removeprefix("ddu_ops.")
+        if not any(part.startswith("_") for part in name.split(".")) and name not in ("functional", "modules"):
+            found[name] = importlib.import_module(info.name)
+    return found
+
+
+def names() -> dict[str, Any]:
+    """Everything public by its name, such as ``layers.DynamicASPP``; modules themselves are left out."""
+    found: dict[str, Any] = {}
+    for path, module in modules().items():
+        listed = getattr(module, "__all__", None)
+        if listed is None:
+            own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+            listed = [name for name in own if not name.startswith("_")]
+        for name in listed:
+            value = getattr(module, name)
+            if not isinstance(value, ModuleType) and not any(value is other for other in found.values()):
+                found[f"{path}.{name}" if path else name] = value
+    return found
+
+
+# ---- What is called with tensors ----
+
+
+def axes_of(name: str) -> int:
+    return next((n for n in (1, 2, 3) if f"{n}d" in name.lower()), 2)
+
+
+def _ints(value: Any, axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+@dataclass
+class Problem:
+    """The tensors of one problem by the names of arguments."""
+
+    axes: int
+    options: dict[str, Any]
+    dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def _of(self, option: str) -> tuple[int, ...]:
+        return _ints(self.options.get(option, NUMBERS[option][0] if option != "padding" else 0), self.axes)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self._of("kernel_size"))
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        windows = (self._of(name) for name in ("kernel_size", "stride", "padding", "dilation"))
+        return ddu_ops.grid_size(self._of("output_size"), *windows)
+
+    @property
+    def groups(self) -> int:
+        """Of the positions."""
+        named = next(
+            (name for name in ("dilation_groups", "offset_groups", "theta_groups") if name in self.options), "groups"
+        )
+        return self.options.get(named, 1)
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=self.dtype)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=self.dtype)
+
+    def input(self) -> Tensor:
+        return self._random(BATCH, CHANNELS, *self._of("output_size"))
+
+    def query(self) -> Tensor:
+        return self._random(BATCH, CHANNELS, *self.grid)
+
+    def weight(self) -> Tensor:
+        return self._random(4, CHANNELS // self.options.get("groups", 1), *self._of("kernel_size"))
+
+    def dilation_map(self) -> Tensor:
+        return self._uniform(BATCH, self.groups, *self.grid) * 3
+
+    def offset(self) -> Tensor:
+        return self._random(BATCH, self.groups * self.taps * self.axes, *self.grid)
+
+    def theta(self) -> Tensor:
+        return self._random(BATCH, self.groups * self.axes * (self.axes + 1), *self.grid)
+
+    def mask(self) -> Tensor:
+        return self._uniform(BATCH, self.groups * self.taps, *self.grid)
+
+    def bias(self) -> Tensor:
+        return self._random(4)
+
+    def columns(self) -> Tensor:
+        return self._random(BATCH, CHANNELS * self.taps, math.prod(self.grid))
+
+
+@dataclass
+class Subject:
+    """A function or a module, and how it is called.
+
+    Attributes:
+        name: as people write it, below the package.
+        target: the function or the class.
+        options: what it is given beside its tensors.
+        tensors: the names of those.
+    """
+
+    name: str
+    target: Callable[..., Any]
+    options: dict[str, Any]
+    tensors: list[str]
+    numbers: dict[str, bool] = field(default_factory=dict)  # options that are numbers, and whether one per axis may be
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self.target, type):
+            return "module"
+        return "reference" if self.name.startswith("reference.") else "function"
+
+    @property
+    def title(self) -> str:
+        """What messages start with."""
+        return self.target.__name__
+
+    @property
+    def axes(self) -> int:
+        return axes_of(self.title)
+
+    def arguments(self, dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Tensor, ...]:
+        """The tensors of a call with these options."""
+        problem = Problem(self.axes, {**self.options, **options}, dtype)
+        return tuple(getattr(problem, name)() for name in self.tensors)
+
+    def function(self, **options: Any) -> Callable[..., Any]:
+        """What is called with the tensors: a module of its own, or the function with its options."""
+        options = {**self.options, **options}
+        if self.kind == "module":
+            torch.manual_seed(0)
+            return lively(self.target(**options).eval())
+
+        def call(*tensors: Tensor) -> Any:
+            return self.target(**dict(zip(self.tensors, tensors, strict=True)), **options)
+
+        return call
+
+    def make(self, **options: Any) -> nn.Module:
+        return self.target(**self.options, **options)
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """With weights where a new module has zeros, so that its rates differ from place to place."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if not parameter.is_meta and not parameter.count_nonzero():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+# Options of what can't be called by its signature alone, or not at little cost.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DeformConv1d": {"predict": True},
+    "DeformConv2d": {"predict": True},
+    "DeformConv3d": {"predict": True},
+    "layers.DynamicASPP": {"rates": (1, 2)},
+}
+
+_TENSORS = [name for name in vars(Problem) if not name.startswith("_") and callable(getattr(Problem, name))]
+
+
+def _takes(annotation: Any, kind: type) -> bool:
+    return annotation is kind or kind in get_args(annotation)
+
+
+def _subjects(name: str, target: Any) -> Iterator[Subject]:
+    """How a public name is called by its signature: with the tensors that it needs, and with all that it takes.
+
+    Nothing, where it takes no tensors or one that is not known here.
+    """
+    if isinstance(target, type) and issubclass(target, nn.Module):
+        called: Callable[..., Any] = target.forward
+    elif inspect.isfunction(target) and name not in {**APART, **ANALYSIS}:
+        called = target
+    else:
+        return
+    given = inspect.signature(target).parameters
+    tensors = {
+        p.name: p.default is p.empty
+        for p in inspect.signature(called).parameters.values()
+        if _takes(p.annotation, Tensor) and p.name in _TENSORS
+    }
+    numbers = {
+        p.name: p.annotation is not int
+        for p in given.values()
+        if p.annotation is int or _takes(p.annotation, SupportsIndex)
+    }
+    own = OPTIONS.get(name, {})
+    options = {option: NUMBERS[option][0] for option in numbers if option in NUMBERS} | own
+    needed = [tensor for tensor, is_needed in tensors.items() if is_needed]
+    unknown = {p.name for p in given.values() if p.default is p.empty} - {*tensors, *options}
+    if not needed or unknown or not {*numbers} <= {*NUMBERS, *own}:
+        return
+    yield Subject(name, target, options, needed, numbers)
+    optional = [tensor for tensor in tensors if tensor not in needed]
+    if optional:
+        yield Subject(f"{name} with {', '.join(optional)}", target, options, list(tensors), numbers)
+
+
+# ---- What is not called with tensors, and so by none of the contracts on them ----
+
+APART = {
+    "__version__": "a text",
+    "decompositions": "a table: test_decompositions.py",
+    "onnx.translations": "a table: test_onnx.py",
+    "grid_size": "numbers: test_options.py",
+    "predictors": "parts of a model: test_contracts.py",
+    "convert_mmcv": "state dicts: test_convolution.py",
+    "recorder.RateHistory": "what a recorder has: test_recorder.py",
+    "recorder.RateRecorder": "watches a model: test_recorder.py",
+    "recorder.lightning_callback": "the same: test_recorder.py",
+    "reference.convolution": "what the rest of the reference is made of",
+    "reference.sample": "what the rest of the reference is made of",
+    "reference.splat": "what the rest of the reference is made of",
+    "reference.positions": "what the rest of the reference is made of",
+}
+
+
+# ---- Analysis and pictures ----
+
+
+@dataclass
+class Analysis:
+    """A function that looks at images, maps and windows.
+
+    Attributes:
+        call: with an image ``(B, C, side, side)``, a map ``(side, side)`` and numbers by their names.
+        numbers: the names of those that it takes.
+    """
+
+    call: Callable[..., Any]
+    numbers: tuple[str, ...] = ()
+
+
+_WINDOW = ("kernel_size", "stride", "padding", "dilation")
+_MIDDLE = (SIDE // 2, SIDE // 2)
+
+
+def _network(rates: Tensor) -> Callable[[Tensor], Tensor]:
+    """A layer with a map of its own, which may be one of inference mode."""
+
+    def network(image: Tensor) -> Tensor:
+        weight = image.new_ones(1, image.shape[1], 3, 3)
+        return ddu_ops.dynamic_dilation_conv2d(image, weight, rates.to(image.dtype).clone()[None, None], padding=1)
+
+    return network
+
+
+def _history(image: Tensor, rates: Tensor) -> recorder.RateHistory:
+    """Of a predictor that sees the image."""
+    predictor = ddu_ops.DilationPredictor(max(image.shape[1], 1), 3, padding=1, device=image.device, dtype=image.dtype)
+    with recorder.RateRecorder(predictor, every=1) as watched:
+        if image.numel():
+            predictor(image)
+        watched.step()
+    return watched.history[""]
+
+
+ANALYSIS: dict[str, Analysis] = {
+    "viz.tap_positions": Analysis(
+        lambda image, rates, **o: viz.tap_positions(rates, **{"kernel_size": 3} | o), _WINDOW
+    ),
+    "viz.draw_taps": Analysis(
+        lambda image, rates, **o: viz.draw_taps(image.sum((0, 1)), rates, [(0, 0)] if rates.numel() else [], **o),
+        _WINDOW,
+    ),
+    "viz.draw_map": Analysis(lambda image, rates: viz.draw_map(rates)),
+    "viz.draw_rates": Analysis(lambda image, rates: viz.draw_rates(_history(image, rates))),
+    "viz.effective_receptive_field": Analysis(
+        lambda image, rates: viz.effective_receptive_field(_network(rates), image, _MIDDLE)
+    ),
+    "viz.draw_effective_receptive_field": Analysis(
+        lambda image, rates: viz.draw_effective_receptive_field(_network(rates), image, _MIDDLE)
+    ),
+    "viz.gridding_pattern": Analysis(
+        lambda image, rates, **o: viz.gridding_pattern([2] if o else [rates, 2], **{"size": len(rates)} | o),
+        ("kernel_size", "size"),
+    ),
+    "viz.draw_gridding": Analysis(
+        lambda image, rates, **o: viz.draw_gridding([2] if o else [rates, 2], [1], **{"size": len(rates)} | o),
+        ("kernel_size", "size"),
+    ),
+    "receptive_field.Layer": Analysis(
+        lambda image, rates, **o: receptive_field.Layer(**{"kernel_size": 3} | o).along(1), _WINDOW
+    ),
+    "receptive_field.interval": Analysis(
+        lambda image, rates, **o: receptive_field.interval(receptive_field.Layer(**{"kernel_size": 3} | o), (1, 2)),
+        _WINDOW,
+    ),
+    "receptive_field.pixels": Analysis(lambda image, rates: receptive_field.pixels((1.5, 2.5), len(rates))),
+    "receptive_field.size": Analysis(
+        lambda image, rates, **o: receptive_field.size([receptive_field.Layer(**{"kernel_size": 3} | o)] * 2), _WINDOW
+    ),
+    "receptive_field.stack_interval": Analysis(
+        lambda image, rates, **o: receptive_field.stack_interval(
+            [receptive_field.Layer(**{"kernel_size": 3} | o)], 1, dilation_maps=[rates.flatten()]
+        ),
+        _WINDOW,
+    ),
+}
+
+
+SUBJECTS: dict[str, Subject] = {
+    found.name: found for name, value in names().items() for found in _subjects(name, value)
+}
+
+
+def of(*kinds: str) -> list[Any]:
+    """Those that are a ``function``, a ``module`` or of the ``reference``, as parameters of a test."""
+    return [pytest.param(found, id=found.name) for found in SUBJECTS.values() if found.kind in kinds]
