@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "dcls/share.h"
 #include "math/axis.h"
 #include "math/positions.h"
 
@@ -581,6 +582,80 @@ void check_convolution_gradient(
   TORCH_CHECK(
       has_mask || !needs_mask, op, "(): expected mask to be a tensor, for output_mask asks for its gradient, but got ",
       "None");
+}
+
+Shape check_dcls(
+    const char* op,
+    const at::Tensor& weight,
+    const at::Tensor& positions,
+    const at::Tensor& sigma,
+    const Options::Ints& kernel_size,
+    const std::string& version) {
+  Check check{op, {}};
+  check.tensor("weight", weight);
+  check.tensor("positions", positions);
+  TORCH_CHECK(weight.dim() == 3, op, "(): expected weight of shape (O, I, count), but got ", tuple(weight.sym_sizes()));
+  // Positions of another shape are refused below: until then any number of axes will do.
+  const bool axes_known =
+      positions.dim() == 4 && positions.sym_size(0) >= 1 && positions.sym_size(0) <= int64_t(kMaxAxes);
+  check.caller.axes = axes_known ? positions.sym_size(0).guard_int(__FILE__, __LINE__) : 2;
+  const auto& sizes = weight.sym_sizes();
+  TORCH_CHECK(
+      axes_known && std::equal(sizes.begin(), sizes.end(), positions.sym_sizes().begin() + 1), op,
+      "(): expected positions of shape (N, ", sizes[0], ", ", sizes[1], ", ", sizes[2],
+      "), with N = 1, 2 or 3 axes, but got ", tuple(positions.sym_sizes()));
+  check.agrees("positions", positions, "weight", weight, /*or_float=*/true);
+  check.ints("kernel_size", kernel_size, 1);
+  const auto kind = check.word<dcls::Version>("version", version, dcls::kVersionNames);
+  TORCH_CHECK(
+      sigma.defined() == dcls::has_sigma(kind), op, "(): expected sigma to be ",
+      dcls::has_sigma(kind) ? "a tensor" : "None", " for version '", version, "', but got ",
+      sigma.defined() ? "a tensor" : "None");
+  if (sigma.defined()) {
+    check.tensor("sigma", sigma);
+    check.shaped("sigma", sigma, Shape(positions.sym_sizes().begin(), positions.sym_sizes().end()));
+    check.agrees("sigma", sigma, "positions", positions, /*or_float=*/false);
+  }
+  Shape shape = {sizes[0], sizes[1]};
+  c10::SymInt size = 1;
+  for (int64_t a = 0; a < check.caller.axes; ++a) {
+    shape.emplace_back(kernel_size[kernel_size.size() == 1 ? 0 : a]);
+    size = check.product("the cells of the kernel", size, shape.back());
+  }
+  check.bytes("the bytes for the cells of the kernel", size);
+  size = check.product("the size of the kernel", sizes[0], check.product("the size of the kernel", sizes[1], size));
+  check.bytes("the bytes for the kernel", size);
+  return shape;
+}
+
+void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size) {
+  Check check{op, {}};
+  check.tensor("positions", positions);
+  const auto type = positions.scalar_type();
+  TORCH_CHECK(
+      type == at::kDouble || type == at::kFloat, op, "(): expected positions of type float64 or float32, but got ",
+      name(type));
+  TORCH_CHECK(
+      positions.dim() >= 1 && positions.sym_size(0) >= 1 && positions.sym_size(0) <= int64_t(kMaxAxes), op,
+      "(): expected positions of shape (N, ...), with N = 1, 2 or 3 axes, but got ", tuple(positions.sym_sizes()));
+  check.caller.axes = positions.sym_size(0).guard_int(__FILE__, __LINE__);
+  check.ints("kernel_size", kernel_size, 1);
+}
+
+void check_dcls_gradient(
+    const char* op,
+    const at::Tensor& grad_output,
+    const at::Tensor& weight,
+    const Shape& shape,
+    bool has_sigma,
+    bool needs_sigma) {
+  const Check check{op, {}};
+  check.tensor("grad_output", grad_output);
+  check.shaped("grad_output", grad_output, shape);
+  check.agrees("grad_output", grad_output, "weight", weight, /*or_float=*/false);
+  TORCH_CHECK(
+      has_sigma || !needs_sigma, op,
+      "(): expected sigma to be a tensor, for output_mask asks for its gradient, but got None");
 }
 
 namespace {

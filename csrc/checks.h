@@ -77,6 +77,28 @@ void check_convolution_gradient(
     bool has_mask,
     bool needs_mask);
 
+// dcls_kernel: weight [O, I, count], positions and, if the version has one, sigma [N, O, I, count], or undefined.
+// Returns the shape of the kernel, [O, I, *kernel_size].
+Shape check_dcls(
+    const char* op,
+    const at::Tensor& weight,
+    const at::Tensor& positions,
+    const at::Tensor& sigma,
+    const Options::Ints& kernel_size,
+    const std::string& version);
+
+// dcls_inside: positions [N, ...] in float or double, which has room for a position just before a cell.
+void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size);
+
+// What dcls_kernel_backward takes besides: grad_output of that shape, and no gradient of a sigma that is not there.
+void check_dcls_gradient(
+    const char* op,
+    const at::Tensor& grad_output,
+    const at::Tensor& weight,
+    const Shape& shape,
+    bool has_sigma,
+    bool needs_sigma);
+
 // ---- sizes that follow
 
 Shape input_shape(const SymParams& params);    // [B, C, *size]

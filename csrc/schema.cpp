@@ -73,4 +73,13 @@ TORCH_LIBRARY(ddu, m) {
   define(
       "sample_backward(Tensor grad_output, Tensor input, " + family +
       ") -> (Tensor grad_input, Tensor grad_positions)");
+
+  // A kernel with learnable spacings, and positions on the edge of it where they are outside. The kernel's backward returns an empty tensor in the place of what output_mask leaves out.
+  define("dcls_inside(Tensor positions, int[1] kernel_size) -> Tensor");
+  define(
+      "dcls_kernel(Tensor weight, Tensor positions, int[1] kernel_size, Tensor? sigma=None, *, str version=\"v1\") "
+      "-> Tensor");
+  define(
+      "dcls_kernel_backward(Tensor grad_output, Tensor weight, Tensor positions, int[1] kernel_size, Tensor? sigma, "
+      "str version, bool[3] output_mask) -> (Tensor grad_weight, Tensor grad_positions, Tensor grad_sigma)");
 }

@@ -11,7 +11,7 @@ from ddu_ops._version import __version__
 
 if _extension.problem is None:
     import ddu_ops._vmap  # noqa: F401
-    from ddu_ops import layers, receptive_field, viz
+    from ddu_ops import dcls, layers, receptive_field, viz
     from ddu_ops._decompositions import decompositions
     from ddu_ops._when_imported import when_imported
     from ddu_ops.functional import (
@@ -66,6 +66,7 @@ __all__ = [
     "DynamicDilationUnfold1d",
     "DynamicDilationUnfold3d",
     "__version__",
+    "dcls",
     "decompositions",
     "deform_unfold1d",
     "deform_unfold2d",

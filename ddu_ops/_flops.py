@@ -6,7 +6,9 @@ multiply-adds. A derivative by a parameter of the positions has other weights, f
 channels of a group; its product with an entry of the columns, added to the gradient of the window or the tap, is one
 more. A convolution makes its columns, multiplies each entry by the mask, if there is one, and then by as many weights
 as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in torch's own
-convolution, a bias counts for nothing.
+convolution, a bias counts for nothing. A kernel with learnable spacings adds each weight to the cells that it may
+reach, the two around it along every axis or, where it has a width, all; its backward multiplies each of these with the
+gradient, once for the weight and once for every position and width along an axis.
 """
 
 import math
@@ -151,3 +153,38 @@ def _conv2d_backward(
     if by_map:
         each += rates * (touch + _REDUCE)
     return entries * each + products * product
+
+
+def _reached(kernel_size: Any, axes: int, version: str) -> int:
+    """The cells that a weight is shared out over."""
+    sizes = list(kernel_size) * (axes if len(kernel_size) == 1 else 1)
+    return math.prod(sizes if version in ("max", "gauss") else [min(2, size) for size in sizes])
+
+
+@register_flop_formula(torch.ops.ddu.dcls_kernel)
+def _dcls_kernel(
+    weight: Shape,
+    positions: Shape,
+    kernel_size: Any,
+    sigma: Shape | None = None,
+    *,
+    version: str = "v1",
+    out_shape: Shape,
+) -> int:
+    return 2 * math.prod(weight) * _reached(kernel_size, positions[0], version)
+
+
+@register_flop_formula(torch.ops.ddu.dcls_kernel_backward)
+def _dcls_kernel_backward(
+    grad_output: Shape,
+    weight: Shape,
+    positions: Shape,
+    kernel_size: Any,
+    sigma: Shape | None,
+    version: str,
+    output_mask: Sequence[bool],
+    *,
+    out_shape: Any,
+) -> int:
+    products = 1 + positions[0] * sum(output_mask[1:]) if any(output_mask) else 0
+    return products * 2 * math.prod(weight) * _reached(kernel_size, positions[0], version)
