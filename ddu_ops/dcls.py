@@ -488,7 +488,7 @@ class Dcls3d(_DclsNd):
 
 
 @_documented
-class Dcls2_1d(_DclsNMd):
+class Dcls2_1d(_DclsNMd):  # noqa: N801
     """A 2-D convolution whose kernel is dense along the height and has learned positions along the width.
 
     The package's ``|SIG| + 1`` of version gauss becomes ``|SIG| + 0.27`` when a state dict of it is loaded.
@@ -505,14 +505,14 @@ class Dcls2_1d(_DclsNMd):
 
 
 @_documented
-class Dcls3_1d(_DclsNMd):
+class Dcls3_1d(_DclsNMd):  # noqa: N801
     """A 3-D convolution whose kernel is dense along depth and height and has learned positions along the width."""
 
     _axes, _learned = 3, 1
 
 
 @_documented
-class Dcls3_2d(_DclsNMd):
+class Dcls3_2d(_DclsNMd):  # noqa: N801
     """A 3-D convolution whose kernel is dense along the depth and has learned positions along height and width."""
 
     _axes, _learned = 3, 2

@@ -211,7 +211,7 @@ def draw_positions(
     before: Tensor | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw where the weights of one kernel with learnable spacings lie.
+    r"""Draw where the weights of one kernel with learnable spacings lie.
 
     Args:
         positions: relative to the cell ``kernel_size // 2``, row and column, as of
@@ -222,8 +222,8 @@ def draw_positions(
         ax: what to draw on. Default: new axes.
 
     Shape:
-        - positions, before: :math:`(2, \\text{count})`.
-        - weight: :math:`(\\text{count})`.
+        - positions, before: :math:`(2, \text{count})`.
+        - weight: :math:`(\text{count})`.
 
     Example:
         >>> layer = dcls.Dcls2d(4, 4, 6, groups=4, dilated_kernel_size=9)
