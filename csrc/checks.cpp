@@ -628,6 +628,66 @@ Shape check_dcls(
   return shape;
 }
 
+namespace {
+
+// input [B, C, *size] and shifts [N, C, taps], whose N is the number of axes.
+void check_shifted(Check& check, const at::Tensor& input, const at::Tensor& shifts) {
+  const auto* const op = check.op;
+  check.tensor("input", input);
+  TORCH_CHECK(
+      input.dim() >= 3 && input.dim() <= 2 + kMaxAxes, op,
+      "(): expected input of shape (B, C, ...), with 1, 2 or 3 axes, but got ", tuple(input.sym_sizes()));
+  check.caller.axes = input.dim() - 2;
+  TORCH_CHECK(
+      shifts.layout() == c10::kStrided && shifts.scalar_type() == at::kLong, op,
+      "(): expected shifts to be a dense tensor of type int64, but got one of layout ", shifts.layout(), " and type ",
+      name(shifts.scalar_type()));
+  TORCH_CHECK(
+      shifts.dim() == 3 && shifts.sym_size(0) == check.caller.axes && shifts.sym_size(1) == input.sym_size(1), op,
+      "(): expected shifts of shape (", check.caller.axes, ", ", input.sym_size(1), ", taps), but got ",
+      tuple(shifts.sym_sizes()));
+  TORCH_CHECK(
+      shifts.device() == input.device(), op, "(): expected shifts on the device of input, ", input.device(),
+      ", but got one on ", shifts.device());
+}
+
+}  // namespace
+
+Shape check_sparse_sum(
+    const at::Tensor& input, const at::Tensor& factors, const at::Tensor& shifts, c10::SymIntArrayRef output_size) {
+  Check check{"dcls_sparse_sum", {}};
+  check_shifted(check, input, shifts);
+  check.tensor("factors", factors);
+  check.shaped("factors", factors, {shifts.sym_size(1), shifts.sym_size(2)});
+  check.agrees("factors", factors, "input", input, /*or_float=*/false);
+  TORCH_CHECK(
+      static_cast<int64_t>(output_size.size()) == check.caller.axes, check.op, "(): expected output_size to have ",
+      check.caller.axes, " entries, but got ", tuple(output_size));
+  Shape shape = {input.sym_size(0), input.sym_size(1)};
+  c10::SymInt size = 1;
+  for (const auto& one : output_size) {
+    TORCH_CHECK(one >= 0, check.op, "(): expected output_size to be at least 0, but got ", tuple(output_size));
+    shape.push_back(one);
+    size = check.product("the size of the output", size, one);
+  }
+  check.bytes("the bytes of the output", size);
+  size = check.product("the size of the output", shape[0], check.product("the size of the output", shape[1], size));
+  check.bytes("the bytes of the output", size);
+  return shape;
+}
+
+Shape check_sparse_dot(const at::Tensor& left, const at::Tensor& input, const at::Tensor& shifts) {
+  Check check{"dcls_sparse_dot", {}};
+  check_shifted(check, input, shifts);
+  check.tensor("left", left);
+  TORCH_CHECK(
+      left.dim() == input.dim() && left.sym_size(0) == input.sym_size(0) && left.sym_size(1) == input.sym_size(1),
+      check.op, "(): expected left of shape (", input.sym_size(0), ", ", input.sym_size(1), ", ...), with ",
+      check.caller.axes, " axes, but got ", tuple(left.sym_sizes()));
+  check.agrees("left", left, "input", input, /*or_float=*/false);
+  return {shifts.sym_size(1), shifts.sym_size(2)};
+}
+
 void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size) {
   Check check{op, {}};
   check.tensor("positions", positions);

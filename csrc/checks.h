@@ -87,6 +87,13 @@ Shape check_dcls(
     const Options::Ints& kernel_size,
     const std::string& version);
 
+// dcls_sparse_sum: input [B, C, *size], factors [C, taps], shifts [N, C, taps] in int64. Returns [B, C, *output_size].
+Shape check_sparse_sum(
+    const at::Tensor& input, const at::Tensor& factors, const at::Tensor& shifts, c10::SymIntArrayRef output_size);
+
+// dcls_sparse_dot: left [B, C, *output_size] and input. Returns [C, taps].
+Shape check_sparse_dot(const at::Tensor& left, const at::Tensor& input, const at::Tensor& shifts);
+
 // dcls_inside: positions [N, ...] in float or double, which has room for a position just before a cell.
 void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size);
 

@@ -74,7 +74,10 @@ TORCH_LIBRARY(ddu, m) {
       "sample_backward(Tensor grad_output, Tensor input, " + family +
       ") -> (Tensor grad_input, Tensor grad_positions)");
 
-  // A kernel with learnable spacings, and positions on the edge of it where they are outside. The kernel's backward returns an empty tensor in the place of what output_mask leaves out.
+  // A kernel with learnable spacings; its convolution without the kernel; and positions on the edge of it where they
+  // are outside. The kernel's backward returns an empty tensor in the place of what output_mask leaves out.
+  define("dcls_sparse_sum(Tensor input, Tensor factors, Tensor shifts, SymInt[] output_size) -> Tensor");
+  define("dcls_sparse_dot(Tensor left, Tensor input, Tensor shifts) -> Tensor");
   define("dcls_inside(Tensor positions, int[1] kernel_size) -> Tensor");
   define(
       "dcls_kernel(Tensor weight, Tensor positions, int[1] kernel_size, Tensor? sigma=None, *, str version=\"v1\") "

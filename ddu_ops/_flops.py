@@ -8,7 +8,8 @@ more. A convolution makes its columns, multiplies each entry by the mask, if the
 as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in torch's own
 convolution, a bias counts for nothing. A kernel with learnable spacings adds each weight to the cells that it may
 reach, the two around it along every axis or, where it has a width, all; its backward multiplies each of these with the
-gradient, once for the weight and once for every position and width along an axis.
+gradient, once for the weight and once for every position and width along an axis. Its sparse form multiplies every
+output by every tap of its channel, as the dot that it is differentiated by does.
 """
 
 import math
@@ -188,3 +189,15 @@ def _dcls_kernel_backward(
 ) -> int:
     products = 1 + positions[0] * sum(output_mask[1:]) if any(output_mask) else 0
     return products * 2 * math.prod(weight) * _reached(kernel_size, positions[0], version)
+
+
+@register_flop_formula(torch.ops.ddu.dcls_sparse_sum)
+def _dcls_sparse_sum(
+    input: Shape, factors: Shape, shifts: Shape, output_size: Sequence[int], *, out_shape: Shape
+) -> int:
+    return 2 * math.prod(out_shape) * factors[1]
+
+
+@register_flop_formula(torch.ops.ddu.dcls_sparse_dot)
+def _dcls_sparse_dot(left: Shape, input: Shape, shifts: Shape, *, out_shape: Shape) -> int:
+    return 2 * math.prod(left) * shifts[2]

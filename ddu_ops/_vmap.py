@@ -91,13 +91,13 @@ for _name in ("conv2d", "conv2d_backward"):
 
 
 def _register_dcls(name: str) -> None:
-    """The mapped dimension is folded into the output channels, of which every tensor has one."""
+    """The mapped dimension is folded into the (output) channels, which every tensor has."""
     operator = getattr(torch.ops.ddu, name).default
     parameters = [argument.name for argument in operator._schema.arguments]
 
     def rows(parameter: str) -> int:
-        """The dimension of the output channels."""
-        return 1 if parameter.removeprefix("grad_") in ("positions", "sigma") else 0
+        """The dimension of the channels."""
+        return int(parameter.removeprefix("grad_") in ("positions", "sigma", "input", "left", "shifts"))
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
         size: int = info.batch_size
@@ -114,7 +114,8 @@ def _register_dcls(name: str) -> None:
 
         result = operator(*map(fold_in, parameters, args, in_dims), **options)
         if isinstance(result, Tensor):
-            return take_out(result, 0), 0
+            into = 1 if name == "dcls_sparse_sum" else 0
+            return take_out(result, into), into
         needed = args[parameters.index("output_mask")]
         dims = [
             rows(parameter.name) if need else None
@@ -127,12 +128,14 @@ def _register_dcls(name: str) -> None:
     torch.library.register_vmap(operator, rule)
 
 
-for _name in ("dcls_kernel", "dcls_kernel_backward"):
+for _name in ("dcls_kernel", "dcls_kernel_backward", "dcls_sparse_sum", "dcls_sparse_dot"):
     _register_dcls(_name)
 
 
-@torch.library.register_vmap(torch.ops.ddu.dcls_inside.default)
 def _inside(info: Any, in_dims: tuple[int | None, ...], positions: Tensor, kernel_size: Any) -> tuple[Tensor, int]:
     """Every position for itself: the mapped dimension goes where it is not looked at."""
     assert in_dims[0] is not None
     return torch.ops.ddu.dcls_inside(positions.movedim(in_dims[0], -1), kernel_size), -1
+
+
+torch.library.register_vmap(torch.ops.ddu.dcls_inside.default, _inside)

@@ -32,6 +32,10 @@ _extension.require()
 VERSIONS = ("v0", "v1", "max", "gauss")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
+#: Where the sparse form pays: how many cells the kernel has to have for every tap that takes their place. A weight is
+#: two taps along each axis. By device; on others the kernel is always dense.
+CELLS_PER_TAP = {"cpu": 2.0, "cuda": 1.0}
+
 #: What SIG starts at, by the versions that have one.
 _INITIAL_SIG = {"gauss": 0.23, "max": 0.0}
 
@@ -263,6 +267,55 @@ class _Dcls(nn.Module):
         )
         return kernel.unflatten(1, (-1, *self._dense())) if self._dense() else kernel
 
+    def is_sparse(self, device: torch.device) -> bool:
+        """Whether the forward samples its input at the positions, and builds no dense kernel.
+
+        Both forms compute the same. The sparse one is for depthwise layers of stride 1, in the versions whose weights
+        lie on the cells next to their positions, v0 and v1; it pays where these are few among all cells.
+        """
+        sizes = self.dilated_kernel_size
+        taps = 2**self._learned * self.kernel_count
+        return (
+            self._axes == self._learned
+            and self.version in ("v0", "v1")
+            and self.keep_inside
+            and self.in_channels == self.out_channels == self.groups
+            and set(self.stride) == {1}
+            and min(sizes) > 1
+            and math.prod(sizes) >= CELLS_PER_TAP.get(device.type, math.inf) * taps
+        )
+
+    def _sparse_forward(self, input: Tensor, pads: Sequence[int]) -> Tensor:
+        """The sum over the cells around every position, each a tap; ``pads`` as of ``F.pad``."""
+        batched = input.dim() == self._axes + 2
+        input = input if batched else input.unsqueeze(0)
+        positions = self.positions().squeeze(2)  # (N, C, count)
+        whole = positions.detach().floor()
+        fraction = positions - whole
+        weight = self.weight.squeeze(1)
+        if self.version == "v1":
+            weight = weight / (1 + 1e-7)  # inside, the shares sum up to one
+        # A position that is not finite moves nothing: its fraction is NaN, and shows.
+        cells = whole.nan_to_num(0, 0, 0).long()
+        corners = torch.arange(2**self._axes, device=input.device).view(-1, 1, 1)
+        factors, shifts, output_size = weight.to(positions.dtype).unsqueeze(0), [], []
+        for axis, (size, kernel) in enumerate(zip(input.shape[2:], self.dilated_kernel_size, strict=True)):
+            last_first = self._axes - 1 - axis
+            before, after = pads[2 * last_first : 2 * last_first + 2]
+            shares = torch.stack([1 - fraction[axis], fraction[axis]])
+            factors = (factors.unsqueeze(1) * shares).flatten(0, 1)  # (corners, C, count)
+            shifts.append(cells[axis] + (kernel // 2 - before) + (corners >> last_first & 1))
+            output_size.append(size + before + after - kernel + 1)
+        result: Tensor = torch.ops.ddu.dcls_sparse_sum(
+            input,
+            factors.movedim(0, 1).flatten(1).to(self.weight.dtype),
+            torch.stack(shifts).movedim(1, 2).flatten(2),
+            output_size,
+        )
+        if self.bias is not None:
+            result = result + self.bias.to(result.dtype).view(-1, *[1] * self._axes)
+        return result if batched else result.squeeze(0)
+
     def _flat(self, tensor: Tensor, channels: int) -> Tensor:
         """With the dense axes taken for channels, which are at this dimension."""
         return tensor.flatten(channels, -2) if self._dense() else tensor
@@ -279,9 +332,12 @@ class _Dcls(nn.Module):
         return [size for pair in reversed(each) for size in pair]
 
     def forward(self, input: Tensor) -> Tensor:
-        padding = self.padding
+        padding: tuple[int, ...] | str | int = self.padding
+        pads = self._pads()
         if self.padding_mode != "zeros":
-            input, padding = F.pad(input, self._pads(), mode=self.padding_mode), 0
+            input, padding, pads = F.pad(input, pads, mode=self.padding_mode), 0, [0] * len(pads)
+        if self.is_sparse(input.device):
+            return self._sparse_forward(input, pads)
         conv = (F.conv1d, F.conv2d, F.conv3d)[self._axes - 1]
         result: Tensor = conv(input, self.kernel(), self.bias, self.stride, padding, 1, self.groups)
         return result

@@ -880,6 +880,243 @@ def test_layers_say_what_they_are() -> None:
     )
 
 
+# ---- the sparse form ----
+
+
+class Sparse(NamedTuple):
+    input: Tensor
+    factors: Tensor
+    shifts: Tensor
+    size: tuple[int, ...]
+
+    def sum(self) -> Tensor:
+        result: Tensor = torch.ops.ddu.dcls_sparse_sum(*self)
+        return result
+
+    def expected(self) -> Tensor:
+        """Tap by tap, in float64, from a copy with all the zeros that are ever read."""
+        input, factors = self.input.double(), self.factors.double()
+        result = torch.zeros(*input.shape[:2], *self.size, dtype=torch.float64, device=input.device)
+        for c, channel in enumerate(self.shifts.movedim(0, -1).tolist()):
+            for j, shift in enumerate(channel):
+                wide = [max(self.size) + abs(s) + n for s, n in zip(shift, input.shape[2:], strict=True)]
+                if max(wide) > 1000:
+                    continue
+                padded = F.pad(input[:, c], [n for w in reversed(wide) for n in (w, w)])
+                for axis, (s, w, n) in enumerate(zip(shift, wide, self.size, strict=True)):
+                    padded = padded.narrow(1 + axis, w + s, n)
+                result[:, c] = result[:, c] + factors[c, j] * padded
+        return result
+
+
+SPARSE_SIZES = {
+    "line": ((9,), (7,)),
+    "image": ((6, 9), (7, 8)),
+    "volume": ((4, 5, 6), (5, 3, 6)),
+    "several_tiles": ((35, 40), (37, 41)),
+}
+sparse_sizes = pytest.mark.parametrize("size, output_size", SPARSE_SIZES.values(), ids=SPARSE_SIZES.keys())
+
+
+def sparse(
+    size: tuple[int, ...] = (6, 9),
+    output_size: tuple[int, ...] = (7, 8),
+    dtype: torch.dtype = torch.float64,
+    device: Any = "cpu",
+    *,
+    batch: int = 2,
+    channels: int = 3,
+    taps: int = 11,
+) -> Sparse:
+    generator = torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(*shape, generator=generator).to(dtype).to(device)  # noqa: E731
+    shifts = torch.randint(-4, 7, (len(size), channels, taps), generator=generator)
+    if shifts.numel():
+        shifts[0, 0, 0], shifts[-1, -1, -1] = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+    return Sparse(draw(batch, channels, *size), draw(channels, taps), shifts.to(device), output_size)
+
+
+@sparse_sizes
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_sparse_sum_and_its_gradients(
+    size: tuple[int, ...], output_size: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    p = sparse(size, output_size, dtype, device, taps=70)
+    p = p._replace(input=p.input.requires_grad_(), factors=p.factors.requires_grad_())
+    output, expected = p.sum(), p.expected()
+    assert output.dtype == dtype
+    assert_near(output, expected, dtype)
+    cotangent = torch.randn_like(output)
+    found = torch.autograd.grad(output, (p.input, p.factors), cotangent)
+    right = torch.autograd.grad(expected, (p.input, p.factors), cotangent.double())
+    for ours, judge in zip(found, right, strict=True):
+        assert_near(ours, judge, dtype)
+
+
+@sparse_sizes
+def test_sparse_form_has_all_derivatives(size: tuple[int, ...], output_size: tuple[int, ...]) -> None:
+    size, output_size = (tuple(min(n, 5) for n in sizes) for sizes in (size, output_size))
+    p = sparse(size, output_size, batch=1, channels=2, taps=3)
+    function = lambda input, factors: Sparse(input, factors, p.shifts, p.size).sum()  # noqa: E731
+    of = p.input.requires_grad_(), p.factors.requires_grad_()
+    torch.autograd.gradcheck(function, of, check_forward_ad=True, check_batched_grad=True)
+    torch.autograd.gradgradcheck(function, of, check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@sparse_sizes
+@pytest.mark.parametrize("requires_grad", [False, True], ids=["without_grad", "with_grad"])
+def test_opcheck_of_the_sparse_form(
+    size: tuple[int, ...], output_size: tuple[int, ...], requires_grad: bool, device: torch.device
+) -> None:
+    p = sparse(size, output_size, torch.float32, device)
+    input, factors = p.input.requires_grad_(requires_grad), p.factors.requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.ddu.dcls_sparse_sum.default, (input, factors, *p[2:]))
+    left = torch.randn_like(p.sum()).requires_grad_(requires_grad)
+    torch.library.opcheck(torch.ops.ddu.dcls_sparse_dot.default, (left, input, p.shifts))
+
+
+@sparse_sizes
+def test_the_sparse_form_in_aten(size: tuple[int, ...], output_size: tuple[int, ...]) -> None:
+    p, table = sparse(size, output_size), decompositions()
+    output = p.sum()
+    torch.testing.assert_close(table[torch.ops.ddu.dcls_sparse_sum.default](*p), output)
+    arguments = torch.randn_like(output), p.input, p.shifts
+    torch.testing.assert_close(
+        table[torch.ops.ddu.dcls_sparse_dot.default](*arguments), torch.ops.ddu.dcls_sparse_dot(*arguments)
+    )
+
+
+@pytest.mark.parametrize("changes", [{"batch": 0}, {"channels": 0}, {"taps": 0}, {"size": (0, 9)}], ids=str)
+def test_the_sparse_form_of_nothing(changes: dict[str, Any], device: torch.device) -> None:
+    p = sparse(**changes, device=device)
+    output = p.sum()
+    assert output.shape == (p.input.shape[0], p.input.shape[1], 7, 8)
+    assert not output.any()
+    result = torch.ops.ddu.dcls_sparse_dot(output, p.input, p.shifts)
+    assert result.shape == p.factors.shape
+    assert not result.any()
+
+
+def test_refusals_of_the_sparse_form() -> None:
+    def text(operator: str, *arguments: Any) -> str:
+        with pytest.raises(RuntimeError) as caught:
+            getattr(torch.ops.ddu, operator)(*arguments)
+        assert f"{operator}(): expected " in str(caught.value)
+        return str(caught.value)
+
+    input, factors, shifts, size = sparse()
+    both = lambda *a: {text("dcls_sparse_sum", a[0], factors, *a[1:], size), text("dcls_sparse_dot", input, *a)}  # noqa: E731
+    assert all("shifts of shape (2, 3, taps), but got (1, 3, 11)" in t for t in both(input, shifts[:1]))
+    assert all("of type int64" in t for t in both(input, shifts.double()))
+    assert all("with 1, 2 or 3 axes, but got (3,)" in t for t in both(input[0, :, 0, 0], shifts))
+    assert "factors of shape (3, 11)" in text("dcls_sparse_sum", input, factors[:2], shifts, size)
+    assert "factors of type float64" in text("dcls_sparse_sum", input, factors.float(), shifts, size)
+    assert "2 entries, but got (7,)" in text("dcls_sparse_sum", input, factors, shifts, size[:1])
+    assert "at least 0, but got (7, -1)" in text("dcls_sparse_sum", input, factors, shifts, (7, -1))
+    assert "below 2^63" in text("dcls_sparse_sum", input, factors, shifts, (2**40, 2**40))
+    assert "left of shape (2, 3, ...)" in text("dcls_sparse_dot", input[:1], input, shifts)
+
+
+@pytest.mark.parametrize("mapped", [(0, None, None), (1, 0, None), (None, 1, 2)], ids=str)
+def test_vmap_of_the_sparse_form(mapped: tuple[int | None, ...]) -> None:
+    p = sparse()
+    grown = [
+        tensor if dim is None else torch.stack([tensor, tensor + 1, 2 * tensor], dim)
+        for tensor, dim in zip(p[:3], mapped, strict=True)
+    ]
+    result = vmap(lambda *of: Sparse(*of, p.size).sum(), in_dims=mapped)(*grown)
+    for index in range(3):
+        one = [t if dim is None else t.select(dim, index) for t, dim in zip(grown, mapped, strict=True)]
+        torch.testing.assert_close(result[index], Sparse(*one, p.size).sum())
+
+
+SPARSE_LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "line": ("Dcls1d", {"dilated_kernel_size": 9, "padding": 4}),
+    "image": ("Dcls2d", {"dilated_kernel_size": (9, 7), "padding": (4, 1)}),
+    "even": ("Dcls2d", {"dilated_kernel_size": (8, 9), "padding": "same", "bias": False}),
+    "reflected": ("Dcls2d", {"dilated_kernel_size": 7, "padding": 3, "padding_mode": "reflect"}),
+    "volume": ("Dcls3d", {"dilated_kernel_size": (5, 6, 7), "padding": (2, 0, 3)}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+@pytest.mark.parametrize("name, options", SPARSE_LAYERS.values(), ids=SPARSE_LAYERS.keys())
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_both_forms_agree(
+    name: str, options: dict[str, Any], version: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In value and in every gradient, with positions inside, outside and on the edge."""
+    layer = getattr(dcls, name)(4, 4, 3, groups=4, version=version, device=device, dtype=torch.float64, **options)
+    with torch.no_grad():
+        layer.P.normal_(0, 2)
+        layer.P[0, 0] = torch.tensor([9.0, -9.0, layer.dilated_kernel_size[0] // 2])
+    input = input_of(layer, dtype=torch.float64, device=device).requires_grad_()
+    found = []
+    for form in (0.0, math.inf):
+        monkeypatch.setattr(dcls, "CELLS_PER_TAP", {"cpu": form, "cuda": form})
+        assert layer.is_sparse(input.device) == (form == 0)
+        output = layer(input)
+        gradients = torch.autograd.grad(output.sin().sum(), [input, *layer.parameters()], create_graph=True)
+        again = torch.autograd.grad(sum(g.square().sum() for g in gradients), [input, *layer.parameters()])
+        found.append([output, layer(input[0]), *gradients, *again])
+    for ours, right in zip(*found, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-6)
+
+
+def test_the_sparse_form_is_for_few_weights_on_two_cells_each() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    make = lambda **changes: dcls.Dcls2d(  # noqa: E731
+        **{"in_channels": 8, "out_channels": 8, "groups": 8, "kernel_count": 34, "dilated_kernel_size": 17}
+        | {"version": "v1"}
+        | changes
+    )
+    assert make().is_sparse(cpu)
+    assert make().is_sparse(cuda)
+    assert make(version="v0").is_sparse(cpu)
+    assert not make().is_sparse(torch.device("meta"))
+    for change in (
+        {"version": "gauss"}, {"version": "max"}, {"stride": 2}, {"groups": 4}, {"out_channels": 16},
+        {"kernel_count": 200}, {"keep_inside": False}, {"dilated_kernel_size": (1, 400)},
+    ):  # fmt: skip
+        assert not make(**change).is_sparse(cpu)
+        assert not make(**change).is_sparse(cuda)
+
+
+def test_the_sparse_form_shows_what_is_not_finite() -> None:
+    layer = dcls.Dcls2d(2, 2, 1, groups=2, dilated_kernel_size=9, padding=4, version="v1")
+    assert layer.is_sparse(torch.device("cpu"))
+    with torch.no_grad():
+        layer.P[0, 0] = math.nan
+    output = layer(input_of(layer))
+    assert output[:, 0, 3:6, 3:6].isnan().all()
+    assert output[:, 1].isfinite().all()
+
+
+def test_the_sparse_form_under_autocast_and_compile() -> None:
+    layer = dcls.Dcls2d(4, 4, 3, groups=4, dilated_kernel_size=9, padding=4, version="v1")
+    input = input_of(layer)
+    assert layer.is_sparse(input.device)
+    expected = layer(input)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = layer(input)
+    assert result.dtype == torch.bfloat16
+    assert_near(result, expected, torch.bfloat16)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for size in (9, 12):
+        input = input_of(layer, size)
+        torch.testing.assert_close(compiled(input), layer(input))
+
+
+def test_flops_of_the_sparse_form() -> None:
+    p = sparse()
+    with FlopCounterMode(display=False) as counter:
+        output = p._replace(input=p.input.requires_grad_(), factors=p.factors.requires_grad_()).sum()
+    assert counter.get_total_flops() == 2 * output.numel() * 11
+    with FlopCounterMode(display=False) as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 2 * p.input.numel() * 11 + 2 * output.numel() * 11
+
+
 # ---- training ----
 
 

@@ -32,6 +32,8 @@ MAY_SPILL = {
     "Li3ELb0ELb1ELNS_6SourceE": (656, "likewise"),
     "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
     "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
+    "17sparse_dot_kernel": (32, "of three axes: a handful of values"),
+    "12build_kernel": (32, "likewise, in float64"),
     "reduce_kernel": (134, "the general path, float64 and 64-bit offsets most: a handful of values"),
     "sample_kernel": (72, "likewise"),
 }
