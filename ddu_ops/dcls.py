@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops import _extension
 from ddu_ops._options import Ints, integer, ints
@@ -88,10 +89,14 @@ def dcls_kernel(
         >>> dcls.dcls_kernel(weight, positions, 5, version="v0")
         tensor([[[0., 1., 1., 1., 0.]]])
     """
+    tensors = (weight, positions, sigma)
+    if has_torch_function(tensors):  # fx does not know the sizes yet
+        given = weight, positions, kernel_size, sigma
+        result: Tensor = handle_torch_function(dcls_kernel, tensors, *given, version=version)
+        return result
     axes = positions.shape[0] if positions.dim() == 4 and 1 <= positions.shape[0] <= 3 else 2
     size = ints(kernel_size, axes, "kernel_size", "dcls_kernel")
-    result: Tensor = torch.ops.ddu.dcls_kernel(weight, positions, size, sigma, version=version)
-    return result
+    return torch.ops.ddu.dcls_kernel(weight, positions, size, sigma, version=version)
 
 
 def _order(version: str, axes: int) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Kernels with learnable spacings: the operator, its derivatives, and the layers of ``ddu_ops.dcls``."""
 
+import copy
+import io
 import math
 import subprocess
 import sys
@@ -838,6 +840,26 @@ def test_layers_compile_with_changing_sizes(keep_inside: bool) -> None:
             result.square().sum().backward()
             found.append([result, *(p.grad for p in layer.parameters())])
         torch.testing.assert_close(found[0], found[1])
+
+
+@layers
+@versions
+def test_layers_are_traced_by_fx(name: str, version: str) -> None:
+    layer = make(name, version)
+    traced = torch.fx.symbolic_trace(layer)
+    input = input_of(layer)
+    torch.testing.assert_close(traced(input), layer(input))
+
+
+@versions
+def test_copies(version: str) -> None:
+    layer = make("Dcls2d", version)
+    file = io.BytesIO()
+    torch.save(layer, file)
+    file.seek(0)
+    input = input_of(layer)
+    for copied in (copy.deepcopy(layer), torch.load(file, weights_only=False)):
+        assert torch.equal(copied(input), layer(input))
 
 
 def test_gradients_per_sample() -> None:
