@@ -5,6 +5,7 @@ registers and the spilled bytes of every kernel with ``--verbose``.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -61,10 +62,10 @@ def main() -> None:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     architectures = [a for a in args.architectures if f"sm_{a}" in known]
-    folder = ROOT / "csrc" / "backends" / "cuda"
-    sources = sorted(folder.glob("*.cu"))
+    listed = [ROOT / "csrc" / name for name in json.loads((ROOT / "csrc" / "build.json").read_text())["cuda"]]
+    sources = [source for source in listed if source.suffix == ".cu"]
     jobs = [(source, architecture) for source in sources for architecture in architectures]
-    jobs += [(source, architectures[0]) for source in sorted(folder.glob("*.cpp"))]  # the host's part
+    jobs += [(source, architectures[0]) for source in listed if source.suffix == ".cpp"]  # the host's part
     with ThreadPoolExecutor(args.jobs) as pool:
         reports = pool.map(lambda job: compile_one(nvcc, *job), jobs)
         kernels = [kernel for report in reports for kernel in report]
