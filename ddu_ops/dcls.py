@@ -94,7 +94,7 @@ def dcls_kernel(
         given = weight, positions, kernel_size, sigma
         result: Tensor = handle_torch_function(dcls_kernel, tensors, *given, version=version)
         return result
-    axes = positions.shape[0] if positions.dim() == 4 and 1 <= positions.shape[0] <= 3 else 2
+    axes = min(len(kernel_size), 3) if isinstance(kernel_size, Sequence) else 1  # the operator knows how many there are
     size = ints(kernel_size, axes, "kernel_size", "dcls_kernel")
     return torch.ops.ddu.dcls_kernel(weight, positions, size, sigma, version=version)
 
@@ -341,7 +341,8 @@ class _Dcls(nn.Module):
         pads = self._pads()
         if self.padding_mode != "zeros":
             input, padding, pads = F.pad(input, pads, mode=self.padding_mode), 0, [0] * len(pads)
-        if self.is_sparse(input.device):
+        # torch.jit.trace cannot record a size that it computes among others.
+        if self.is_sparse(input.device) and torch._C._get_tracing_state() is None:
             return self._sparse_forward(input, pads)
         conv = (F.conv1d, F.conv2d, F.conv3d)[self._axes - 1]
         result: Tensor = conv(input, self.kernel(), self.bias, self.stride, padding, 1, self.groups)
