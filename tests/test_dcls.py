@@ -830,7 +830,7 @@ def test_layers_under_autocast() -> None:
 @pytest.mark.parametrize("keep_inside", [True, False])
 def test_layers_compile_with_changing_sizes(keep_inside: bool) -> None:
     layer = dcls.Dcls2d(4, 4, 3, dilated_kernel_size=7, groups=4, padding=3, keep_inside=keep_inside)
-    # Inductor takes the strides of a convolution's input for constants, where the weight is computed.
+    # Where inductor changes the layout of a convolution, it takes strides of the input for constants.
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
     for size in (8, 11):
         input = input_of(layer, size)
