@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "dcls/share.h"
 #include "math/axis.h"
 #include "math/positions.h"
 
@@ -720,6 +721,140 @@ void check_convolution_gradient(
   TORCH_CHECK(
       has_mask || !needs_mask, op, "(): expected mask to be a tensor, for output_mask asks for its gradient, but got ",
       "None");
+}
+
+Shape check_dcls(
+    const char* op,
+    const at::Tensor& weight,
+    const at::Tensor& positions,
+    const at::Tensor& sigma,
+    const Options::Ints& kernel_size,
+    const std::string& version) {
+  Check check{op, {}};
+  check.tensor("weight", weight);
+  check.tensor("positions", positions);
+  TORCH_CHECK(weight.dim() == 3, op, "(): expected weight of shape (O, I, count), but got ", tuple(weight.sym_sizes()));
+  // Positions of another shape are refused below: until then any number of axes will do.
+  const bool axes_known =
+      positions.dim() == 4 && positions.sym_size(0) >= 1 && positions.sym_size(0) <= int64_t(kMaxAxes);
+  check.caller.axes = axes_known ? positions.sym_size(0).guard_int(__FILE__, __LINE__) : 2;
+  const auto& sizes = weight.sym_sizes();
+  TORCH_CHECK(
+      axes_known && std::equal(sizes.begin(), sizes.end(), positions.sym_sizes().begin() + 1), op,
+      "(): expected positions of shape (N, ", sizes[0], ", ", sizes[1], ", ", sizes[2],
+      "), with N = 1, 2 or 3 axes, but got ", tuple(positions.sym_sizes()));
+  check.agrees("positions", positions, "weight", weight, /*or_float=*/true);
+  check.ints("kernel_size", kernel_size, 1);
+  const auto kind = check.word<dcls::Version>("version", version, dcls::kVersionNames);
+  TORCH_CHECK(
+      sigma.defined() == dcls::has_sigma(kind), op, "(): expected sigma to be ",
+      dcls::has_sigma(kind) ? "a tensor" : "None", " for version '", version, "', but got ",
+      sigma.defined() ? "a tensor" : "None");
+  if (sigma.defined()) {
+    check.tensor("sigma", sigma);
+    check.shaped("sigma", sigma, Shape(positions.sym_sizes().begin(), positions.sym_sizes().end()));
+    check.agrees("sigma", sigma, "positions", positions, /*or_float=*/false);
+  }
+  Shape shape = {sizes[0], sizes[1]};
+  c10::SymInt size = 1;
+  for (int64_t a = 0; a < check.caller.axes; ++a) {
+    shape.emplace_back(kernel_size[kernel_size.size() == 1 ? 0 : a]);
+    size = check.product("the cells of the kernel", size, shape.back());
+  }
+  check.bytes("the bytes for the cells of the kernel", size);
+  size = check.product("the size of the kernel", sizes[0], check.product("the size of the kernel", sizes[1], size));
+  check.bytes("the bytes for the kernel", size);
+  return shape;
+}
+
+namespace {
+
+// input [B, C, *size] and shifts [N, C, taps], whose N is the number of axes.
+void check_shifted(Check& check, const at::Tensor& input, const at::Tensor& shifts) {
+  const auto* const op = check.op;
+  check.tensor("input", input);
+  TORCH_CHECK(
+      input.dim() >= 3 && input.dim() <= 2 + kMaxAxes, op,
+      "(): expected input of shape (B, C, ...), with 1, 2 or 3 axes, but got ", tuple(input.sym_sizes()));
+  check.caller.axes = input.dim() - 2;
+  TORCH_CHECK(
+      shifts.layout() == c10::kStrided && shifts.scalar_type() == at::kLong, op,
+      "(): expected shifts to be a dense tensor of type int64, but got one of layout ", shifts.layout(), " and type ",
+      name(shifts.scalar_type()));
+  TORCH_CHECK(
+      shifts.dim() == 3 && shifts.sym_size(0) == check.caller.axes && shifts.sym_size(1) == input.sym_size(1), op,
+      "(): expected shifts of shape (", check.caller.axes, ", ", input.sym_size(1), ", taps), but got ",
+      tuple(shifts.sym_sizes()));
+  TORCH_CHECK(
+      shifts.device() == input.device(), op, "(): expected shifts on the device of input, ", input.device(),
+      ", but got one on ", shifts.device());
+}
+
+}  // namespace
+
+Shape check_sparse_sum(
+    const at::Tensor& input, const at::Tensor& factors, const at::Tensor& shifts, c10::SymIntArrayRef output_size) {
+  Check check{"dcls_sparse_sum", {}};
+  check_shifted(check, input, shifts);
+  check.tensor("factors", factors);
+  check.shaped("factors", factors, {shifts.sym_size(1), shifts.sym_size(2)});
+  check.agrees("factors", factors, "input", input, /*or_float=*/false);
+  TORCH_CHECK(
+      static_cast<int64_t>(output_size.size()) == check.caller.axes, check.op, "(): expected output_size to have ",
+      check.caller.axes, " entries, but got ", tuple(output_size));
+  Shape shape = {input.sym_size(0), input.sym_size(1)};
+  c10::SymInt size = 1;
+  for (const auto& one : output_size) {
+    TORCH_CHECK(one >= 0, check.op, "(): expected output_size to be at least 0, but got ", tuple(output_size));
+    shape.push_back(one);
+    size = check.product("the size of the output", size, one);
+  }
+  check.bytes("the bytes of the output", size);
+  size = check.product("the size of the output", shape[0], check.product("the size of the output", shape[1], size));
+  check.bytes("the bytes of the output", size);
+  return shape;
+}
+
+Shape check_sparse_dot(const at::Tensor& left, const at::Tensor& input, const at::Tensor& shifts) {
+  Check check{"dcls_sparse_dot", {}};
+  check_shifted(check, input, shifts);
+  check.tensor("left", left);
+  TORCH_CHECK(
+      left.dim() == input.dim() && left.sym_size(0) == input.sym_size(0) && left.sym_size(1) == input.sym_size(1),
+      check.op, "(): expected left of shape (", input.sym_size(0), ", ", input.sym_size(1), ", ...), with ",
+      check.caller.axes, " axes, but got ", tuple(left.sym_sizes()));
+  check.agrees("left", left, "input", input, /*or_float=*/false);
+  return {shifts.sym_size(1), shifts.sym_size(2)};
+}
+
+void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size) {
+  Check check{op, {}};
+  check.tensor("positions", positions);
+  const auto type = positions.scalar_type();
+  TORCH_CHECK(
+      type == at::kDouble || type == at::kFloat, op, "(): expected positions of type float64 or float32, but got ",
+      name(type));
+  TORCH_CHECK(
+      positions.dim() >= 1 && positions.sym_size(0) >= 1 && positions.sym_size(0) <= int64_t(kMaxAxes), op,
+      "(): expected positions of shape (N, ...), with N = 1, 2 or 3 axes, but got ", tuple(positions.sym_sizes()));
+  check.caller.axes = positions.sym_size(0).guard_int(__FILE__, __LINE__);
+  check.ints("kernel_size", kernel_size, 1);
+}
+
+void check_dcls_gradient(
+    const char* op,
+    const at::Tensor& grad_output,
+    const at::Tensor& weight,
+    const Shape& shape,
+    bool has_sigma,
+    bool needs_sigma) {
+  const Check check{op, {}};
+  check.tensor("grad_output", grad_output);
+  check.shaped("grad_output", grad_output, shape);
+  check.agrees("grad_output", grad_output, "weight", weight, /*or_float=*/false);
+  TORCH_CHECK(
+      has_sigma || !needs_sigma, op,
+      "(): expected sigma to be a tensor, for output_mask asks for its gradient, but got None");
 }
 
 namespace {

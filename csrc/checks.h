@@ -92,6 +92,35 @@ SymParams check_sums(
     int64_t& mask_groups,
     const Caller& caller = {});
 
+// dcls_kernel: weight [O, I, count], positions and, if the version has one, sigma [N, O, I, count], or undefined.
+// Returns the shape of the kernel, [O, I, *kernel_size].
+Shape check_dcls(
+    const char* op,
+    const at::Tensor& weight,
+    const at::Tensor& positions,
+    const at::Tensor& sigma,
+    const Options::Ints& kernel_size,
+    const std::string& version);
+
+// dcls_sparse_sum: input [B, C, *size], factors [C, taps], shifts [N, C, taps] in int64. Returns [B, C, *output_size].
+Shape check_sparse_sum(
+    const at::Tensor& input, const at::Tensor& factors, const at::Tensor& shifts, c10::SymIntArrayRef output_size);
+
+// dcls_sparse_dot: left [B, C, *output_size] and input. Returns [C, taps].
+Shape check_sparse_dot(const at::Tensor& left, const at::Tensor& input, const at::Tensor& shifts);
+
+// dcls_inside: positions [N, ...] in float or double, which has room for a position just before a cell.
+void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size);
+
+// What dcls_kernel_backward takes besides: grad_output of that shape, and no gradient of a sigma that is not there.
+void check_dcls_gradient(
+    const char* op,
+    const at::Tensor& grad_output,
+    const at::Tensor& weight,
+    const Shape& shape,
+    bool has_sigma,
+    bool needs_sigma);
+
 // ---- sizes that follow
 
 Shape input_shape(const SymParams& params);    // [B, C, *size]

@@ -114,4 +114,16 @@ TORCH_LIBRARY(ddu, m) {
       "str padding_mode, bool[5] output_mask) -> (Tensor grad_query, Tensor grad_input, Tensor grad_mask, "
       "Tensor grad_weight, Tensor grad_positions)");
   define("max_pool(Tensor input, " + sums + ") -> (Tensor values, Tensor taps)");
+
+  // A kernel with learnable spacings; its convolution without the kernel; and positions on the edge of it where they
+  // are outside. The kernel's backward returns an empty tensor in the place of what output_mask leaves out.
+  define("dcls_sparse_sum(Tensor input, Tensor factors, Tensor shifts, SymInt[] output_size) -> Tensor");
+  define("dcls_sparse_dot(Tensor left, Tensor input, Tensor shifts) -> Tensor");
+  define("dcls_inside(Tensor positions, int[1] kernel_size) -> Tensor");
+  define(
+      "dcls_kernel(Tensor weight, Tensor positions, int[1] kernel_size, Tensor? sigma=None, *, str version=\"v1\") "
+      "-> Tensor");
+  define(
+      "dcls_kernel_backward(Tensor grad_output, Tensor weight, Tensor positions, int[1] kernel_size, Tensor? sigma, "
+      "str version, bool[3] output_mask) -> (Tensor grad_weight, Tensor grad_positions, Tensor grad_sigma)");
 }

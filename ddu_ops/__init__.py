@@ -11,7 +11,7 @@ from ddu_ops._version import __version__
 
 if _extension.problem is None:
     import ddu_ops._vmap  # noqa: F401
-    from ddu_ops import layers, receptive_field, recorder, viz
+    from ddu_ops import dcls, layers, receptive_field, recorder, viz
     from ddu_ops._decompositions import decompositions
     from ddu_ops._sum_modules import (
         DeformAggregate1d,
@@ -137,6 +137,7 @@ __all__ = [
     "__version__",
     "adapt",
     "convert_mmcv",
+    "dcls",
     "decompositions",
     "deform_aggregate1d",
     "deform_aggregate2d",

@@ -7,7 +7,10 @@ channels of a group; its product with an entry of the columns, added to the grad
 more. A sum of windows takes each sample once, multiplies it by what there is of query, mask and weight, and adds it to
 each of the results. A convolution makes its columns, multiplies each entry by the mask, if there is one, and then by as
 many weights as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in
-torch's own convolution, a bias counts for nothing.
+torch's own convolution, a bias counts for nothing. A kernel with learnable spacings adds each weight to the cells that
+it may reach, the two around it along every axis or, where it has a width, all; its backward multiplies each of these
+with the gradient, once for the weight and once for every position and width along an axis. Its sparse form multiplies
+every output by every tap of its channel, as the dot that it is differentiated by does.
 """
 
 import math
@@ -231,3 +234,50 @@ def _convolution_backward(
     if by_positions:
         each += parameters * (touch + _REDUCE)
     return entries * each + products * product
+
+
+def _reached(kernel_size: Any, axes: int, version: str) -> int:
+    """The cells that a weight is shared out over."""
+    sizes = list(kernel_size) * (axes if len(kernel_size) == 1 else 1)
+    return math.prod(sizes if version in ("max", "gauss") else [min(2, size) for size in sizes])
+
+
+@register_flop_formula(torch.ops.ddu.dcls_kernel)
+def _dcls_kernel(
+    weight: Shape,
+    positions: Shape,
+    kernel_size: Any,
+    sigma: Shape | None = None,
+    *,
+    version: str = "v1",
+    out_shape: Shape,
+) -> int:
+    return 2 * math.prod(weight) * _reached(kernel_size, positions[0], version)
+
+
+@register_flop_formula(torch.ops.ddu.dcls_kernel_backward)
+def _dcls_kernel_backward(
+    grad_output: Shape,
+    weight: Shape,
+    positions: Shape,
+    kernel_size: Any,
+    sigma: Shape | None,
+    version: str,
+    output_mask: Sequence[bool],
+    *,
+    out_shape: Any,
+) -> int:
+    products = 1 + positions[0] * sum(output_mask[1:]) if any(output_mask) else 0
+    return products * 2 * math.prod(weight) * _reached(kernel_size, positions[0], version)
+
+
+@register_flop_formula(torch.ops.ddu.dcls_sparse_sum)
+def _dcls_sparse_sum(
+    input: Shape, factors: Shape, shifts: Shape, output_size: Sequence[int], *, out_shape: Shape
+) -> int:
+    return 2 * math.prod(out_shape) * factors[1]
+
+
+@register_flop_formula(torch.ops.ddu.dcls_sparse_dot)
+def _dcls_sparse_dot(left: Shape, input: Shape, shifts: Shape, *, out_shape: Shape) -> int:
+    return 2 * math.prod(left) * shifts[2]

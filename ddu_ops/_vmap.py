@@ -123,3 +123,54 @@ def _register_convolution(name: str) -> None:
 
 for _name in ("convolution", "convolution_backward"):
     _register_convolution(_name)
+
+
+def _register_dcls(name: str) -> None:
+    """The mapped dimension is folded into the (output) channels, which every tensor has."""
+    operator = getattr(torch.ops.ddu, name).default
+    parameters = [argument.name for argument in operator._schema.arguments]
+
+    def rows(parameter: str) -> int:
+        """The dimension of the channels."""
+        return int(parameter.removeprefix("grad_") in ("positions", "sigma", "input", "left", "shifts"))
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any, **options: Any) -> tuple[Any, Any]:
+        size: int = info.batch_size
+
+        def fold_in(parameter: str, value: Any, dim: int | None) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            mapped = value.expand(size, *value.shape) if dim is None else value.movedim(dim, 0)
+            into = rows(parameter)
+            return mapped.movedim(0, into).flatten(into, into + 1) if mapped.dim() > into + 1 else mapped
+
+        def take_out(value: Tensor, dim: int) -> Tensor:
+            return value.unflatten(dim, (size, value.shape[dim] // max(size, 1)))
+
+        result = operator(*map(fold_in, parameters, args, in_dims), **options)
+        if isinstance(result, Tensor):
+            into = 1 if name == "dcls_sparse_sum" else 0
+            return take_out(result, into), into
+        needed = args[parameters.index("output_mask")]
+        dims = [
+            rows(parameter.name) if need else None
+            for parameter, need in zip(operator._schema.returns, needed, strict=True)
+        ]
+        return tuple(
+            value if dim is None else take_out(value, dim) for value, dim in zip(result, dims, strict=True)
+        ), tuple(dims)
+
+    torch.library.register_vmap(operator, rule)
+
+
+for _name in ("dcls_kernel", "dcls_kernel_backward", "dcls_sparse_sum", "dcls_sparse_dot"):
+    _register_dcls(_name)
+
+
+def _inside(info: Any, in_dims: tuple[int | None, ...], positions: Tensor, kernel_size: Any) -> tuple[Tensor, int]:
+    """Every position for itself: the mapped dimension goes where it is not looked at."""
+    assert in_dims[0] is not None
+    return torch.ops.ddu.dcls_inside(positions.movedim(in_dims[0], -1), kernel_size), -1
+
+
+torch.library.register_vmap(torch.ops.ddu.dcls_inside.default, _inside)

@@ -685,3 +685,37 @@ def deform_conv3d(
 ) -> Tensor:
     """What :func:`ddu_ops.deform_conv3d` computes."""
     return _deform_conv(3, input, offset, weight, bias, mask, stride, padding, dilation, padding_mode)
+
+
+# ---- Dilated convolution with learnable spacings ----
+
+
+def dcls_kernel(
+    weight: Tensor, positions: Tensor, kernel_size: Ints, sigma: Tensor | None = None, *, version: str = "v1"
+) -> Tensor:
+    """The dense kernel: see :func:`ddu_ops.dcls.dcls_kernel`. It holds every cell's share of every point."""
+    axes = positions.shape[0]
+    size = _per_axis(kernel_size, axes)
+    least = 0.27 if version == "gauss" else 1.0
+    shares: Tensor | None = None
+    for axis, cells in enumerate(size):
+        position = positions[axis].unsqueeze(-1)
+        whole = position.detach().floor()
+        distance = torch.arange(cells, dtype=positions.dtype, device=positions.device) - cells // 2 - whole
+        distance = distance - (position - whole)
+        width = torch.ones_like(position)
+        if sigma is not None:
+            raw = sigma[axis].unsqueeze(-1)
+            width = torch.where(raw < 0, -raw, raw) + least
+        if version == "gauss":
+            share = torch.exp(-0.5 * (distance / width).clamp(-100, 100) ** 2)
+        else:
+            slope = torch.where(distance > 0, 1.0, -1.0).to(distance)
+            outside = (distance <= -width) | (distance > width)
+            share = torch.where(outside, 0.0, width - slope * distance)
+        share = share.reshape(*weight.shape, *([1] * axis), cells, *([1] * (axes - axis - 1)))
+        shares = share if shares is None else shares * share
+    assert shares is not None
+    if version != "v0":
+        shares = shares / (shares.sum(tuple(range(-axes, 0)), keepdim=True) + 1e-7)
+    return (weight.reshape(*weight.shape, *([1] * axes)) * shares).sum(2)

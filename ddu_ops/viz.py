@@ -259,6 +259,54 @@ def draw_effective_receptive_field(
     return ax
 
 
+def draw_positions(
+    positions: Tensor,
+    kernel_size: Ints,
+    weight: Tensor | None = None,
+    *,
+    before: Tensor | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    r"""Draw where the weights of one kernel with learnable spacings lie.
+
+    Args:
+        positions: relative to the cell ``kernel_size // 2``, row and column, as of
+            :func:`ddu_ops.dcls.dcls_kernel` and of a layer's ``positions()``, of one pair of channels.
+        kernel_size: of the dense kernel: its cells are drawn as a grid.
+        weight: what colours the points: red above zero, blue below. Default: one colour.
+        before: where they lay before, which a line leads from. Default: no lines.
+        ax: what to draw on. Default: new axes.
+
+    Shape:
+        - positions, before: :math:`(2, \text{count})`.
+        - weight: :math:`(\text{count})`.
+
+    Example:
+        >>> layer = dcls.Dcls2d(4, 4, 6, groups=4, dilated_kernel_size=9)
+        >>> viz.draw_positions(layer.positions()[:, 0, 0], 9, layer.weight[0, 0]).get_title()
+        '6 weights in 9 x 9 cells'
+    """
+    ax = _axes(ax)
+    height, width = ints(kernel_size, 2, "kernel_size", "draw_positions")
+    shift = torch.tensor([[height // 2], [width // 2]])
+    rows, columns = at_least_float32(positions.detach()).cpu() + shift
+    if before is not None:
+        old_rows, old_columns = at_least_float32(before.detach()).cpu() + shift
+        ax.plot(torch.stack([old_columns, columns]), torch.stack([old_rows, rows]), color="0.6", linewidth=1, zorder=2)
+    colours: dict[str, Any] = {"color": "C0"}
+    if weight is not None:
+        values = at_least_float32(weight.detach()).cpu()
+        reach = float(values.abs().max()) if values.numel() else 1.0
+        colours = {"c": values, "cmap": "RdBu_r", "vmin": -reach, "vmax": reach}
+    ax.scatter(columns, rows, s=28, edgecolors="black", linewidths=0.7, zorder=3, **colours)
+    ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), aspect="equal")
+    ax.set_xticks([edge - 0.5 for edge in range(width + 1)], [""] * (width + 1))
+    ax.set_yticks([edge - 0.5 for edge in range(height + 1)], [""] * (height + 1))
+    ax.grid(color="0.9")
+    ax.set_title(f"{positions.shape[1]} weights in {height} x {width} cells")
+    return ax
+
+
 def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size: int = 33) -> Tensor:
     """How many paths lead from every pixel through a stack of layers to the output position in the middle.
 

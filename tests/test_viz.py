@@ -153,3 +153,15 @@ def test_more_than_one_map_is_refused() -> None:
 def test_matplotlib_is_imported_when_something_is_drawn() -> None:
     program = "import sys, ddu_ops.viz; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_positions_lie_in_their_cells() -> None:
+    """Those of the kernel's centre in the middle cell; lines lead from where they were."""
+    positions = torch.tensor([[0.0, -1.5], [1.0, 2.0]])
+    ax = viz.draw_positions(positions, (5, 7), torch.tensor([1.0, -2.0]), before=torch.zeros(2, 2))
+    (points,) = ax.collections
+    assert points.get_offsets().tolist() == [[4.0, 2.0], [5.0, 0.5]]
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[3.0, 2.0], [4.0, 2.0]], [[3.0, 2.0], [5.0, 0.5]]]
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-0.5, 6.5), (4.5, -0.5))
+    assert points.get_clim() == (-2.0, 2.0)
+    assert viz.draw_positions(positions, 5).get_title() == "2 weights in 5 x 5 cells"

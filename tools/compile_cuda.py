@@ -5,6 +5,7 @@ registers and the spilled bytes of every kernel with ``--verbose``.
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,8 @@ MAY_SPILL = {
     "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
     "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
     "11sums_kernel": (276, "three axes and all results most; the others a handful of values"),
+    "17sparse_dot_kernel": (32, "of three axes: a handful of values"),
+    "12build_kernel": (32, "likewise, in float64"),
     "reduce_kernel": (264, "the general path, float64 and 64-bit offsets most; dot alone, two channels at a time"),
     "sample_kernel": (128, "likewise"),
 }
@@ -60,10 +63,10 @@ def main() -> None:
         return
     known = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
     architectures = [a for a in args.architectures if f"sm_{a}" in known]
-    folder = ROOT / "csrc" / "backends" / "cuda"
-    sources = sorted(folder.glob("*.cu"))
+    listed = [ROOT / "csrc" / name for name in json.loads((ROOT / "csrc" / "build.json").read_text())["cuda"]]
+    sources = [source for source in listed if source.suffix == ".cu"]
     jobs = [(source, architecture) for source in sources for architecture in architectures]
-    jobs += [(source, architectures[0]) for source in sorted(folder.glob("*.cpp"))]  # the host's part
+    jobs += [(source, architectures[0]) for source in listed if source.suffix == ".cpp"]  # the host's part
     with ThreadPoolExecutor(args.jobs) as pool:
         reports = pool.map(lambda job: compile_one(nvcc, *job), jobs)
         kernels = [kernel for report in reports for kernel in report]

@@ -40,6 +40,9 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def main() -> None:
     count = 0
+    for paths, dtype in itertools.product([(), ("fast",), ("wide",)], DTYPES):
+        with taking(*paths):
+            count += call_dcls(dtype)
     small = itertools.product(SMALL, [(), ("fast",), ("wide",), ("fast", "wide")])
     for case, paths in [*small, *((case, ()) for case in LARGER)]:
         for deterministic, dtype in itertools.product([(), ("deterministic",)], DTYPES):
@@ -50,6 +53,28 @@ def main() -> None:
     print(f"{count} calls, {sum(launches.values())} launches of {len(launches)} kernels")
     if missed := sorted(name for name, number in launches.items() if number == 0):
         raise SystemExit("never launched: " + ", ".join(missed))
+
+
+def call_dcls(dtype: torch.dtype) -> int:
+    """Kernels with learnable spacings and their sparse form, on one axis to three, with their gradients."""
+    count = 0
+    for size in ((9,), (7, 30), (3, 4, 5)):
+        weight = torch.randn(3, 2, 70, dtype=dtype, device="cuda").requires_grad_()
+        positions = (4 * torch.randn(len(size), 3, 2, 70, device="cuda")).to(dtype)
+        positions.view(-1)[:4] = torch.tensor([float("nan"), float("inf"), 3e4, -3e4])
+        positions, sigma = positions.requires_grad_(), torch.randn_like(positions).requires_grad_()
+        for version in ("v1", "gauss"):
+            reach = sigma if version == "gauss" else None
+            kernel = torch.ops.ddu.dcls_kernel(weight, positions, size, reach, version=version)
+            kernel.backward(torch.randn_like(kernel))
+        shifts = torch.randint(-9, 9, (len(size), 3, 70), device="cuda")
+        shifts[0, 0, :2] = torch.tensor([2**63 - 1, -(2**63)])
+        input = torch.randn(2, 3, *size, dtype=dtype, device="cuda").requires_grad_()
+        factors = torch.randn(3, 70, dtype=dtype, device="cuda").requires_grad_()
+        output = torch.ops.ddu.dcls_sparse_sum(input, factors, shifts, [n + 3 for n in size])
+        output.backward(torch.randn_like(output))
+        count += 6
+    return count
 
 
 def call_operators(case: Case, dtype: torch.dtype) -> int:

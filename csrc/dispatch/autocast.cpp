@@ -38,6 +38,7 @@ void register_autocast(torch::Library& m) {
         "aggregate",
         "correlate",
         "max_pool",
+        "dcls_sparse_sum",
         "deform_unfold1d",
         "deform_unfold2d",
         "deform_unfold3d"}) {
