@@ -70,8 +70,11 @@ def names() -> dict[str, Any]:
 # ---- What is called with tensors ----
 
 
+AXES = {"Dcls2_1d": 2, "Dcls3_1d": 3, "Dcls3_2d": 3, "WaveNet": 1, "WaveNetBlock": 1}  # which the name does not say
+
+
 def axes_of(name: str) -> int:
-    return next((n for n in (1, 2, 3) if f"{n}d" in name.lower()), 2)
+    return AXES.get(name) or next((n for n in (1, 2, 3) if f"{n}d" in name.lower()), 2)
 
 
 def _ints(value: Any, axes: int) -> tuple[int, ...]:
@@ -207,12 +210,38 @@ def lively(module: nn.Module) -> nn.Module:
 
 
 # Options of what can't be called by its signature alone, or not at little cost.
+_DCLS = {"kernel_count": 2, "dilated_kernel_size": 5}
+_HEADS = {"dim": CHANNELS, "num_heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "DeformConv1d": {"predict": True},
     "DeformConv2d": {"predict": True},
     "DeformConv3d": {"predict": True},
+    "dcls.Dcls1d": _DCLS,
+    "dcls.Dcls2_1d": {**_DCLS, "dense_kernel_size": 3},
+    "dcls.Dcls2d": _DCLS,
+    "dcls.Dcls3_1d": {**_DCLS, "dense_kernel_size": 3},
+    "dcls.Dcls3_2d": {**_DCLS, "dense_kernel_size": 3},
+    "dcls.Dcls3d": _DCLS,
+    "layers.DeepLabV2Head": {"num_classes": 3, "rates": (1, 2)},
+    "layers.DeepLabV3Head": {"num_classes": 3, "rates": (1, 2), "channels": 4},
+    "layers.DenseASPP": {"rates": (1, 2), "hidden": 4, "growth": 4},
+    "layers.DilateBlock": {**_HEADS, "dilation": (1, 2)},
+    "layers.DilatedBlock": {"channels": CHANNELS, "rates": 2},
+    "layers.DilatedStack": {"channels": CHANNELS, "rates": [1, (1, 2)]},
     "layers.DynamicASPP": {"rates": (1, 2)},
+    "layers.EfficientASPP": {"reduced_channels": 2},
+    "layers.FrequencyAdaptiveConv2d": {"deform_groups": 1},
+    "layers.FrequencyAdaptiveConv3d": {"base_dilation": 1, "deform_groups": 1, "adakern_min_channel": 2},
+    "layers.FrequencySelection": {"spatial_group": 1, "spatial_kernel": 3},
+    "layers.MultiDilatelocalAttention": {"dim": SIDE, "num_heads": 3},
+    "layers.MultiScale": {"rates": (1, 2)},
+    "layers.NeighborhoodAttention1d": _HEADS,
+    "layers.NeighborhoodAttention2d": _HEADS,
+    "layers.NeighborhoodAttention3d": _HEADS,
+    "layers.WaveNet": {"channels": CHANNELS, "skip_channels": 3, "rates": (1, 2)},
+    "layers.WaveNetBlock": {"channels": CHANNELS, "skip_channels": 3},
 }
+OWN_MAPS = ("layers.MultiDilatelocalAttention", "layers.NeighborhoodAttention")  # of the size of the input
 
 _TENSORS = [name for name in vars(Problem) if not name.startswith("_") and callable(getattr(Problem, name))]
 
@@ -236,7 +265,7 @@ def _subjects(name: str, target: Any) -> Iterator[Subject]:
     tensors = {
         p.name: p.default is p.empty
         for p in inspect.signature(called).parameters.values()
-        if _takes(p.annotation, Tensor) and p.name in _TENSORS
+        if (_takes(p.annotation, Tensor) or p.annotation is p.empty) and p.name in _TENSORS
     }
     numbers = {
         p.name: p.annotation is not int
@@ -246,12 +275,13 @@ def _subjects(name: str, target: Any) -> Iterator[Subject]:
     own = OPTIONS.get(name, {})
     options = {option: NUMBERS[option][0] for option in numbers if option in NUMBERS} | own
     needed = [tensor for tensor, is_needed in tensors.items() if is_needed]
-    unknown = {p.name for p in given.values() if p.default is p.empty} - {*tensors, *options}
+    required = (p.name for p in given.values() if p.default is p.empty and p.kind is not p.VAR_KEYWORD)
+    unknown = {*required} - {*tensors, *options}
     if not needed or unknown or not {*numbers} <= {*NUMBERS, *own}:
         return
     yield Subject(name, target, options, needed, numbers)
     optional = [tensor for tensor in tensors if tensor not in needed]
-    if optional:
+    if optional and not name.startswith(OWN_MAPS):
         yield Subject(f"{name} with {', '.join(optional)}", target, options, list(tensors), numbers)
 
 
@@ -267,6 +297,36 @@ APART = {
     "recorder.RateHistory": "what a recorder has: test_recorder.py",
     "recorder.RateRecorder": "watches a model: test_recorder.py",
     "recorder.lightning_callback": "the same: test_recorder.py",
+    "adapt": "a model: test_conversion.py",
+    "conversion.Change": "a line of a report: test_conversion.py",
+    "conversion.Conversion": "a report: test_conversion.py",
+    "to_fixed": "a model: test_conversion.py",
+    "dcls.dcls_kernel": "tensors of its own: test_dcls.py",
+    "dcls.layers": "parts of a model: test_dcls.py",
+    "dcls.parameter_groups": "parts of a model: test_dcls.py",
+    "dcls.published_positions": "states: test_dcls.py",
+    "dcls.repulsion_loss": "tensors of its own: test_dcls.py",
+    "layers.DCNv4": "channels are a multiple of 16 for every group: test_attention.py",
+    "layers.Involution2d": "channels are a multiple of 16: test_attention.py",
+    "layers.Segmenter": "made of modules: test_layers.py",
+    "layers.exponential_rates": "numbers: test_layers.py",
+    "layers.replace_stride_with_dilation": "a model: test_layers.py",
+    "layers.same_padding": "numbers: test_layers.py",
+    "layers.window_attention": "channels come last: test_attention.py",
+    "receptive_field.Coverage": "what an analysis gives: test_receptive_field.py",
+    "receptive_field.Field": "what an analysis gives: test_receptive_field.py",
+    "receptive_field.coverage": "rates: test_receptive_field.py",
+    "receptive_field.example": "a model: test_receptive_field.py",
+    "receptive_field.field": "layers: test_receptive_field.py",
+    "receptive_field.trace": "a model: test_receptive_field.py",
+    "receptive_field.traced": "a model: test_receptive_field.py",
+    "viz.draw_coverage": "what an analysis gives: test_viz.py",
+    "viz.draw_positions": "tensors of its own: test_viz.py",
+    "viz.draw_receptive_fields": "what an analysis gives: test_viz.py",
+    "reference.aggregate": "what the rest of the reference is made of",
+    "reference.correlate": "what the rest of the reference is made of",
+    "reference.dcls_kernel": "tensors of its own: test_dcls.py",
+    "reference.max_pool": "what the rest of the reference is made of",
     "reference.convolution": "what the rest of the reference is made of",
     "reference.sample": "what the rest of the reference is made of",
     "reference.splat": "what the rest of the reference is made of",
