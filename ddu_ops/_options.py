@@ -82,6 +82,11 @@ def one_or_more(
     return numbers[0] if _index(value) is not None else numbers
 
 
+def length_of_ints(value: Any) -> int:
+    """How many numbers there are; 0 where something is none."""
+    return len(_numbers(value, False) or ())
+
+
 def _check(
     least: int | None, numbers: Sequence[int], value: Any, name: str, function: str, error: type[Exception]
 ) -> None:

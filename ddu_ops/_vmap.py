@@ -160,7 +160,7 @@ def _register_dcls(name: str) -> None:
             value if dim is None else take_out(value, dim) for value, dim in zip(result, dims, strict=True)
         ), tuple(dims)
 
-    torch.library.register_vmap(operator, rule)
+    torch.library.register_vmap(operator, rule, lib=_library)
 
 
 for _name in ("dcls_kernel", "dcls_kernel_backward", "dcls_sparse_sum", "dcls_sparse_dot"):
@@ -173,4 +173,4 @@ def _inside(info: Any, in_dims: tuple[int | None, ...], positions: Tensor, kerne
     return torch.ops.ddu.dcls_inside(positions.movedim(in_dims[0], -1), kernel_size), -1
 
 
-torch.library.register_vmap(torch.ops.ddu.dcls_inside.default, _inside)
+torch.library.register_vmap(torch.ops.ddu.dcls_inside.default, _inside, lib=_library)

@@ -216,12 +216,17 @@ class _Dcls(nn.Module):
     def _dense(self) -> tuple[int, ...]:
         return self.dense_kernel_size if self._axes > self._learned else ()
 
-    def _limits(self) -> list[int]:
-        """The package's, of every entry of P along its first dimension."""
+    def _limits(self) -> Tensor:
+        """The package's, of every entry of P along its first dimension: of shape (N, 1, ...)."""
         size = self.dilated_kernel_size
-        limits = [0] * self._learned
+        numbers = [0] * self._learned
         for axis, place in enumerate(_order(self.version, self._learned)):
-            limits[place] = size[axis] // 2
+            numbers[place] = size[axis] // 2
+        limits = torch.tensor(numbers, dtype=self.P.dtype, device=self.P.device).view(-1, *[1] * (self.P.dim() - 1))
+        if hasattr(self.P, "device_mesh"):  # a parameter in shards
+            from torch.distributed.tensor import distribute_tensor
+
+            limits = distribute_tensor(limits, self.P.device_mesh)
         return limits
 
     def reset_parameters(self) -> None:
@@ -231,11 +236,11 @@ class _Dcls(nn.Module):
             bound = 1 / math.sqrt(self.weight[0].numel())
             nn.init.uniform_(self.bias, -bound, bound)
         with torch.no_grad():
-            for positions, limit in zip(self.P, self._limits(), strict=True):
-                if self._dense():
-                    positions.uniform_(-limit, limit)
-                else:
-                    positions.normal_(0, 0.5).clamp_(-limit, limit)
+            if self._dense():
+                self.P.uniform_(-1, 1).mul_(self._limits())
+            else:
+                self.P.normal_(0, 0.5)
+                self.clamp_parameters()
         if self.SIG is not None:
             nn.init.constant_(self.SIG, _INITIAL_SIG[self.version])
 
@@ -245,8 +250,8 @@ class _Dcls(nn.Module):
 
         Nothing depends on it here: the forward reads positions inside the kernel whatever ``P`` holds.
         """
-        for positions, limit in zip(self.P, self._limits(), strict=True):
-            positions.clamp_(-limit, limit)
+        limits = self._limits()
+        self.P.copy_(torch.minimum(torch.maximum(self.P, -limits), limits))
 
     def positions(self) -> Tensor:
         """Where the weights lie: ``P``, slowest axis first, inside the kernel: :math:`(N, O, I, ..., count)`."""
@@ -525,7 +530,10 @@ class Dcls2d(_DclsNd):
         padding_mode: str = "zeros",
         version: str = "gauss",
         use_implicit_gemm: bool = True,
-        **options: Any,
+        *,
+        keep_inside: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
             in_channels,
@@ -538,7 +546,9 @@ class Dcls2d(_DclsNd):
             bias,
             padding_mode,
             version,
-            **options,
+            keep_inside=keep_inside,
+            device=device,
+            dtype=dtype,
         )
 
 

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ddu_ops._options import Ints, one_or_more
+from ddu_ops._options import Ints, length_of_ints, one_or_more
 
 Interval = tuple[float, float]
 
@@ -62,11 +62,15 @@ class Layer:
     aligned: bool = True
 
     def __post_init__(self) -> None:
-        lengths = (_length(getattr(self, name)) for name in _OPTIONS)
+        lengths = [length_of_ints(getattr(self, name)) for name in _OPTIONS]
         axes = max((length for length in lengths if length in (2, 3)), default=2)
-        for name in _OPTIONS:
+        for name, length in zip(_OPTIONS, lengths, strict=True):
             value = getattr(self, name)
-            for_one = 1 if _length(value) == 1 else axes  # a list with one number stays one
+            if length not in (1, 2, 3):
+                raise ValueError(
+                    f"Layer(): expected {name} to be an int, or one for each of one to three axes, but got {value!r}"
+                )
+            for_one = 1 if length == 1 else axes  # a list with one number stays one
             object.__setattr__(self, name, one_or_more(value, for_one, name, "Layer", ValueError))
 
     @property
@@ -81,13 +85,6 @@ class Layer:
             for name in _OPTIONS
         )
         return kernel_size, stride, padding, dilation
-
-
-def _length(option: Any) -> int:
-    try:
-        return len(option)
-    except TypeError:  # a number, of whatever kind
-        return 1
 
 
 def interval(layer: Layer, position: Interval, axis: int = 0, rate: float | None = None) -> Interval:

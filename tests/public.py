@@ -344,13 +344,16 @@ class Analysis:
     Attributes:
         call: with an image ``(B, C, side, side)``, a map ``(side, side)`` and numbers by their names.
         numbers: the names of those that it takes.
+        takes: what a message says of them.
     """
 
     call: Callable[..., Any]
     numbers: tuple[str, ...] = ()
+    takes: str = "one or two ints"
 
 
 _WINDOW = ("kernel_size", "stride", "padding", "dilation")
+_ANY_AXES = "an int, or one for each of one to three axes"
 _MIDDLE = (SIDE // 2, SIDE // 2)
 
 
@@ -393,27 +396,35 @@ ANALYSIS: dict[str, Analysis] = {
     "viz.gridding_pattern": Analysis(
         lambda image, rates, **o: viz.gridding_pattern([2] if o else [rates, 2], **{"size": len(rates)} | o),
         ("kernel_size", "size"),
+        "an int",
     ),
     "viz.draw_gridding": Analysis(
         lambda image, rates, **o: viz.draw_gridding([2] if o else [rates, 2], [1], **{"size": len(rates)} | o),
         ("kernel_size", "size"),
+        "an int",
     ),
     "receptive_field.Layer": Analysis(
-        lambda image, rates, **o: receptive_field.Layer(**{"kernel_size": 3} | o).along(1), _WINDOW
+        lambda image, rates, **o: receptive_field.Layer(**{"kernel_size": 3} | o).along(1),
+        _WINDOW,
+        _ANY_AXES,
     ),
     "receptive_field.interval": Analysis(
         lambda image, rates, **o: receptive_field.interval(receptive_field.Layer(**{"kernel_size": 3} | o), (1, 2)),
         _WINDOW,
+        _ANY_AXES,
     ),
     "receptive_field.pixels": Analysis(lambda image, rates: receptive_field.pixels((1.5, 2.5), len(rates))),
     "receptive_field.size": Analysis(
-        lambda image, rates, **o: receptive_field.size([receptive_field.Layer(**{"kernel_size": 3} | o)] * 2), _WINDOW
+        lambda image, rates, **o: receptive_field.size([receptive_field.Layer(**{"kernel_size": 3} | o)] * 2),
+        _WINDOW,
+        _ANY_AXES,
     ),
     "receptive_field.stack_interval": Analysis(
         lambda image, rates, **o: receptive_field.stack_interval(
             [receptive_field.Layer(**{"kernel_size": 3} | o)], 1, dilation_maps=[rates.flatten()]
         ),
         _WINDOW,
+        _ANY_AXES,
     ),
 }
 

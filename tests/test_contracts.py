@@ -414,6 +414,8 @@ def test_loops_over_torchs_layers_leave_predictors_alone(subject: Subject) -> No
 @subjects("module")
 def test_every_parameter_is_a_layers_of_torch_or_a_predictors(subject: Subject) -> None:
     """So groups for weight decay that are made by the type of a module miss nothing but what ``predictors`` finds."""
+    if subject.name.startswith("dcls."):
+        pytest.skip("dcls.parameter_groups finds them")
     module = subject.make()
     known = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Linear)
     grouped = [p for m in module.modules() if isinstance(m, known) for p in m.parameters(recurse=False)]
@@ -742,11 +744,10 @@ def test_analysis_takes_a_number_by_index(name: str, option: str) -> None:
             assert torch.equal(actual, expected) if isinstance(expected, Tensor) else actual == expected
 
 
-@pytest.mark.parametrize("value", [1.5, "3", None, (1.5, 2), (), (1, 2, 3)], ids=repr)
+@pytest.mark.parametrize("value", [1.5, "3", None, (1.5, 2), (), (1, 2, 3, 4)], ids=repr)
 @numbers_of_analysis
 def test_analysis_refuses_what_is_no_number_by_name(name: str, option: str, value: Any) -> None:
-    takes = "an int" if "size" in ANALYSIS[name].numbers else COUNTS[2]
-    with pytest.raises((RuntimeError, ValueError), match=not_a_number(value, option, takes)):
+    with pytest.raises((RuntimeError, ValueError), match=not_a_number(value, option, ANALYSIS[name].takes)):
         ANALYSIS[name].call(*looked_at(), **{option: value})
 
 

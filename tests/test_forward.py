@@ -618,8 +618,8 @@ def test_arguments_are_left_as_they_were(name: str, device: torch.device) -> Non
 
 
 def test_every_operator_is_in_the_table() -> None:
-    """But the convolutions and the sums of windows, which have tests of their own."""
-    others = ("conv", "aggregate", "correlate", "scatter", "sums_backward", "max_pool")
+    """But the convolutions, the sums of windows and DCLS, which have tests of their own."""
+    others = ("conv", "aggregate", "correlate", "scatter", "sums_backward", "max_pool", "dcls")
     names = {
         schema.name.removeprefix("ddu::") for schema in torch._C._jit_get_all_schemas() if schema.name[:5] == "ddu::"
     }

@@ -99,8 +99,9 @@ def test_a_sum_that_cancels_is_held_against_its_terms() -> None:
 
 
 def test_every_operator_is_tried() -> None:
-    """By the arguments of its schema."""
-    defined = {schema.name[5:] for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("ddu::")}
+    """By the arguments of its schema; those of DCLS, which are not of windows, in test_dcls.py."""
+    every = {schema.name[5:] for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("ddu::")}
+    defined = {name for name in every if not name.startswith("dcls_")}
     assert set(fuzzing.NAMES) == defined
 
     @settings(max_examples=3, database=None, deadline=None, suppress_health_check=list(HealthCheck))

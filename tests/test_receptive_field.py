@@ -181,7 +181,7 @@ def test_options_of_a_layer_by_index(form: Callable[[int], Any]) -> None:
 @pytest.mark.parametrize("option", ["kernel_size", "stride", "padding", "dilation"])
 def test_options_of_a_layer_that_are_no_numbers(option: str, value: Any) -> None:
     with pytest.raises(
-        ValueError, match=rf"^Layer\(\): expected {option} to be one (or two )?ints?, but got "
+        ValueError, match=rf"^Layer\(\): expected {option} to be an int, or one for each of one to three axes, but got "
     ) as caught:
         Layer(**{"kernel_size": 3, option: value})
     assert str(caught.value).endswith(f"but got {value!r}")

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -34,8 +35,11 @@ SymParams check_backward(
 
 namespace {
 
-// A program that is only traced has no memory to bound: it is the mathematics in one piece.
-bool is_traced(const Tensor& tensor) { return tensor.unsafeGetTensorImpl()->is_python_dispatch(); }
+// A program that is only traced has no memory to bound: it is the mathematics in one piece. A mode is still on here where
+// it asked for the operator in terms of others, and nowhere else.
+bool is_traced(const Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->is_python_dispatch() || c10::impl::dispatch_mode_enabled();
+}
 
 // ---- the device's own kernels
 
