@@ -65,6 +65,8 @@ def test_every_source_is_listed_once() -> None:
     there = {str(path.relative_to(csrc)) for path in csrc.rglob("*") if path.suffix in (".cpp", ".cu")}
     assert len(listed) == len(set(listed))
     assert set(listed) == there
+    stems = {Path(path).with_suffix("") for path in listed}
+    assert len(stems) == len(listed), "setuptools names an object by its source, without the suffix"
     assert {path for path in there if path.endswith(".cu") or "cuda" in path} == set(LISTS["cuda"])
 
 
