@@ -196,6 +196,7 @@ def each_option(*kinds: str, tensors_alone: bool = False) -> Any:
     return pytest.mark.parametrize("subject, option", pairs)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")  # of Conv2d
 @each_option("function", "module", "reference")
 def test_a_number_by_index(subject: Subject, option: str) -> None:
     for value in subject.values(option):

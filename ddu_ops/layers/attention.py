@@ -179,7 +179,7 @@ class _NeighborhoodAttention(Composed):
         self.qkv = conv(dim, 3 * dim, 1, bias=qkv_bias, **options)
         self.proj = conv(dim, dim, 1, **options)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.fixed = tuple(fixed)
+        self._fixed = tuple(fixed)
         self.register_buffer("rates", torch.empty(1, self.groups, *[1] * self.axes, **options))
         self.position_bias = (
             nn.Parameter(torch.empty(self.num_heads, math.prod(self.kernel_size), **options)) if position_bias else None
@@ -193,7 +193,7 @@ class _NeighborhoodAttention(Composed):
 
     def _start(self) -> None:
         with torch.no_grad():
-            for group, rate in enumerate(self.fixed):
+            for group, rate in enumerate(self._fixed):
                 self.rates[:, group].fill_(rate)
             if self.position_bias is not None:
                 self.position_bias.zero_()
@@ -457,7 +457,20 @@ class DilateBlock(Composed):
         return rows.permute(0, 3, 1, 2)
 
 
-class DCNv4(nn.Module):
+class _ZeroLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class _XavierLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class DCNv4(Composed):
     r"""The deformable operator of DCNv4 between two linear layers.
 
     Y. Xiong, Z. Li, Y. Chen and others, "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
@@ -469,6 +482,7 @@ class DCNv4(nn.Module):
         channels, kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size, center_feature_scale,
             remove_center, output_bias, without_pointwise: as published. ``offset_scale`` scales the whole window, so
             it is a static dilation rate.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, L, C)`, the positions of an image row by row.
@@ -498,8 +512,17 @@ class DCNv4(nn.Module):
         remove_center: bool = False,
         output_bias: bool = True,
         without_pointwise: bool = False,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        channels, group = numbers("DCNv4", channels=channels, group=group)
+        kernel_size, stride, dilation = numbers("DCNv4", kernel_size=kernel_size, stride=stride, dilation=dilation)
+        (pad,) = numbers("DCNv4", least=0, pad=pad)
+        if dw_kernel_size is not None:
+            (dw_kernel_size,) = numbers("DCNv4", dw_kernel_size=dw_kernel_size)
         if channels % group != 0:
             raise ValueError(f"DCNv4(): expected group to divide the {channels} channels, but got {group}")
         if remove_center and kernel_size % 2 == 0:
@@ -507,19 +530,19 @@ class DCNv4(nn.Module):
         self.channels, self.kernel_size, self.stride, self.pad = channels, kernel_size, stride, pad
         self.dilation, self.group, self.offset_scale = dilation, group, offset_scale
         self.remove_center, self.without_pointwise = bool(remove_center), without_pointwise
-        self.offset_mask = nn.Linear(channels, math.ceil(3 * group * self.points / 8) * 8)
+        self.offset_mask = _ZeroLinear(channels, math.ceil(3 * group * self.points / 8) * 8, **options)
         self.offset_mask_dw = (
-            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels)
+            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels, **options)
             if dw_kernel_size is not None
             else None
         )
-        self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
-        self.output_proj = None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
+        self.value_proj = None if without_pointwise else _XavierLinear(channels, channels, **options)
+        self.output_proj = None if without_pointwise else _XavierLinear(channels, channels, bias=output_bias, **options)
         self.center_feature_scale = center_feature_scale
         if center_feature_scale:
-            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
-            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
-        self.reset_parameters()
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.empty(group, channels, **options))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(group, **options))
+            self._start()
 
     @property
     def points(self) -> int:
@@ -528,13 +551,13 @@ class DCNv4(nn.Module):
 
     def reset_parameters(self) -> None:
         """Starts again, as a new layer does: all offsets and factors are zero."""
-        nn.init.zeros_(self.offset_mask.weight)
-        nn.init.zeros_(self.offset_mask.bias)
-        for linear in (self.value_proj, self.output_proj):
-            if linear is not None:
-                nn.init.xavier_uniform_(linear.weight)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+        super().reset_parameters()
+        if self.center_feature_scale:
+            self._start()
+
+    def _start(self) -> None:
+        nn.init.zeros_(self.center_feature_scale_proj_weight)
+        nn.init.zeros_(self.center_feature_scale_proj_bias)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         length, channels = input.shape[1:]
@@ -597,7 +620,7 @@ class DCNv4(nn.Module):
         return ours.flatten(3).permute(0, 3, 1, 2), mask.flatten(3).permute(0, 3, 1, 2)
 
 
-class Involution2d(nn.Module):
+class Involution2d(Composed):
     """Sums every window by a kernel that its centre predicts, one for 16 channels.
 
     D. Li, J. Hu, C. Wang and others, "Involution: Inverting the Inherence of Convolution for Visual Recognition",
@@ -608,6 +631,7 @@ class Involution2d(nn.Module):
         channels: channels, a multiple of 16 and of 4.
         kernel_size: taps of the window, odd.
         stride: step of the window. Default: 1.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -625,18 +649,28 @@ class Involution2d(nn.Module):
     reduction = 4
     group_channels = 16
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        name, options = "Involution2d", {"device": device, "dtype": dtype}
+        channels, kernel_size, stride = numbers(name, channels=channels, kernel_size=kernel_size, stride=stride)
         if channels % self.group_channels != 0:
-            raise ValueError(f"Involution2d(): expected channels to be a multiple of 16, but got {channels}")
-        (self.kernel_size, _), self.stride = _odd(kernel_size, 2, "Involution2d"), stride
+            raise ValueError(f"{name}(): expected channels to be a multiple of 16, but got {channels}")
+        (self.kernel_size, _), self.stride = _odd(kernel_size, 2, name), stride
         hidden, groups = channels // self.reduction, channels // self.group_channels
         self.conv1 = nn.Sequential()
-        self.conv1.add_module("conv", nn.Conv2d(channels, hidden, 1, bias=False))
-        self.conv1.add_module("bn", nn.BatchNorm2d(hidden))
+        self.conv1.add_module("conv", nn.Conv2d(channels, hidden, 1, bias=False, **options))
+        self.conv1.add_module("bn", nn.BatchNorm2d(hidden, **options))
         self.conv1.add_module("activate", nn.ReLU())
         self.conv2 = nn.Sequential()
-        self.conv2.add_module("conv", nn.Conv2d(hidden, self.kernel_size**2 * groups, 1))
+        self.conv2.add_module("conv", nn.Conv2d(hidden, self.kernel_size**2 * groups, 1, **options))
         if stride > 1:
             self.avgpool = nn.AvgPool2d(stride, stride)
 

@@ -205,7 +205,9 @@ def _boxed(spectrum: Tensor, k: int, axes: int) -> Tensor:
     """The part of a shifted spectrum in the middle of every axis."""
     if has_torch_function((spectrum,)):
         return handle_torch_function(_boxed, (spectrum,), spectrum, k, axes)
-    size = [int(n) if isinstance(n, Tensor) else n for n in spectrum.shape[-axes:]]  # tensors in torch.jit.trace
+    size: list[Any] = list(spectrum.shape[-axes:])
+    if torch._C._get_tracing_state() is not None:  # tensors in torch.jit.trace
+        size = [int(n) for n in size]
     box = torch.zeros(size, dtype=spectrum.real.dtype, device=spectrum.device)
     box[tuple(slice(round(n / 2 - n / (2 * k)), round(n / 2 + n / (2 * k))) for n in size)] = 1
     return spectrum * box
