@@ -1,6 +1,6 @@
 """What layers have in common: modules for a number of axes, initial values, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -57,6 +57,11 @@ def axes_of(name: str, axes: int) -> int:
 def numbers(name: str, *, least: int = 1, **options: Any) -> list[int]:
     """Options that are one number each, as the layer of this name was given them."""
     return [integer(value, option, name, ValueError, least=least) for option, value in options.items()]
+
+
+def rates_of(name: str, rates: Iterable[Any]) -> tuple[int, ...]:
+    """The dilation rates of a layer's convolutions, one each."""
+    return tuple(integer(rate, "rates", name, ValueError, least=1) for rate in rates)
 
 
 def numbers_per_axis(name: str, axes: int, *, least: int = 1, **options: Any) -> list[tuple[int, ...]]:

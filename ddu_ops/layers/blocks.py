@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ddu_ops._options import Ints, ints
 from ddu_ops.functional import grid_size
-from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, numbers, numbers_per_axis, run
+from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, numbers, numbers_per_axis, rates_of, run
 from ddu_ops.modules import DynamicDilationConv2d, _given_or, _may_be_left_out, _window
 
 Rates = int | Sequence[int]
@@ -161,6 +161,7 @@ class MultiScale(Composed):
             raise ValueError(f"{name}(): expected fuse to be 'cat', 'sum' or 'mean', but got {fuse!r}")
         axes = axes_of(name, axes)
         in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        rates = rates_of(name, rates)
         (groups,), (kernel,) = numbers(name, groups=groups), numbers_per_axis(name, axes, kernel_size=kernel_size)
         if not rates or (fuse == "cat" and out_channels < len(rates)):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddu_ops.layers._common import Composed, numbers, run
+from ddu_ops.layers._common import Composed, numbers, rates_of, run
 from ddu_ops.layers.blocks import exponential_rates
 
 
@@ -179,6 +179,7 @@ class WaveNet(Composed):
         super().__init__()
         in_channels, out_channels = numbers("WaveNet", least=0, in_channels=in_channels, out_channels=out_channels)
         channels, skip_channels = numbers("WaveNet", channels=channels, skip_channels=skip_channels)
+        rates = rates_of("WaveNet", rates)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.checkpoint = checkpoint
         self.first = CausalConv1d(in_channels, channels, kernel_size, **options)

@@ -7,7 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddu_ops.layers._common import CONV, MEAN, Composed, axes_of, conv_norm_relu, numbers, run, with_rates_of_one
+from ddu_ops.layers._common import (
+    CONV,
+    MEAN,
+    Composed,
+    axes_of,
+    conv_norm_relu,
+    numbers,
+    rates_of,
+    run,
+    with_rates_of_one,
+)
 from ddu_ops.layers.blocks import MultiScale, SeparableConv
 from ddu_ops.modules import DilationPredictor, DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d
 
@@ -68,6 +78,7 @@ class ASPP(Composed):
         name = type(self).__name__
         axes = axes_of(name, axes)
         in_channels, out_channels = numbers(name, in_channels=in_channels, out_channels=out_channels)
+        rates = rates_of(name, rates)
         self.checkpoint = checkpoint
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         conv = CONV[axes]
@@ -277,6 +288,7 @@ class EfficientASPP(Composed, nn.Sequential):
         axes = axes_of(name, axes)
         in_channels, out_channels = numbers(name, in_channels=in_channels, out_channels=out_channels)
         (reduced_channels,) = numbers(name, reduced_channels=reduced_channels)
+        rates = rates_of(name, rates)
         conv = CONV[axes]
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = len(rates) * reduced_channels
@@ -349,6 +361,7 @@ class DenseASPP(Composed):
     ) -> None:
         super().__init__()
         in_channels, hidden, growth = numbers("DenseASPP", in_channels=in_channels, hidden=hidden, growth=growth)
+        rates = rates_of("DenseASPP", rates)
         if len(set(rates)) != len(rates):
             raise ValueError(
                 f"DenseASPP(): expected rates to differ, because they name the branches, but got {tuple(rates)}"
