@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 import ddu_ops.sums
 from ddu_ops._options import Ints, ints, one_or_more
 from ddu_ops.layers._common import Composed, numbers
-from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out
+from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero
 
 #: What becomes of the taps of a window that lie outside the image.
 OUTSIDE = ("zero", "exclude")
@@ -457,10 +457,21 @@ class DilateBlock(Composed):
         return rows.permute(0, 3, 1, 2)
 
 
-class _ZeroLinear(nn.Linear):
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+class _StartsAtZeroOfRows(_StartsAtZero):
+    """A linear layer that starts at zero, and that loops over torch's own leave alone."""
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **options))
+        self.bias = nn.Parameter(torch.empty(out_features, **options))
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}"
 
 
 class _XavierLinear(nn.Linear):
@@ -530,7 +541,7 @@ class DCNv4(Composed):
         self.channels, self.kernel_size, self.stride, self.pad = channels, kernel_size, stride, pad
         self.dilation, self.group, self.offset_scale = dilation, group, offset_scale
         self.remove_center, self.without_pointwise = bool(remove_center), without_pointwise
-        self.offset_mask = _ZeroLinear(channels, math.ceil(3 * group * self.points / 8) * 8, **options)
+        self.offset_mask = _StartsAtZeroOfRows(channels, math.ceil(3 * group * self.points / 8) * 8, **options)
         self.offset_mask_dw = (
             nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels, **options)
             if dw_kernel_size is not None

@@ -305,6 +305,7 @@ class RandomDilationConv2d(DynamicDilationConv2d):
     """A convolution whose dilation rate is drawn anew in every call of the training.
 
     The rate is a number for each image, or for each position, between two; in evaluation it is the mean of the two.
+    ``from_conv(conv, rates=(1, 1))`` starts with the results of the convolution; other rates change them.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
