@@ -779,13 +779,23 @@ class MaxPool2d(_MaxPool):
 
 
 class MaxPool1d(_MaxPool):
-    """:class:`MaxPool2d` of a signal."""
+    """:class:`MaxPool2d` of a signal.
+
+    Example:
+        >>> layers.MaxPool1d(3)(torch.randn(2, 4, 9)).shape
+        torch.Size([2, 4, 3])
+    """
 
     axes = 1
 
 
 class MaxPool3d(_MaxPool):
-    """:class:`MaxPool2d` of a volume."""
+    """:class:`MaxPool2d` of a volume.
+
+    Example:
+        >>> layers.MaxPool3d(3)(torch.randn(2, 4, 6, 6, 6)).shape
+        torch.Size([2, 4, 2, 2, 2])
+    """
 
     axes = 3
 
@@ -820,12 +830,22 @@ class AvgPool2d(_AvgPool):
 
 
 class AvgPool1d(_AvgPool):
-    """:class:`AvgPool2d` of a signal."""
+    """:class:`AvgPool2d` of a signal.
+
+    Example:
+        >>> layers.AvgPool1d(3)(torch.randn(2, 4, 9)).shape
+        torch.Size([2, 4, 3])
+    """
 
     axes = 1
 
 
 class AvgPool3d(_AvgPool):
-    """:class:`AvgPool2d` of a volume."""
+    """:class:`AvgPool2d` of a volume.
+
+    Example:
+        >>> layers.AvgPool3d(3)(torch.randn(2, 4, 6, 6, 6)).shape
+        torch.Size([2, 4, 2, 2, 2])
+    """
 
     axes = 3
