@@ -33,7 +33,7 @@ class _Correlate(_RateWindow):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, groups, aligned=aligned, padding_mode=padding_mode)
-        self.mask_groups = integer(mask_groups, "mask_groups", type(self).__name__, ValueError)
+        self.mask_groups = integer(mask_groups, "mask_groups", type(self).__name__, ValueError, least=1)
 
     def forward(self, query: Tensor, input: Tensor, dilation_map: Tensor) -> Tensor:
         return self._call(query, input, positions=dilation_map, mask_groups=self.mask_groups, aligned=self.aligned)
@@ -55,7 +55,7 @@ class _DeformCorrelate(_Window):
         padding_mode: str = "zeros",
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode)
-        self.mask_groups = integer(mask_groups, "mask_groups", type(self).__name__, ValueError)
+        self.mask_groups = integer(mask_groups, "mask_groups", type(self).__name__, ValueError, least=1)
 
     def forward(self, query: Tensor, input: Tensor, offset: Tensor) -> Tensor:
         return self._call(query, input, positions=offset, mask_groups=self.mask_groups)

@@ -162,6 +162,7 @@ class Subject:
     options: dict[str, Any]
     tensors: list[str]
     numbers: dict[str, bool] = field(default_factory=dict)  # options that are numbers, and whether one per axis may be
+    optional: frozenset[str] = frozenset()  # those of them that may be None
 
     @property
     def kind(self) -> str:
@@ -197,6 +198,11 @@ class Subject:
 
     def make(self, **options: Any) -> nn.Module:
         return self.target(**self.options, **options)
+
+    def values(self, option: str) -> tuple[int, int]:
+        """Two values of an option that is a number, the default of the contracts first."""
+        own = next((numbers for name, numbers in OWN_NUMBERS.items() if self.name.startswith(name)), {})
+        return own.get(option, NUMBERS[option])
 
 
 def lively(module: nn.Module) -> nn.Module:
@@ -241,6 +247,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "layers.WaveNet": {"channels": CHANNELS, "skip_channels": 3, "rates": (1, 2)},
     "layers.WaveNetBlock": {"channels": CHANNELS, "skip_channels": 3},
 }
+_ODD = {"kernel_size": (3, 5)}  # windows that have a middle
+# Of an option that is a number, the values that a layer takes, where it does not take those of NUMBERS.
+OWN_NUMBERS: dict[str, dict[str, tuple[int, int]]] = {
+    "layers.DilateBlock": _ODD,
+    "layers.FrequencyAdaptiveConv2d": {**_ODD, "groups": (1, 1)},  # adaptive kernels have no groups
+    "layers.MultiDilatelocalAttention": _ODD,
+    "layers.NeighborhoodAttention": _ODD,
+    "layers.SmoothedDilatedConv2d": _ODD,
+}
+# Options with which a conversion is exact, where it is not by the defaults of the class.
+CONVERTED: dict[str, dict[str, Any]] = {
+    "layers.RandomDilationConv2d": {"rates": (1.0, 1.0)},  # others are drawn in training, with another mean
+}
+# Layers with parameters of their own, beside those of torch's layers and of predictors, and the reason.
+OWN_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "layers.AvgPool": ("rate",),  # a rate for each group of channels, of the window itself
+    "layers.FrequencyAdaptiveConv2d": ("bias", "weight"),  # the names of the published state
+    "layers.FrequencyAdaptiveConv3d": ("weight",),  # the same; it has no bias by default
+    "layers.MaxPool": ("rate",),  # as of AvgPool
+    "layers.SmoothedDilatedConv2d": ("smoothing",),  # a filter, or a matrix, that all channels share
+}
+# Parameters of predictors that do not start at zero: the published rates differ a little from one, or start higher.
+PREDICTED_ELSEWHERE: dict[str, tuple[str, ...]] = {
+    "layers.FrequencyAdaptiveConv2d": ("conv_offset.bias",),
+    "layers.FrequencyAdaptiveConv3d": ("adadr.conv_offset.bias",),
+}
+# With an nn.Linear, whose backward multiplies in the type of the autocast around it: test_so_does_torchs_own_no_linear.
+LINEAR = ("layers.DilateBlock", "layers.MultiDilatelocalAttention")
 OWN_MAPS = ("layers.MultiDilatelocalAttention", "layers.NeighborhoodAttention")  # of the size of the input
 
 _TENSORS = [name for name in vars(Problem) if not name.startswith("_") and callable(getattr(Problem, name))]
@@ -272,6 +306,7 @@ def _subjects(name: str, target: Any) -> Iterator[Subject]:
         for p in given.values()
         if p.annotation is int or _takes(p.annotation, SupportsIndex)
     }
+    may_be_none = frozenset(p.name for p in given.values() if p.name in numbers and _takes(p.annotation, type(None)))
     own = OPTIONS.get(name, {})
     options = {option: NUMBERS[option][0] for option in numbers if option in NUMBERS} | own
     needed = [tensor for tensor, is_needed in tensors.items() if is_needed]
@@ -279,10 +314,10 @@ def _subjects(name: str, target: Any) -> Iterator[Subject]:
     unknown = {*required} - {*tensors, *options}
     if not needed or unknown or not {*numbers} <= {*NUMBERS, *own}:
         return
-    yield Subject(name, target, options, needed, numbers)
+    yield Subject(name, target, options, needed, numbers, may_be_none)
     optional = [tensor for tensor in tensors if tensor not in needed]
     if optional and not name.startswith(OWN_MAPS):
-        yield Subject(f"{name} with {', '.join(optional)}", target, options, list(tensors), numbers)
+        yield Subject(f"{name} with {', '.join(optional)}", target, options, list(tensors), numbers, may_be_none)
 
 
 # ---- What is not called with tensors, and so by none of the contracts on them ----

@@ -1,12 +1,13 @@
 """What layers have in common: modules for a number of axes, initial values, checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ddu_ops._options import integer, ints
 from ddu_ops.modules import _CONVOLUTIONS
 
 # By the number of axes.
@@ -47,9 +48,25 @@ def conv_norm_relu(conv: nn.Module, channels: int, axes: int, **options: Any) ->
 
 def axes_of(name: str, axes: int) -> int:
     """The number of axes that a layer was asked for."""
-    if axes not in CONV:
-        raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {axes!r}")
-    return axes
+    number = integer(axes, "axes", name, ValueError)
+    if number not in CONV:
+        raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {number}")
+    return number
+
+
+def numbers(name: str, *, least: int = 1, **options: Any) -> list[int]:
+    """Options that are one number each, as the layer of this name was given them."""
+    return [integer(value, option, name, ValueError, least=least) for option, value in options.items()]
+
+
+def rates_of(name: str, rates: Iterable[Any]) -> tuple[int, ...]:
+    """The dilation rates of a layer's convolutions, one each."""
+    return tuple(integer(rate, "rates", name, ValueError, least=1) for rate in rates)
+
+
+def numbers_per_axis(name: str, axes: int, *, least: int = 1, **options: Any) -> list[tuple[int, ...]]:
+    """Options that are one number for all axes or one per axis, as the layer of this name was given them."""
+    return [ints(value, axes, option, name, ValueError, least=least) for option, value in options.items()]
 
 
 def with_rates_of_one(predictor: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:

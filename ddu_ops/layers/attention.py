@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 import ddu_ops.sums
-from ddu_ops._options import Ints, integer, ints
-from ddu_ops.modules import DilationPredictor
+from ddu_ops._options import Ints, ints, one_or_more
+from ddu_ops.layers._common import Composed, numbers
+from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero
 
 #: What becomes of the taps of a window that lie outside the image.
 OUTSIDE = ("zero", "exclude")
@@ -20,6 +22,27 @@ OUTSIDE = ("zero", "exclude")
 
 def _function(stem: str, axes: int) -> Callable[..., Any]:
     return getattr(ddu_ops.sums, f"{stem}{axes}d")
+
+
+# Where a call looks at the sizes or the type of its arguments, fx, which does not know them, keeps it as one node.
+
+
+def _times(rates: Tensor, dilation_map: Tensor | None, input: Tensor) -> Tensor:
+    """The rates of a layer, times a map if there is one, in a type that does not round the input's positions."""
+    tensors = (rates, dilation_map, input)
+    if has_torch_function(tensors):
+        return handle_torch_function(_times, tensors, *tensors)
+    rates = rates.to(torch.promote_types(input.dtype, torch.float32))
+    return rates if dilation_map is None else rates * dilation_map
+
+
+def _share(input: Tensor, kernel: tuple[int, ...], stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
+    """The mask of a mean: every tap counts the same."""
+    if has_torch_function((input,)):
+        return handle_torch_function(_share, (input,), input, kernel, stride, padding, dilation)
+    taps = math.prod(kernel)
+    out = ddu_ops.grid_size(tuple(input.shape[2:]), kernel, stride, padding, dilation)
+    return input.new_full((), 1 / taps).expand(1, taps, *out)
 
 
 def window_attention(
@@ -69,6 +92,19 @@ def window_attention(
         >>> layers.window_attention(query, key, value, 3, torch.full((2, 1, 6, 7), 1.5), num_heads=4).shape
         torch.Size([2, 8, 6, 7])
     """
+    tensors = (query, key, value, dilation_map, bias)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            window_attention,
+            tensors,
+            *(query, key, value, kernel_size, dilation_map),
+            num_heads=num_heads,
+            groups=groups,
+            scale=scale,
+            bias=bias,
+            outside=outside,
+            dropout=dropout,
+        )
     axes = query.dim() - 2
     name = "window_attention"
     kernel = _odd(kernel_size, axes, name)
@@ -96,13 +132,13 @@ def window_attention(
 
 
 def _odd(kernel_size: Ints, axes: int, name: str) -> tuple[int, ...]:
-    kernel = ints(kernel_size, axes, "kernel_size", name, ValueError)
-    if any(k < 1 or k % 2 == 0 for k in kernel):
+    kernel = ints(kernel_size, axes, "kernel_size", name, ValueError, least=1)
+    if any(k % 2 == 0 for k in kernel):
         raise ValueError(f"{name}(): expected kernel_size to be odd, but got {kernel}")
     return kernel
 
 
-class _NeighborhoodAttention(nn.Module):
+class _NeighborhoodAttention(Composed):
     axes: int
     rates: Tensor  # (1, groups, 1, ...)
 
@@ -127,7 +163,7 @@ class _NeighborhoodAttention(nn.Module):
         super().__init__()
         name, options = type(self).__name__, {"device": device, "dtype": dtype}
         fixed = [float(rate) for rate in rates] if isinstance(rates, Sequence) else [float(rates)]
-        self.num_heads = integer(num_heads, "num_heads", name, ValueError)
+        dim, self.num_heads = numbers(name, dim=dim, num_heads=num_heads)
         self.groups = len(fixed)
         self.kernel_size = _odd(kernel_size, self.axes, name)
         if dim % self.num_heads != 0:
@@ -143,27 +179,40 @@ class _NeighborhoodAttention(nn.Module):
         self.qkv = conv(dim, 3 * dim, 1, bias=qkv_bias, **options)
         self.proj = conv(dim, dim, 1, **options)
         self.proj_drop = nn.Dropout(proj_drop)
-        self.register_buffer("rates", torch.tensor(fixed, device=device).view(1, -1, *[1] * self.axes))
+        self._fixed = tuple(fixed)
+        self.register_buffer("rates", torch.empty(1, self.groups, *[1] * self.axes, **options))
         self.position_bias = (
-            nn.Parameter(torch.zeros(self.num_heads, math.prod(self.kernel_size), **options)) if position_bias else None
+            nn.Parameter(torch.empty(self.num_heads, math.prod(self.kernel_size), **options)) if position_bias else None
         )
         self.rate = (
             DilationPredictor(dim, 3, padding=1, dilation_groups=self.groups, bounds=bounds, pace=pace, **options)
             if predict
             else None
         )
+        self._start()
+
+    def _start(self) -> None:
+        with torch.no_grad():
+            for group, rate in enumerate(self._fixed):
+                self.rates[:, group].fill_(rate)
+            if self.position_bias is not None:
+                self.position_bias.zero_()
+
+    def reset_parameters(self) -> None:
+        """Starts again, as a new layer does."""
+        super().reset_parameters()
+        self._start()
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         query, key, value = self.qkv(input).chunk(3, 1)
-        rates = self.rates.to(torch.promote_types(query.dtype, torch.float32))
-        if dilation_map is None and self.rate is not None:
-            dilation_map = self.rate(input)
+        if self.rate is not None and (dilation_map is None or _may_be_left_out(dilation_map)):
+            dilation_map = _given_or(dilation_map, self.rate(input))
         attended = window_attention(
             query,
             key,
             value,
             self.kernel_size,
-            rates if dilation_map is None else rates * dilation_map,
+            _times(self.rates, dilation_map, query),
             num_heads=self.num_heads,
             groups=self.groups,
             bias=self.position_bias,
@@ -235,7 +284,7 @@ class NeighborhoodAttention3d(_NeighborhoodAttention):
     axes = 3
 
 
-class MultiDilatelocalAttention(nn.Module):
+class MultiDilatelocalAttention(Composed):
     """DilateFormer's attention over windows, with another dilation rate for each group of heads.
 
     J. Jiao, Y.-M. Tang, K.-Y. Lin, Y. Gao, J. Ma, Y. Wang and W.-S. Zheng, "DilateFormer: Multi-Scale Dilated
@@ -248,6 +297,7 @@ class MultiDilatelocalAttention(nn.Module):
         predict: whether to multiply the rates by those that a :class:`~ddu_ops.DilationPredictor` predicts, which
             start at one, so that the layer starts as the published one. Default: ``False``.
         bounds, pace: of the prediction. Default: (0, 4) and 0.1.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, H, W, C)`.
@@ -264,8 +314,6 @@ class MultiDilatelocalAttention(nn.Module):
         torch.Size([2, 6, 7, 12])
     """
 
-    rates: Tensor  # (1, groups, 1, 1)
-
     def __init__(
         self,
         dim: int,
@@ -280,22 +328,27 @@ class MultiDilatelocalAttention(nn.Module):
         predict: bool = False,
         bounds: tuple[float, float] | None = (0.0, 4.0),
         pace: float = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name, options = "MultiDilatelocalAttention", {"device": device, "dtype": dtype}
+        dim, num_heads = numbers(name, dim=dim, num_heads=num_heads)
         if num_heads % len(dilation) != 0 or dim % num_heads != 0:
             raise ValueError(
-                f"MultiDilatelocalAttention(): expected num_heads to divide the {dim} channels and to be a multiple of "
+                f"{name}(): expected num_heads to divide the {dim} channels and to be a multiple of "
                 f"the {len(dilation)} rates, but got {num_heads}"
             )
+        (kernel_size,) = numbers(name, kernel_size=kernel_size)
+        _odd(kernel_size, 2, name)
         self.num_heads, self.kernel_size, self.attn_drop = num_heads, kernel_size, attn_drop
         self.scale = qk_scale or (dim // num_heads) ** -0.5
-        self.dilation = tuple(dilation)
-        self.register_buffer("rates", torch.tensor(self.dilation).float().view(1, -1, 1, 1), persistent=False)
-        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.dilation = tuple(float(rate) for rate in dilation)
+        self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias, **options)
+        self.proj = nn.Linear(dim, dim, **options)
         self.proj_drop = nn.Dropout(proj_drop)
         self.rate = (
-            DilationPredictor(dim, 3, padding=1, dilation_groups=len(dilation), bounds=bounds, pace=pace)
+            DilationPredictor(dim, 3, padding=1, dilation_groups=len(dilation), bounds=bounds, pace=pace, **options)
             if predict
             else None
         )
@@ -303,15 +356,16 @@ class MultiDilatelocalAttention(nn.Module):
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         image = input.permute(0, 3, 1, 2)
         query, key, value = self.qkv(image).chunk(3, 1)
-        rates = self.rates.to(torch.promote_types(query.dtype, torch.float32))
-        if dilation_map is None and self.rate is not None:
-            dilation_map = self.rate(image)
+        # No buffer: the published state has none, and one would be empty after skip_init.
+        rates = torch.cat([query.new_full((1, 1, 1, 1), rate, dtype=torch.float32) for rate in self.dilation], 1)
+        if self.rate is not None and (dilation_map is None or _may_be_left_out(dilation_map)):
+            dilation_map = _given_or(dilation_map, self.rate(image))
         attended = window_attention(
             query,
             key,
             value,
             self.kernel_size,
-            rates if dilation_map is None else rates * dilation_map,
+            _times(rates, dilation_map, query),
             num_heads=self.num_heads,
             groups=len(self.dilation),
             scale=self.scale,
@@ -321,18 +375,18 @@ class MultiDilatelocalAttention(nn.Module):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int, activation: Callable[[], nn.Module], drop: float) -> None:
+    def __init__(self, dim: int, hidden: int, activation: Callable[[], nn.Module], drop: float, **options: Any) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden, **options)
         self.act = activation()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim, **options)
         self.drop = nn.Dropout(drop)
 
     def forward(self, input: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(input)))))
 
 
-class DilateBlock(nn.Module):
+class DilateBlock(Composed):
     """A block of DilateFormer's first stages: :class:`MultiDilatelocalAttention` and a perceptron, both with shortcuts.
 
     It has the arguments and the state of the published block, and gives its outputs.
@@ -341,6 +395,7 @@ class DilateBlock(nn.Module):
         dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop, attn_drop, act_layer, norm_layer, kernel_size, dilation,
             cpe_per_block: as published; the last one adds a depthwise convolution in front, the position embedding.
         predict, bounds, pace: as in :class:`MultiDilatelocalAttention`.
+        device, dtype: as in :class:`torch.nn.Conv2d`. Layers of ``norm_layer`` are made without them, and moved.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -370,10 +425,14 @@ class DilateBlock(nn.Module):
         predict: bool = False,
         bounds: tuple[float, float] | None = (0.0, 4.0),
         pace: float = 0.1,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if cpe_per_block else None
-        self.norm1 = norm_layer(dim)
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        dim, num_heads = numbers("DilateBlock", dim=dim, num_heads=num_heads)
+        self.pos_embed = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **options) if cpe_per_block else None
+        self.norm1 = norm_layer(dim).to(**options)
         self.attn = MultiDilatelocalAttention(
             dim,
             num_heads,
@@ -385,9 +444,10 @@ class DilateBlock(nn.Module):
             predict=predict,
             bounds=bounds,
             pace=pace,
+            **options,
         )
-        self.norm2 = norm_layer(dim)
-        self.mlp = _Mlp(dim, int(dim * mlp_ratio), act_layer, drop)
+        self.norm2 = norm_layer(dim).to(**options)
+        self.mlp = _Mlp(dim, int(dim * mlp_ratio), act_layer, drop, **options)
 
     def forward(self, input: Tensor) -> Tensor:
         image = input if self.pos_embed is None else input + self.pos_embed(input)
@@ -397,7 +457,31 @@ class DilateBlock(nn.Module):
         return rows.permute(0, 3, 1, 2)
 
 
-class DCNv4(nn.Module):
+class _StartsAtZeroOfRows(_StartsAtZero):
+    """A linear layer that starts at zero, and that loops over torch's own leave alone."""
+
+    def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, **options))
+        self.bias = nn.Parameter(torch.empty(out_features, **options))
+        self.reset_parameters()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}"
+
+
+class _XavierLinear(nn.Linear):
+    def reset_parameters(self) -> None:
+        nn.init.xavier_uniform_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class DCNv4(Composed):
     r"""The deformable operator of DCNv4 between two linear layers.
 
     Y. Xiong, Z. Li, Y. Chen and others, "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
@@ -409,6 +493,7 @@ class DCNv4(nn.Module):
         channels, kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size, center_feature_scale,
             remove_center, output_bias, without_pointwise: as published. ``offset_scale`` scales the whole window, so
             it is a static dilation rate.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, L, C)`, the positions of an image row by row.
@@ -438,8 +523,17 @@ class DCNv4(nn.Module):
         remove_center: bool = False,
         output_bias: bool = True,
         without_pointwise: bool = False,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        options: dict[str, Any] = {"device": device, "dtype": dtype}
+        channels, group = numbers("DCNv4", channels=channels, group=group)
+        kernel_size, stride, dilation = numbers("DCNv4", kernel_size=kernel_size, stride=stride, dilation=dilation)
+        (pad,) = numbers("DCNv4", least=0, pad=pad)
+        if dw_kernel_size is not None:
+            (dw_kernel_size,) = numbers("DCNv4", dw_kernel_size=dw_kernel_size)
         if channels % group != 0:
             raise ValueError(f"DCNv4(): expected group to divide the {channels} channels, but got {group}")
         if remove_center and kernel_size % 2 == 0:
@@ -447,19 +541,19 @@ class DCNv4(nn.Module):
         self.channels, self.kernel_size, self.stride, self.pad = channels, kernel_size, stride, pad
         self.dilation, self.group, self.offset_scale = dilation, group, offset_scale
         self.remove_center, self.without_pointwise = bool(remove_center), without_pointwise
-        self.offset_mask = nn.Linear(channels, math.ceil(3 * group * self.points / 8) * 8)
+        self.offset_mask = _StartsAtZeroOfRows(channels, math.ceil(3 * group * self.points / 8) * 8, **options)
         self.offset_mask_dw = (
-            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels)
+            nn.Conv2d(channels, channels, dw_kernel_size, padding=(dw_kernel_size - 1) // 2, groups=channels, **options)
             if dw_kernel_size is not None
             else None
         )
-        self.value_proj = None if without_pointwise else nn.Linear(channels, channels)
-        self.output_proj = None if without_pointwise else nn.Linear(channels, channels, bias=output_bias)
+        self.value_proj = None if without_pointwise else _XavierLinear(channels, channels, **options)
+        self.output_proj = None if without_pointwise else _XavierLinear(channels, channels, bias=output_bias, **options)
         self.center_feature_scale = center_feature_scale
         if center_feature_scale:
-            self.center_feature_scale_proj_weight = nn.Parameter(torch.zeros(group, channels))
-            self.center_feature_scale_proj_bias = nn.Parameter(torch.zeros(group))
-        self.reset_parameters()
+            self.center_feature_scale_proj_weight = nn.Parameter(torch.empty(group, channels, **options))
+            self.center_feature_scale_proj_bias = nn.Parameter(torch.empty(group, **options))
+            self._start()
 
     @property
     def points(self) -> int:
@@ -468,13 +562,13 @@ class DCNv4(nn.Module):
 
     def reset_parameters(self) -> None:
         """Starts again, as a new layer does: all offsets and factors are zero."""
-        nn.init.zeros_(self.offset_mask.weight)
-        nn.init.zeros_(self.offset_mask.bias)
-        for linear in (self.value_proj, self.output_proj):
-            if linear is not None:
-                nn.init.xavier_uniform_(linear.weight)
-                if linear.bias is not None:
-                    nn.init.zeros_(linear.bias)
+        super().reset_parameters()
+        if self.center_feature_scale:
+            self._start()
+
+    def _start(self) -> None:
+        nn.init.zeros_(self.center_feature_scale_proj_weight)
+        nn.init.zeros_(self.center_feature_scale_proj_bias)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
         length, channels = input.shape[1:]
@@ -537,7 +631,7 @@ class DCNv4(nn.Module):
         return ours.flatten(3).permute(0, 3, 1, 2), mask.flatten(3).permute(0, 3, 1, 2)
 
 
-class Involution2d(nn.Module):
+class Involution2d(Composed):
     """Sums every window by a kernel that its centre predicts, one for 16 channels.
 
     D. Li, J. Hu, C. Wang and others, "Involution: Inverting the Inherence of Convolution for Visual Recognition",
@@ -548,6 +642,7 @@ class Involution2d(nn.Module):
         channels: channels, a multiple of 16 and of 4.
         kernel_size: taps of the window, odd.
         stride: step of the window. Default: 1.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -565,18 +660,28 @@ class Involution2d(nn.Module):
     reduction = 4
     group_channels = 16
 
-    def __init__(self, channels: int, kernel_size: int, stride: int = 1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        name, options = "Involution2d", {"device": device, "dtype": dtype}
+        channels, kernel_size, stride = numbers(name, channels=channels, kernel_size=kernel_size, stride=stride)
         if channels % self.group_channels != 0:
-            raise ValueError(f"Involution2d(): expected channels to be a multiple of 16, but got {channels}")
-        (self.kernel_size, _), self.stride = _odd(kernel_size, 2, "Involution2d"), stride
+            raise ValueError(f"{name}(): expected channels to be a multiple of 16, but got {channels}")
+        (self.kernel_size, _), self.stride = _odd(kernel_size, 2, name), stride
         hidden, groups = channels // self.reduction, channels // self.group_channels
         self.conv1 = nn.Sequential()
-        self.conv1.add_module("conv", nn.Conv2d(channels, hidden, 1, bias=False))
-        self.conv1.add_module("bn", nn.BatchNorm2d(hidden))
+        self.conv1.add_module("conv", nn.Conv2d(channels, hidden, 1, bias=False, **options))
+        self.conv1.add_module("bn", nn.BatchNorm2d(hidden, **options))
         self.conv1.add_module("activate", nn.ReLU())
         self.conv2 = nn.Sequential()
-        self.conv2.add_module("conv", nn.Conv2d(hidden, self.kernel_size**2 * groups, 1))
+        self.conv2.add_module("conv", nn.Conv2d(hidden, self.kernel_size**2 * groups, 1, **options))
         if stride > 1:
             self.avgpool = nn.AvgPool2d(stride, stride)
 
@@ -603,10 +708,22 @@ class _Pool(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.kernel_size, self.padding, self.dilation = kernel_size, padding, dilation
-        self.stride = kernel_size if stride is None else stride
-        self.groups = integer(groups, "groups", type(self).__name__, ValueError)
-        self.rate = nn.Parameter(torch.ones(self.groups, device=device, dtype=dtype))
+        name = type(self).__name__
+
+        def checked(value: Any, option: str, least: int = 1) -> Ints:
+            return one_or_more(value, self.axes, option, name, ValueError, least=least)
+
+        self.kernel_size = checked(kernel_size, "kernel_size")
+        self.stride = self.kernel_size if stride is None else checked(stride, "stride")
+        self.padding = checked(padding, "padding", 0)
+        self.dilation = checked(dilation, "dilation")
+        (self.groups,) = numbers(name, groups=groups)
+        self.rate = nn.Parameter(torch.empty(self.groups, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the rates to one."""
+        nn.init.ones_(self.rate)
 
     def extra_repr(self) -> str:
         return (
@@ -615,8 +732,7 @@ class _Pool(nn.Module):
         )
 
     def _window(self, input: Tensor, dilation_map: Tensor | None) -> tuple[Any, ...]:
-        rates = self.rate.to(torch.promote_types(input.dtype, torch.float32)).view(1, -1, *[1] * self.axes)
-        rates = rates if dilation_map is None else rates * dilation_map
+        rates = _times(self.rate.view(1, -1, *[1] * self.axes), dilation_map, input)
         return (self.kernel_size, rates, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -629,9 +745,7 @@ class _MaxPool(_Pool):
 class _AvgPool(_Pool):
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         kernel_size, rates, stride, padding, dilation, groups = self._window(input, dilation_map)
-        taps = math.prod(ints(kernel_size, self.axes, "kernel_size", type(self).__name__))
-        out = ddu_ops.grid_size(tuple(input.shape[2:]), kernel_size, stride, padding, dilation)
-        mask = input.new_full((), 1 / taps).expand(1, taps, *out)
+        mask = _share(input, ints(kernel_size, self.axes, "kernel_size", "AvgPool"), stride, padding, dilation)
         aggregate = _function("dynamic_dilation_aggregate", self.axes)
         return aggregate(input, mask, kernel_size, rates, stride, padding, dilation, groups)
 
@@ -644,6 +758,10 @@ class MaxPool2d(_MaxPool):
     Args:
         kernel_size, stride, padding, dilation: as in :class:`torch.nn.MaxPool2d`.
         groups: number of groups of channels that have a rate of their own. Default: 1.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Attributes:
+        rate: the rates, one for each group. A decay of the weights would draw them to zero: leave it out of that.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -661,13 +779,23 @@ class MaxPool2d(_MaxPool):
 
 
 class MaxPool1d(_MaxPool):
-    """:class:`MaxPool2d` of a signal."""
+    """:class:`MaxPool2d` of a signal.
+
+    Example:
+        >>> layers.MaxPool1d(3)(torch.randn(2, 4, 9)).shape
+        torch.Size([2, 4, 3])
+    """
 
     axes = 1
 
 
 class MaxPool3d(_MaxPool):
-    """:class:`MaxPool2d` of a volume."""
+    """:class:`MaxPool2d` of a volume.
+
+    Example:
+        >>> layers.MaxPool3d(3)(torch.randn(2, 4, 6, 6, 6)).shape
+        torch.Size([2, 4, 2, 2, 2])
+    """
 
     axes = 3
 
@@ -681,6 +809,10 @@ class AvgPool2d(_AvgPool):
         kernel_size, stride, padding: as in :class:`torch.nn.AvgPool2d`.
         dilation: multiplier of the rates. Default: 1.
         groups: number of groups of channels that have a rate of their own. Default: 1.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Attributes:
+        rate: the rates, one for each group. A decay of the weights would draw them to zero: leave it out of that.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -698,12 +830,22 @@ class AvgPool2d(_AvgPool):
 
 
 class AvgPool1d(_AvgPool):
-    """:class:`AvgPool2d` of a signal."""
+    """:class:`AvgPool2d` of a signal.
+
+    Example:
+        >>> layers.AvgPool1d(3)(torch.randn(2, 4, 9)).shape
+        torch.Size([2, 4, 3])
+    """
 
     axes = 1
 
 
 class AvgPool3d(_AvgPool):
-    """:class:`AvgPool2d` of a volume."""
+    """:class:`AvgPool2d` of a volume.
+
+    Example:
+        >>> layers.AvgPool3d(3)(torch.randn(2, 4, 6, 6, 6)).shape
+        torch.Size([2, 4, 2, 2, 2])
+    """
 
     axes = 3

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ddu_ops._options import Ints, ints
 from ddu_ops.functional import grid_size
-from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, run
-from ddu_ops.modules import DynamicDilationConv2d, _given_or, _may_be_left_out
+from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, numbers, numbers_per_axis, rates_of, run
+from ddu_ops.modules import DynamicDilationConv2d, _given_or, _may_be_left_out, _window
 
 Rates = int | Sequence[int]
 
@@ -95,10 +95,14 @@ class SeparableConv(Composed, nn.Sequential):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        conv = CONV[axes_of("SeparableConv", axes)]
+        name = "SeparableConv"
+        axes = axes_of(name, axes)
+        in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        window = _window(axes, name, kernel_size, stride, padding, dilation)
+        conv = CONV[axes]
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(
-            conv(in_channels, in_channels, kernel_size, stride, padding, dilation, in_channels, bias=False, **options),
+            conv(in_channels, in_channels, *window, in_channels, bias=False, **options),
             conv(in_channels, out_channels, 1, bias=bias, **options),
         )
 
@@ -155,6 +159,10 @@ class MultiScale(Composed):
         name = type(self).__name__
         if fuse not in _FUSE:
             raise ValueError(f"{name}(): expected fuse to be 'cat', 'sum' or 'mean', but got {fuse!r}")
+        axes = axes_of(name, axes)
+        in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        rates = rates_of(name, rates)
+        (groups,), (kernel,) = numbers(name, groups=groups), numbers_per_axis(name, axes, kernel_size=kernel_size)
         if not rates or (fuse == "cat" and out_channels < len(rates)):
             raise ValueError(
                 f"{name}(): expected rates to be at least one, and with fuse='cat' no more than out_channels = "
@@ -169,12 +177,9 @@ class MultiScale(Composed):
         for index, rate in enumerate(rates):
             channels = share + (index < left)
             if separable:
-                branch: nn.Module = SeparableConv(
-                    in_channels, channels, kernel_size, dilation=rate, axes=axes, **options
-                )
+                branch: nn.Module = SeparableConv(in_channels, channels, kernel, dilation=rate, axes=axes, **options)
             else:
-                conv = CONV[axes_of(name, axes)]
-                branch = conv(in_channels, channels, kernel_size, dilation=rate, groups=groups, **options)
+                branch = CONV[axes](in_channels, channels, kernel, dilation=rate, groups=groups, **options)
             self.branches.append(branch)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -231,6 +236,8 @@ class DilatedBlock(Composed):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        axes = axes_of("DilatedBlock", axes)
+        (channels,) = numbers("DilatedBlock", channels=channels)
         self.residual = residual
         self.checkpoint = checkpoint
         options: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -298,6 +305,7 @@ class RandomDilationConv2d(DynamicDilationConv2d):
     """A convolution whose dilation rate is drawn anew in every call of the training.
 
     The rate is a number for each image, or for each position, between two; in evaluation it is the mean of the two.
+    ``from_conv(conv, rates=(1, 1))`` starts with the results of the convolution; other rates change them.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddu_ops.layers._common import Composed, run
+from ddu_ops.layers._common import Composed, numbers, rates_of, run
 from ddu_ops.layers.blocks import exponential_rates
 
 
@@ -40,6 +40,9 @@ class CausalConv1d(nn.Conv1d):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        name = "CausalConv1d"
+        in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        kernel_size, dilation, groups = numbers(name, kernel_size=kernel_size, dilation=dilation, groups=groups)
         super().__init__(
             in_channels,
             out_channels,
@@ -116,6 +119,7 @@ class WaveNetBlock(Composed):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        channels, skip_channels = numbers("WaveNetBlock", channels=channels, skip_channels=skip_channels)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.conv = CausalConv1d(channels, 2 * channels, kernel_size, dilation, **options)
         self.residual = nn.Conv1d(channels, channels, 1, **options) if residual else None
@@ -173,6 +177,9 @@ class WaveNet(Composed):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        in_channels, out_channels = numbers("WaveNet", least=0, in_channels=in_channels, out_channels=out_channels)
+        channels, skip_channels = numbers("WaveNet", channels=channels, skip_channels=skip_channels)
+        rates = rates_of("WaveNet", rates)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.checkpoint = checkpoint
         self.first = CausalConv1d(in_channels, channels, kernel_size, **options)

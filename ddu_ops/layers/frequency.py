@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, ints
+from ddu_ops._options import Ints, integer
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, dynamic_dilation_conv3d
-from ddu_ops.layers._common import CONV, MEAN, Composed, reset_children
+from ddu_ops.layers._common import CONV, MEAN, Composed, numbers, numbers_per_axis, reset_children
 from ddu_ops.modules import _given_or, _StartsAtZero
 
 _BANDS: dict[str, Any] = {
@@ -90,6 +90,11 @@ class FrequencySelection(Composed):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        axes = integer(axes, "axes", "FrequencySelection", ValueError)
+        (in_channels,) = numbers("FrequencySelection", least=0, in_channels=in_channels)
+        spatial_group, spatial_kernel = numbers(
+            "FrequencySelection", spatial_group=spatial_group, spatial_kernel=spatial_kernel
+        )
         takes = {
             "fs_feat": (fs_feat, ("feat",)),
             "lp_type": (lp_type, ("freq",) if axes == 3 else ("freq", "avgpool", "laplacian")),
@@ -200,7 +205,9 @@ def _boxed(spectrum: Tensor, k: int, axes: int) -> Tensor:
     """The part of a shifted spectrum in the middle of every axis."""
     if has_torch_function((spectrum,)):
         return handle_torch_function(_boxed, (spectrum,), spectrum, k, axes)
-    size = spectrum.shape[-axes:]
+    size: list[Any] = list(spectrum.shape[-axes:])
+    if torch._C._get_tracing_state() is not None:  # tensors in torch.jit.trace
+        size = [int(n) for n in size]
     box = torch.zeros(size, dtype=spectrum.real.dtype, device=spectrum.device)
     box[tuple(slice(round(n / 2 - n / (2 * k)), round(n / 2 + n / (2 * k))) for n in size)] = 1
     return spectrum * box
@@ -216,7 +223,32 @@ def _dct(size: int, like: Tensor) -> Tensor:
     return matrix.to(like.dtype)
 
 
-class _Attention(nn.Module):
+class _FanOutConv2d(nn.Conv2d):
+    """A convolution with the published initial values."""
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class _StartsAtRate(_StartsAtZero):
+    """A predictor of rates that starts with one of its own everywhere."""
+
+    start = 0.0
+
+    def __init__(self, *window: Any, start: float, **options: Any) -> None:
+        super().__init__(*window, **options)
+        self.start = start
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the weight to zero, and the bias to where it starts."""
+        super().reset_parameters()
+        nn.init.constant_(self.bias, self.start)
+
+
+class _Attention(Composed):
     """Gains of an image's channels, filters and taps, each between 0 and 2."""
 
     def __init__(
@@ -231,7 +263,7 @@ class _Attention(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        conv = CONV[axes]
+        conv = CONV[axes] if identity else _FanOutConv2d
         self.identity = identity
         self.avgpool = MEAN[axes](1)
         self.fc = conv(in_channels, hidden, 1, bias=False, **options)
@@ -244,19 +276,6 @@ class _Attention(nn.Module):
         self.channel_fc = head(hidden, in_channels, 1, **place)
         self.filter_fc = head(hidden, out_channels, 1, **place)
         self.spatial_fc = head(hidden, taps, 1, **place) if taps else None
-        self._start()
-
-    def reset_parameters(self) -> None:
-        reset_children(self)
-        self._start()
-
-    def _start(self) -> None:
-        if not self.identity:
-            for module in self.children():
-                if isinstance(module, nn.Conv2d):
-                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                    if module.bias is not None:
-                        nn.init.zeros_(module.bias)
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         norm = self.norm if self.identity else self.bn
@@ -347,9 +366,11 @@ class FrequencyAdaptiveConv2d(nn.Module):
     ) -> None:
         super().__init__()
         name = "FrequencyAdaptiveConv2d"
-        self.kernel_size = ints(kernel_size, 2, "kernel_size", name, ValueError)
-        self.stride = ints(stride, 2, "stride", name, ValueError)
-        self.dilation = ints(dilation, 2, "dilation", name, ValueError)
+        in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        groups, deform_groups = numbers(name, groups=groups, deform_groups=deform_groups)
+        window = numbers_per_axis(name, 2, kernel_size=kernel_size, stride=stride, dilation=dilation)
+        numbers_per_axis(name, 2, least=0, padding=padding)
+        self.kernel_size, self.stride, self.dilation = window
         if any(k % 2 == 0 for k in self.kernel_size):
             raise ValueError(f"{name}(): expected kernel_size to be odd, but got {self.kernel_size}")
         if kernel_decompose not in ("both", "high", "low", None):
@@ -388,7 +409,8 @@ class FrequencyAdaptiveConv2d(nn.Module):
         def predictor(channels: int, kind: Any, **window: Any) -> Any:
             return kind(in_channels, channels, self.kernel_size, self.stride, **window, **options)
 
-        self.conv_offset = predictor(deform_groups, _StartsAtZero)
+        start = (self.dilation[0] - 1) / self.dilation[0] + epsilon
+        self.conv_offset = predictor(deform_groups, _StartsAtRate, start=start)
         self.conv_mask = predictor(deform_groups * taps, _StartsAtZero)
         if sp_att:
             self.conv_mask_mean_level = predictor(deform_groups, nn.Conv2d)
@@ -401,7 +423,6 @@ class FrequencyAdaptiveConv2d(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        nn.init.constant_(self.conv_offset.bias, (self.dilation[0] - 1) / self.dilation[0] + self.epsilon)
 
     def reset_parameters(self) -> None:
         """Starts again, as a new layer does."""
@@ -491,9 +512,9 @@ class _AdaKern3d(Composed):
 
 
 class _AdaDR3d(Composed):
-    def __init__(self, in_channels: int, groups: int, **options: Any) -> None:
+    def __init__(self, in_channels: int, groups: int, start: float, **options: Any) -> None:
         super().__init__()
-        self.conv_offset = _StartsAtZero(in_channels, groups, 3, axes=3, **options)
+        self.conv_offset = _StartsAtRate(in_channels, groups, 3, start=start, axes=3, **options)
         self.conv_mask = _StartsAtZero(in_channels, 27 * groups, 3, axes=3, **options)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -550,10 +571,11 @@ class FrequencyAdaptiveConv3d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name = "FrequencyAdaptiveConv3d"
+        in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        base_dilation, deform_groups = numbers(name, base_dilation=base_dilation, deform_groups=deform_groups)
         if padding_mode not in ("border", "zeros"):
-            raise ValueError(
-                f"FrequencyAdaptiveConv3d(): expected padding_mode to be 'border' or 'zeros', but got {padding_mode!r}"
-            )
+            raise ValueError(f"{name}(): expected padding_mode to be 'border' or 'zeros', but got {padding_mode!r}")
         self.base_dilation = base_dilation
         self.deform_groups = deform_groups
         self.padding_mode = padding_mode
@@ -564,15 +586,14 @@ class FrequencyAdaptiveConv3d(nn.Module):
         self.fs = FrequencySelection(in_channels, **(_BANDS if fs_cfg is None else fs_cfg), axes=3, **options)
         hidden = max(int(min(in_channels, out_channels) * adakern_reduction), adakern_min_channel)
         self.ada_kern = _AdaKern3d(in_channels, out_channels, hidden, 27 * use_position_att, **options)
-        self.adadr = _AdaDR3d(in_channels, deform_groups, **options)
+        start = (base_dilation - 1) / base_dilation + epsilon
+        self.adadr = _AdaDR3d(in_channels, deform_groups, start, **options)
         self._start()
 
     def _start(self) -> None:
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        offset = self.adadr.conv_offset
-        nn.init.constant_(offset.bias, (self.base_dilation - 1) / self.base_dilation + self.epsilon)
 
     def reset_parameters(self) -> None:
         """Starts again, as a new layer does."""

@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddu_ops._options import integer
-from ddu_ops.layers._common import CONV, MEAN, Composed, axes_of, conv_norm_relu, run, with_rates_of_one
+from ddu_ops.layers._common import (
+    CONV,
+    MEAN,
+    Composed,
+    axes_of,
+    conv_norm_relu,
+    numbers,
+    rates_of,
+    run,
+    with_rates_of_one,
+)
 from ddu_ops.layers.blocks import MultiScale, SeparableConv
 from ddu_ops.modules import DilationPredictor, DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d
 
@@ -67,11 +76,12 @@ class ASPP(Composed):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        in_channels = integer(in_channels, "in_channels", name, ValueError, least=1)
-        out_channels = integer(out_channels, "out_channels", name, ValueError, least=1)
+        axes = axes_of(name, axes)
+        in_channels, out_channels = numbers(name, in_channels=in_channels, out_channels=out_channels)
+        rates = rates_of(name, rates)
         self.checkpoint = checkpoint
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        conv = CONV[axes_of(name, axes)]
+        conv = CONV[axes]
 
         def rest(first: nn.Module) -> list[nn.Module]:
             return conv_norm_relu(first, out_channels, axes, **options)
@@ -146,8 +156,7 @@ class DynamicASPP(ASPP):
     ) -> None:
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         super().__init__(in_channels, out_channels, rates, dropout=dropout, checkpoint=checkpoint, axes=axes, **options)
-        channels = integer(in_channels, "in_channels", "DynamicASPP", ValueError, least=1)
-        self.rate = DilationPredictor(channels, 3, padding=1, axes=axes, bounds=bounds, pace=pace, **options)
+        self.rate = DilationPredictor(in_channels, 3, padding=1, axes=axes, bounds=bounds, pace=pace, **options)
 
     _branch = _Scaled
 
@@ -197,6 +206,7 @@ class DeepLabV2Head(MultiScale):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
+        (num_classes,) = numbers("DeepLabV2Head", num_classes=num_classes)
         super().__init__(in_channels, num_classes, rates, fuse="sum", device=device, dtype=dtype, **options)
 
 
@@ -234,7 +244,8 @@ class DeepLabV3Head(Composed, nn.Sequential):
         dtype: torch.dtype | None = None,
         **options: Any,
     ) -> None:
-        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        name, place = "DeepLabV3Head", {"device": device, "dtype": dtype}
+        num_classes, channels = numbers(name, num_classes=num_classes, channels=channels)
         pyramid = DynamicASPP if dynamic else ASPP
         super().__init__(
             pyramid(in_channels, channels, rates, **options, **place),
@@ -273,7 +284,12 @@ class EfficientASPP(Composed, nn.Sequential):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        conv = CONV[axes_of("EfficientASPP", axes)]
+        name = "EfficientASPP"
+        axes = axes_of(name, axes)
+        in_channels, out_channels = numbers(name, in_channels=in_channels, out_channels=out_channels)
+        (reduced_channels,) = numbers(name, reduced_channels=reduced_channels)
+        rates = rates_of(name, rates)
+        conv = CONV[axes]
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         wide = len(rates) * reduced_channels
         super().__init__(
@@ -344,6 +360,8 @@ class DenseASPP(Composed):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        in_channels, hidden, growth = numbers("DenseASPP", in_channels=in_channels, hidden=hidden, growth=growth)
+        rates = rates_of("DenseASPP", rates)
         if len(set(rates)) != len(rates):
             raise ValueError(
                 f"DenseASPP(): expected rates to differ, because they name the branches, but got {tuple(rates)}"

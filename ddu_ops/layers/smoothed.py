@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddu_ops.layers._common import Composed
+from ddu_ops.layers._common import Composed, numbers
 from ddu_ops.layers.blocks import same_padding
 
 
@@ -61,12 +61,13 @@ class SmoothedDilatedConv2d(Composed):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        name = "SmoothedDilatedConv2d"
+        in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
+        kernel_size, dilation = numbers(name, kernel_size=kernel_size, dilation=dilation)
         if kernel_size % 2 == 0:
-            raise ValueError(f"SmoothedDilatedConv2d(): expected kernel_size to be odd, but got {kernel_size}")
+            raise ValueError(f"{name}(): expected kernel_size to be odd, but got {kernel_size}")
         if interaction not in ("shared", "group"):
-            raise ValueError(
-                f"SmoothedDilatedConv2d(): expected interaction to be 'shared' or 'group', but got {interaction!r}"
-            )
+            raise ValueError(f"{name}(): expected interaction to be 'shared' or 'group', but got {interaction!r}")
         options: dict[str, Any] = {"device": device, "dtype": dtype}
         self.interaction = interaction
         self.conv = nn.Conv2d(
