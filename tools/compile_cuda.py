@@ -32,6 +32,9 @@ MAY_SPILL = {
     "Li3ELb0ELb1ELNS_6SourceE": (656, "likewise"),
     "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
     "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
+    "18convolution_kernel": (744, "all the registers there are: of three axes eight corners for each row; of two 128"),
+    "convolution_data_kernel": (40, "likewise, of three axes"),
+    "convolution_weight_kernel": (56, "of three axes: what the compiler chose for itself"),
     "reduce_kernel": (134, "the general path, float64 and 64-bit offsets most: a handful of values"),
     "sample_kernel": (72, "likewise"),
 }
