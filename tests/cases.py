@@ -196,8 +196,11 @@ DTYPES = {  # input, positions
 dtypes = pytest.mark.parametrize("dtype, map_dtype", DTYPES.values(), ids=DTYPES.keys())
 
 
-def assert_near(actual: Tensor, expected: Tensor) -> None:
-    """Compares a result of any type with the reference's in float64: the same NaNs, and close by the norm elsewhere."""
+def assert_near(actual: Tensor, expected: Tensor, times: float = 1) -> None:
+    """Compares a result of any type with the reference's in float64: the same NaNs, and close by the norm elsewhere.
+
+    So many ``times`` the tolerance of the type.
+    """
     assert expected.dtype == torch.float64
     assert actual.shape == expected.shape
     actual_double, expected = actual.detach().double().cpu(), expected.detach().cpu()
@@ -205,7 +208,9 @@ def assert_near(actual: Tensor, expected: Tensor) -> None:
     assert torch.equal(actual_double.isnan(), missing), "NaN in other places than the reference"
     error = (actual_double - expected)[~missing].norm().item()
     scale = expected[~missing].norm().item()
-    assert error <= TOLERANCES[actual.dtype] * scale, f"relative error {error / scale if scale else math.inf:.2e}"
+    assert error <= times * TOLERANCES[actual.dtype] * scale, (
+        f"relative error {error / scale if scale else math.inf:.2e}"
+    )
 
 
 def assert_bits(actual: Any, expected: Any) -> None:
@@ -580,6 +585,38 @@ class ConvolutionCase(Case):
 
     def __str__(self) -> str:
         return self.name
+
+
+# For the kernels without columns on CUDA: channels in whole packets, and whatever else ends inside of what they work on
+# at a time: 32 positions, 64 or 32 channels, 32 or 64 outputs.
+FUSED_CONVOLUTIONS = [
+    ConvolutionCase("part_of_a_step", 2, 40, (9, 11), padding=(1, 1), out_channels=21),
+    ConvolutionCase("several_steps", 1, 144, (5, 6), padding=(1, 1), aligned=False, mask=False, out_channels=100),
+    ConvolutionCase("runs", 2, 64, (7, 10), (3, 2), (2, 1), (1, 0), groups=2, conv_groups=2, rates=2, mask_groups=4,
+                    out_channels=80),
+    ConvolutionCase("groups", 2, 64, (6, 7), padding=(1, 1), conv_groups=4, out_channels=32, bias=False),
+    ConvolutionCase("many_rates", 1, 96, (6, 7), padding=(1, 1), groups=6, conv_groups=3, rates=2, mask_groups=3,
+                    out_channels=72, padding_mode="reflection"),
+    ConvolutionCase("per_image", 3, 32, (6, 7), groups=2, per_image=True, out_channels=70, padding_mode="border"),
+    ConvolutionCase("one_window", 2, 32, (3, 3), out_channels=16),
+    ConvolutionCase("one_tap", 1, 32, (9, 8), (1,), (2, 1), out_channels=24),
+    ConvolutionCase("many_taps", 1, 32, (12, 13), (7, 5), padding=(3, 2), dilation=(1, 2), out_channels=8),
+    ConvolutionCase("line", 2, 48, (70,), (4,), (2,), (4,), rates=1, out_channels=16, padding_mode="reflection"),
+    ConvolutionCase("offsets", 2, 64, (8, 9), padding=(1, 1), groups=2, conv_groups=2, source="offsets", mask_groups=4,
+                    out_channels=48),
+    ConvolutionCase("offsets_per_image", 2, 32, (6, 5), (2, 3), groups=2, source="offsets", per_image=True,
+                    mask=False, out_channels=33, padding_mode="reflection"),
+    ConvolutionCase("line_offsets", 2, 32, (37,), padding=(1,), source="offsets", out_channels=16),
+    ConvolutionCase("volume", 2, 32, (4, 5, 6), (2, 3, 2), padding=(1, 1, 0), rates=3, out_channels=36),
+    ConvolutionCase("volume_few_outputs", 1, 64, (3, 5, 4), padding=(1,), groups=2, conv_groups=2, out_channels=32,
+                    padding_mode="border"),
+    ConvolutionCase("volume_offsets", 1, 32, (3, 4, 5), (2, 2, 3), groups=2, source="offsets", out_channels=24),
+    # So many warps that a block takes none to share a sum.
+    ConvolutionCase("many_warps", 1, 256, (62, 62), (1, 2), conv_groups=16, out_channels=16 * 24),
+    ConvolutionCase("many_warps_and_outputs", 1, 256, (62, 62), (2, 1), conv_groups=16, out_channels=16 * 40),
+    ConvolutionCase("volume_many_warps", 1, 256, (16, 17, 15), (1, 2, 1), conv_groups=16, out_channels=16 * 24),
+    ConvolutionCase("volume_many_outputs", 1, 256, (16, 17, 15), (2, 1, 1), conv_groups=16, out_channels=16 * 40),
+]  # fmt: skip
 
 
 def make_arguments(

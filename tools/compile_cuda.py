@@ -33,9 +33,12 @@ MAY_SPILL = {
     "Li3ELb0ELb1ELNS_6SourceE": (656, "likewise"),
     "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
     "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
+    "18convolution_kernel": (744, "all the registers there are: of three axes eight corners for each row; of two 128"),
+    "convolution_data_kernel": (40, "likewise, of three axes"),
+    "convolution_weight_kernel": (56, "of three axes: what the compiler chose for itself"),
     "11sums_kernel": (276, "three axes and all results most; the others a handful of values"),
     "17sparse_dot_kernel": (32, "of three axes: a handful of values"),
-    "12build_kernel": (32, "likewise, in float64"),
+    "12build_kernel": (32, "a handful of values, in float64"),
     "reduce_kernel": (264, "the general path, float64 and 64-bit offsets most; dot alone, two channels at a time"),
     "sample_kernel": (128, "likewise"),
 }

@@ -11,7 +11,20 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from cases import CASES, OPERATORS, Case, first_order, make_tensors, operator, pick, taking
+from cases import (
+    CASES,
+    FUSED_CONVOLUTIONS,
+    OPERATORS,
+    Case,
+    ConvolutionCase,
+    convolve,
+    first_order,
+    make_arguments,
+    make_tensors,
+    operator,
+    pick,
+    taking,
+)
 from ddu_ops import _C
 
 # Besides the tests' table: channels that end inside a packet, in all types; no image.
@@ -48,6 +61,9 @@ def main() -> None:
         for deterministic, dtype in itertools.product([(), ("deterministic",)], DTYPES):
             with taking(*paths, *deterministic):
                 count += call_operators(case, dtype)
+    for case, dtype, tf32 in itertools.product(FUSED_CONVOLUTIONS, DTYPES, (False, True)):
+        if dtype == torch.float32 or not tf32:
+            count += call_convolution(case, dtype, tf32)
     torch.cuda.synchronize()
     launches = _C.cuda_launches()
     print(f"{count} calls, {sum(launches.values())} launches of {len(launches)} kernels")
@@ -85,6 +101,21 @@ def call_operators(case: Case, dtype: torch.dtype) -> int:
     for name, order in calls:
         operator(name, case, order)(*pick(name, tensors))
     return len(calls)
+
+
+def call_convolution(case: ConvolutionCase, dtype: torch.dtype, tf32: bool) -> int:
+    """In both layouts, forward and backward."""
+    torch.backends.cudnn.allow_tf32 = tf32
+    for layout in (torch.contiguous_format, {2: torch.channels_last, 3: torch.channels_last_3d}.get(case.axes)):
+        if layout is None:
+            continue
+        arguments = make_arguments(case, dtype, "cuda")
+        rates = arguments[case.positions_name].view(-1)
+        rates[:3] = torch.tensor([float("nan"), float("inf"), 1e30])[: len(rates)]
+        arguments["input"] = arguments["input"].to(memory_format=layout)
+        with taking("fast"):
+            convolve(case, {name: tensor.requires_grad_() for name, tensor in arguments.items()}).sum().backward()
+    return 2
 
 
 if __name__ == "__main__":

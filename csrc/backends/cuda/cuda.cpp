@@ -14,6 +14,7 @@
 #include "../backend.h"
 #include "launch.h"
 #include "launches.h"
+#include "views.h"
 
 // NOTE [ CUDA paths ]
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
@@ -27,7 +28,8 @@
 //     both     reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //
 // plus a conversion after reduce_kernel where the sums have another type than the result. `Paths` decides which one it
-// is, unless a test has (`forced`). The kernels of the fast path overlap: NOTE [ Dependent launches ].
+// is, unless a test has (`forced`). The kernels of the fast path overlap: NOTE [ Dependent launches ]. A
+// convolution goes through them where convolution.cpp does not take it: NOTE [ Fused convolution ].
 //
 // Results that need no atomic additions are the same in every run. The others, the images of splat and
 // unfold_backward, are where torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
@@ -40,27 +42,12 @@ using at::Tensor;
 
 // ---- views
 
-// The strides of a tensor [B, channels, *axes].
-template <class View>
-View with_strides(View view, const Tensor& tensor) {
-  view.batch = tensor.stride(0);
-  view.channel = tensor.stride(1);
-  const int64_t axes = tensor.dim() - 2;
-  for (int64_t a = 0; a < axes; ++a) {
-    view.axis[kMaxAxes - axes + a] = tensor.stride(2 + a);
-  }
-  return view;
+cuda::ImageView view_image(const Tensor& image) {
+  return cuda::with_strides(cuda::ImageView{image.const_data_ptr()}, image);
 }
-
-cuda::ImageView view_image(const Tensor& image) { return with_strides(cuda::ImageView{image.const_data_ptr()}, image); }
 
 cuda::ColumnsView view_columns(const Tensor& columns) {
   return {columns.const_data_ptr(), columns.stride(0), columns.stride(1), columns.stride(2)};
-}
-
-cuda::PositionsView view_positions(const Tensor& positions) {
-  return with_strides(
-      cuda::PositionsView{positions.const_data_ptr(), positions.scalar_type() == at::kFloat}, positions);
 }
 
 // Whether 32 bits do not hold the offsets of all elements.
@@ -256,7 +243,7 @@ struct Cuda {
     const auto p = concrete(params);
     const auto type = input.scalar_type();
     const bool wide = any_wide(input, columns);
-    const auto located = view_positions(positions);
+    const auto located = cuda::view_positions(positions);
     if (!Paths{p, type}.fast_sample()) {
       cuda::launch_sample(p, type, wide, view_image(input), located, columns.mutable_data_ptr(), stream);
     } else if (p.axes <= 2 && !per_tap(p.source)) {
@@ -343,8 +330,8 @@ struct Cuda {
       const auto input_view = input != nullptr ? view_image(*input) : cuda::ImageView{};
       clear_sums();
       cuda::launch_reduce(
-          p, type, wide, view_columns(columns), view_positions(positions), image != nullptr ? &p.term : nullptr, sums(),
-          input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
+          p, type, wide, view_columns(columns), cuda::view_positions(positions), image != nullptr ? &p.term : nullptr,
+          sums(), input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
       if (image_sums) {
         image_sums->convert(stream);
       }
@@ -365,7 +352,7 @@ struct Cuda {
     auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
     const auto added = sums();
     cuda::launch_tiles(
-        p, type, view_columns(columns), view_positions(positions), added, packets ? packets->data() : nullptr,
+        p, type, view_columns(columns), cuda::view_positions(positions), added, packets ? packets->data() : nullptr,
         dots == 1 ? terms[0] : Term{}, dots, partial_data, stream);
     cuda::MapSums map_sums = {};
     if (result != nullptr && !in_place) {

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+// What the kernels of the fused convolution offer to convolution.cpp: NOTE [ Fused convolution ].
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "../../params.h"
+#include "launch.h"
+
+namespace ddu::cuda {
+
+// A convolution whose samples stay on the chip. Channels fall into runs that share positions, mask and weights' rows:
+// as many per group of the convolution as `runs`. All tensors but the positions and the mask are channels-last, and
+// hold whole packets of 16 bytes in every run.
+struct FusedProblem {
+  UnfoldParams p;       // p.groups are those of the positions
+  int64_t groups;       // of the convolution
+  int64_t outputs;      // channels of the output
+  int64_t mask_groups;  // 1 without a mask
+  int64_t run;          // channels of a run
+  bool exact;           // float: the product in float32, not in TF32
+
+  const void* input;  // [B, pixels, C], contiguous
+  PositionsView positions;
+  const void* mask;  // [B, mask_groups * taps, L], any strides but along L; or nullptr
+  int64_t mask_batch, mask_channel;
+};
+
+// Strides, in elements, of a weight [(B,) taps, rows, depth] whose depth is contiguous.
+struct WeightView {
+  const void* data;
+  int64_t batch, tap, row;
+};
+
+// Channels of a packet.
+inline int64_t packet_of(c10::ScalarType type) { return 16 / static_cast<int64_t>(c10::elementSize(type)); }
+
+// Outputs of a tile at most, for each of which the forward samples again.
+constexpr int64_t outputs_of_tile(bool exact) { return exact ? 32 : 64; }
+
+// [B, channels, L], contiguous along L, to [B, L, channels].
+void launch_channels_last(
+    c10::ScalarType type,
+    const void* from,
+    int64_t from_batch,
+    int64_t from_channel,
+    void* to,
+    int64_t batch,
+    int64_t channels,
+    int64_t length,
+    cudaStream_t stream);
+
+// [B, L, channels] to [B, channels, L] of `type`.
+void launch_channels_first(
+    c10::ScalarType type,
+    const float* from,
+    void* to,
+    int64_t batch,
+    int64_t channels,
+    int64_t length,
+    cudaStream_t stream);
+
+// output = bias + sum of weight * mask * sample. Rows of the weight are outputs, its depth the channels of a group.
+//   bias    [outputs], or [B, outputs]; or nullptr
+//   output  [B, L, outputs] if channels_last, else [B, outputs, L]
+void launch_convolution(
+    const FusedProblem& problem,
+    c10::ScalarType type,
+    const WeightView& weight,
+    const void* bias,
+    int64_t bias_batch,
+    void* output,
+    bool channels_last,
+    cudaStream_t stream);
+
+// How many parts of the taps launch_convolution_data works on side by side.
+int64_t tap_splits(const FusedProblem& problem);
+
+// The gradients by what the weight is multiplied with. Rows of the weight are channels, its depth the outputs of a
+// group.
+//   grad_output     [B, L, outputs]
+//   grad_input      [B, pixels, C], float, is added to; or nullptr
+//   grad_positions  [splits, B, positions' channels, L], float; nullptr only where grad_mask is, too
+//   grad_mask       [B, mask_groups * taps, L], float; or nullptr
+void launch_convolution_data(
+    const FusedProblem& problem,
+    c10::ScalarType type,
+    const WeightView& weight,
+    const void* grad_output,
+    float* grad_input,
+    float* grad_positions,
+    float* grad_mask,
+    cudaStream_t stream);
+
+// How many parts of the positions of an image, or of the batch, launch_convolution_weight works on side by side.
+int64_t position_splits(const FusedProblem& problem, c10::ScalarType type, bool weight_per_image);
+
+// The gradient by the weight.
+//   partial  [splits, taps, outputs, channels of a group], float; splits are of every image in turn if weight_per_image
+void launch_convolution_weight(
+    const FusedProblem& problem,
+    c10::ScalarType type,
+    const void* grad_output,
+    int64_t splits,
+    float* partial,
+    cudaStream_t stream);
+
+}  // namespace ddu::cuda
