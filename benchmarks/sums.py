@@ -17,7 +17,7 @@ from torch import Tensor
 
 import ddu_ops
 from benchmarks.measure import Clock, copy_bandwidth, peak_memory, time_all
-from benchmarks.workloads import smooth_map
+from benchmarks.workloads import Workload, smooth
 
 Calls = dict[str, Callable[..., Tensor]]
 Work = tuple[str, str, Calls, list[Tensor]]  # name, size, contenders, arguments
@@ -140,10 +140,14 @@ def scores(query: Tensor, key: Tensor, rates: Tensor, k: int, heads: int) -> Ten
     return ddu_ops.dynamic_dilation_correlate2d(query, key, k, rates, 1, k // 2, mask_groups=heads)
 
 
+def rates_of(batch: int, size: int, device: torch.device) -> Tensor:
+    return smooth(Workload("rates", batch, 1, (size, size), 3, "a map for every image"), device)
+
+
 def attention(case: tuple[int, ...], layout: str, dtype: torch.dtype, device: torch.device) -> Work:
     batch, channels, size, heads, k = case
     make: Any = partial(draw, layout=layout, dtype=dtype, device=device)
-    rates = smooth_map(batch, size, device).to(dtype).requires_grad_()
+    rates = rates_of(batch, size, device).to(dtype).requires_grad_()
     shape = (batch, heads, channels // heads)
     tensors = [make(*(batch, channels, size, size), scale=0.5) for _ in range(3)]
 
@@ -206,7 +210,7 @@ def involution(case: tuple[int, ...], layout: str, dtype: torch.dtype, device: t
 def depthwise(case: tuple[int, ...], layout: str, dtype: torch.dtype, device: torch.device) -> Work:
     batch, channels, size, _, k = case
     make: Any = partial(draw, layout=layout, dtype=dtype, device=device)
-    rates = smooth_map(batch, size, device).to(dtype).requires_grad_()
+    rates = rates_of(batch, size, device).to(dtype).requires_grad_()
     weight = torch.randn(channels, 1, k, k, device=device, dtype=dtype).requires_grad_()
 
     def ours(input: Tensor, weight: Tensor, rates: Tensor) -> Tensor:
@@ -228,7 +232,7 @@ def depthwise(case: tuple[int, ...], layout: str, dtype: torch.dtype, device: to
 
 def pooling(case: tuple[int, ...], layout: str, dtype: torch.dtype, device: torch.device) -> Work:
     batch, channels, size, _, k = case
-    rates = smooth_map(batch, size, device).to(dtype).requires_grad_()
+    rates = rates_of(batch, size, device).to(dtype).requires_grad_()
 
     def ours(input: Tensor, rates: Tensor) -> Tensor:
         return ddu_ops.dynamic_dilation_max_pool2d(input, k, rates, 1, k // 2, padding_mode="zeros")  # type: ignore[return-value]

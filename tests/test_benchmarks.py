@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as benchmark
-from benchmarks import overhead
+from benchmarks import overhead, sums
 
 
 def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,3 +106,13 @@ def test_a_short_run_of_overheads(
     printed = capsys.readouterr().out
     assert all(f"| {mode} |" in printed for mode in wanted)
     assert output.with_suffix(".md").read_text().endswith(printed[printed.index("| mode") :].rstrip("\n") + "\n")
+
+
+def test_a_short_run_of_sums(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each kind of work, whose contenders agree."""
+    options = "--device cpu --seconds 0.001 --layouts last --work depthwise attention pooling"
+    monkeypatch.setattr(sys, "argv", ["benchmarks.sums", *options.split()])
+    sums.main()
+    printed = capsys.readouterr().out
+    for work in ("depthwise", "attention", "pooling"):
+        assert f"| {work} | last |" in printed

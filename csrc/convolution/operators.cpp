@@ -35,8 +35,8 @@ SymParams check_backward(
 
 namespace {
 
-// A program that is only traced has no memory to bound: it is the mathematics in one piece. A mode is still on here where
-// it asked for the operator in terms of others, and nowhere else.
+// A program that is only traced has no memory to bound: it is the mathematics in one piece. A mode is still on here
+// where it asked for the operator in terms of others, and nowhere else.
 bool is_traced(const Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->is_python_dispatch() || c10::impl::dispatch_mode_enabled();
 }

@@ -32,16 +32,8 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
   for (const auto* name :
-       {"unfold",
-        "fold",
-        "convolution",
-        "aggregate",
-        "correlate",
-        "max_pool",
-        "dcls_sparse_sum",
-        "deform_unfold1d",
-        "deform_unfold2d",
-        "deform_unfold3d"}) {
+       {"unfold", "fold", "convolution", "aggregate", "correlate", "max_pool", "dcls_sparse_sum", "deform_unfold1d",
+        "deform_unfold2d", "deform_unfold3d"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }
