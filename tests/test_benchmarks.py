@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as benchmark
-from benchmarks import overhead, sums
+from benchmarks import convolution, overhead, sums
 
 
 def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,3 +116,15 @@ def test_a_short_run_of_sums(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     printed = capsys.readouterr().out
     for work in ("depthwise", "attention", "pooling"):
         assert f"| {work} | last |" in printed
+
+
+def test_a_short_run_of_the_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "convolution.md"
+    options = f"--device cpu --seconds 0.001 --layers 3 4 --output {output}"
+    monkeypatch.setattr(sys, "argv", ["benchmarks.convolution", *options.split()])
+    convolution.main()
+    lines = output.read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[-2:]] == [
+        "| (1, 256, 16, 16) k=3 groups=8",
+        "| (1, 16, 16, 16, 16) k=3",
+    ]

@@ -300,19 +300,22 @@ def test_few_channels_and_outputs(channels: int, groups: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(
-    "change, expected",
+    "dtype, change, expected",
     [
-        ({}, [1, 1, 1]),
-        ({"out_channels": 7}, [0, 0, 0]),
-        ({"channels": 8}, [0, 0, 0]),
-        ({"kernel_size": (7, 7), "padding": (3, 3)}, [1, 0, 0]),
-        ({"out_channels": 400}, [0, 1, 1]),
+        (torch.float16, {}, [1, 0, 0]),
+        (torch.float32, {}, [1, 1, 1]),
+        (torch.float16, {"stride": (2, 2)}, [1, 1, 1]),
+        (torch.float16, {"size": (20, 20)}, [1, 1, 1]),
+        (torch.float16, {"out_channels": 7}, [0, 0, 0]),
+        (torch.float16, {"channels": 8}, [0, 0, 0]),
+        (torch.float32, {"kernel_size": (7, 7), "padding": (3, 3)}, [1, 0, 0]),
+        (torch.float32, {"out_channels": 400}, [0, 0, 0]),
     ],
     ids=str,
 )
-def test_what_pays(change: dict[str, Any], expected: list[int]) -> None:
+def test_what_pays(dtype: torch.dtype, change: dict[str, Any], expected: list[int]) -> None:
     case = replace(ConvolutionCase("layer", 2, 64, (48, 40), padding=(1, 1), out_channels=64), **change)
-    arguments = leaves(make_arguments(case, torch.float16, "cuda"))
+    arguments = leaves(make_arguments(case, dtype, "cuda"))
     with taking():
         before = launches()
         actual = run(case, arguments)

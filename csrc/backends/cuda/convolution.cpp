@@ -86,30 +86,31 @@ double fill_of(const Problem& problem, c10::ScalarType type) {
   return static_cast<double>(run) / static_cast<double>(round_up(run, depth));
 }
 
-// Whether it is faster than columns, which are sampled once: here it is once for every tile of outputs.
+// Whether it is faster than columns, which are sampled once: here it is once for every tile of outputs. These limits,
+// and those of the backward, are where `python -m benchmarks.convolution` measured the two alike.
 bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
-  constexpr double kMostTiles = 6;
+  constexpr double kMostTiles = 2;
   const auto outputs = problem.out_channels / problem.groups;
   const auto tiles = static_cast<double>(ceil_div(outputs, cuda::outputs_of_tile(exact)));
   return !is_narrow(problem, type) && tiles <= std::max(kMostTiles * fill_of(problem, type), 1.0);
 }
 
-// The same for the backward, which samples twice whatever there is of outputs, but multiplies whole tiles of channels.
-// Additions to the input's gradient go straight to memory, one for every corner of a tap, where tile_kernel, for
-// columns, makes fewer of them.
-bool backward_pays(const Problem& problem, c10::ScalarType type, bool exact, const OutputMask& needs) {
+// The same for the backward. Additions to the input's gradient go straight to memory, one for every corner of a tap,
+// where tile_kernel, for columns, makes fewer of them unless windows are apart.
+bool backward_pays(const Problem& problem, c10::ScalarType type, const OutputMask& needs) {
   constexpr int64_t kMostAdditions = 64;
-  constexpr int64_t kPositions = 128;  // of a block
-  constexpr int64_t kEnoughBlocks = 64;
-  constexpr int64_t kSmallProduct = 1 << 14;
-  const double most_outputs = exact ? 512 : 1024;
+  constexpr int64_t kMostOutputs = 64;
+  constexpr int64_t kFewPositions = 1024;  // of which columns cost more in launches than in work
   const auto& p = problem.window;
   const auto outputs = problem.out_channels / problem.groups;
   const auto additions = taps_of(p) << (p.axes == 3 ? 3 : 2);
-  const auto blocks = p.batch * ceil_div(positions_of(p), kPositions) * taps_of(p);
-  const bool filled = blocks >= kEnoughBlocks || p.channels * outputs <= kSmallProduct;
-  return !is_narrow(problem, type) && filled && static_cast<double>(outputs) <= most_outputs * fill_of(problem, type) &&
-      (!needs[kInput] || additions <= kMostAdditions);
+  if (is_narrow(problem, type) || (needs[kInput] && additions > kMostAdditions)) {
+    return false;
+  }
+  if (p.batch * positions_of(p) <= kFewPositions || p.axis[kMaxAxes - 1].stride > 1) {
+    return outputs <= 2 * kMostOutputs;
+  }
+  return type == at::kFloat && static_cast<double>(outputs) <= kMostOutputs * fill_of(problem, type);
 }
 
 // Columns of an image so large that a part of the batch has no less: memory goes before time.
@@ -141,7 +142,7 @@ bool takes_backward(const Problem& problem, const Tensor&, const Arguments& a, c
   const bool ordered = !needs[kInput] || !at::globalContext().deterministicAlgorithms();
   const bool whole = problem.groups == 1 || problem.out_channels / problem.groups % cuda::packet_of(type) == 0;
   return ordered && whole && possible(problem, type) &&
-      (cuda::forced.fast || backward_pays(problem, type, is_exact(a.input), needs) || has_large_columns(problem, type));
+      (cuda::forced.fast || backward_pays(problem, type, needs) || has_large_columns(problem, type));
 }
 
 // ---- layouts
