@@ -7,6 +7,7 @@ timed.
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -96,7 +97,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.threads} thread(s)"
     lines = [
-        f"{name}, torch {torch.__version__}, ddu_ops {ddu_ops.__version__}{', tf32' if args.tf32 else ''}.",
+        f"`python -m benchmarks.convolution {' '.join(sys.argv[1:])}`: {name}, torch {torch.__version__}, "
+        f"ddu_ops {ddu_ops.__version__}.",
         "Forward / backward: milliseconds of ddu_ops, and these ÷ those of the others; MiB of a step.",
         "",
         "| layer | type | ms | ÷ columns | ÷ fixed rates | MiB | columns MiB | fixed rates MiB |",
