@@ -14,6 +14,9 @@
 
 namespace at {
 
+// Any number: how much is worked on at a time goes by it, and no result.
+inline int get_num_threads() { return 8; }
+
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t /*grain_size*/, const F& f) {
   constexpr int64_t kMostThreads = 64;
