@@ -897,8 +897,13 @@ def _in_numbers(
 
 def _rates(axes: int, dilation_map: Any, lead: Tensor, groups: int, batched_dim: int | None = None) -> Tensor:
     """A map from a number or from a tensor without dimensions, which keeps its gradient: one rate everywhere."""
+    unknown = isinstance(dilation_map, torch.fx.Proxy)  # perhaps a number, when the graph runs
+    one = isinstance(dilation_map, Tensor) and dilation_map.dim() == 0
+    if unknown or (one and isinstance(lead, torch.fx.Proxy)):
+        tensors = (dilation_map, lead)
+        return handle_torch_function(_rates, tensors, axes, dilation_map, lead, groups, batched_dim)
     if isinstance(dilation_map, Tensor):
-        if dilation_map.dim() != 0:
+        if not one:
             return dilation_map
     elif isinstance(dilation_map, numbers.Real):
         exact = lead.dtype == torch.float64
@@ -975,6 +980,6 @@ def to_offsets(
         (pixel - pixel_at_rest) + (displacement - displacement_at_rest)
         for (pixel, displacement), (pixel_at_rest, displacement_at_rest) in zip(moved, resting, strict=True)
     ]
-    shape = (len(rates), dilation_groups, *kernel_size, *rates.shape[2:])
+    shape = (rates.shape[0], dilation_groups, *kernel_size, *rates.shape[2:])
     stacked = torch.stack([offset.expand(shape) for offset in offsets], 2 + axes)
     return stacked.flatten(1, 2 + axes).to(dilation_map.dtype)

@@ -122,7 +122,7 @@ def window_attention(
         scores = scores + bias.view(num_heads, taps, *[1] * axes)
     if outside == "exclude":
         # The weights of the pixels around a tap add up to nothing where none of them lies in the image.
-        ones = torch.ones((), dtype=key.dtype, device=key.device).expand(len(key), groups, *size)
+        ones = torch.ones((), dtype=key.dtype, device=key.device).expand(key.shape[0], groups, *size)
         with torch.no_grad():
             covered = correlate(ones, ones, *window, mask_groups=groups).unflatten(1, (groups, taps)) != 0
         scores = scores.masked_fill(covered.repeat_interleave(num_heads // groups, 1).logical_not(), -math.inf)
@@ -481,6 +481,13 @@ class _XavierLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def _sides(input: Tensor, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of an image whose positions come row by row."""
+    if has_torch_function((input, shape)):
+        return handle_torch_function(_sides, (input, shape), input, shape)
+    return (math.isqrt(input.shape[1]),) * 2 if shape is None else shape
+
+
 class DCNv4(Composed):
     r"""The deformable operator of DCNv4 between two linear layers.
 
@@ -571,8 +578,7 @@ class DCNv4(Composed):
         nn.init.zeros_(self.center_feature_scale_proj_bias)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        length, channels = input.shape[1:]
-        height, width = (math.isqrt(length),) * 2 if shape is None else shape
+        height, width = _sides(input, shape)
         value = input if self.value_proj is None else self.value_proj(input)
         image = value.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         source = input
@@ -600,7 +606,7 @@ class DCNv4(Composed):
             centre = nn.functional.linear(
                 rows_out, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
             )
-            share = centre.sigmoid().repeat_interleave(channels // self.group, 2)
+            share = centre.sigmoid().repeat_interleave(self.channels // self.group, 2)
             rows_out = rows_out * (1 - share) + value * share
         return rows_out if self.output_proj is None else self.output_proj(rows_out)
 

@@ -179,26 +179,34 @@ class FrequencySelection(Composed):
 # Where a call looks at the sizes of its arguments, fx, which does not know them, keeps it as one node.
 
 
+def _odd(size: Any) -> bool:
+    """Of a size that is a tensor, in ``torch.jit.trace``, or a symbol, what it is now."""
+    odd = False
+    if size % 2 == 1:  # a branch, which a compiler guards
+        odd = True
+    return odd
+
+
 def _halved(level: Tensor, image: Tensor) -> Tensor:
     """The next level of a pyramid over the image."""
     if has_torch_function((level,)):
         return handle_torch_function(_halved, (level,), level, image)
     size = [n // 2 + n % 2 for n in level.shape[-2:]]
-    return F.interpolate(level, size, mode="bilinear", align_corners=image.shape[-2] % 2 == 1)
+    return F.interpolate(level, size, mode="bilinear", align_corners=_odd(image.shape[-2]))
 
 
 def _enlarged(level: Tensor, image: Tensor) -> Tensor:
     """A level in the size of the image."""
     if has_torch_function((level,)):
         return handle_torch_function(_enlarged, (level,), level, image)
-    return F.interpolate(level, image.shape[-2:], mode="bilinear", align_corners=image.shape[-2] % 2 == 1)
+    return F.interpolate(level, image.shape[-2:], mode="bilinear", align_corners=_odd(image.shape[-2]))
 
 
 def _resized(rates: Tensor, image: Tensor) -> Tensor:
     """Rates for every pixel of the image."""
     if has_torch_function((rates,)):
         return handle_torch_function(_resized, (rates,), rates, image)
-    return F.interpolate(rates, image.shape[-2:], mode="bilinear", align_corners=image.shape[-1] % 2 == 1)
+    return F.interpolate(rates, image.shape[-2:], mode="bilinear", align_corners=_odd(image.shape[-1]))
 
 
 def _boxed(spectrum: Tensor, k: int, axes: int) -> Tensor:
