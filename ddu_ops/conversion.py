@@ -278,8 +278,9 @@ def to_fixed(
         layer  was                    is
         0      DynamicDilationConv2d  Conv2d  rates 1.00 ± 0.00 (1.00 to 1.00), dilation 1, output changed by 0.0%
     """
-    if isinstance(images, str) or not isinstance(images, Iterable):
-        raise TypeError(f"to_fixed(): expected images to be a batch or several, but got {images!r}")
+    given: Any = images
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"to_fixed(): expected images to be a batch or several, but got {given!r}")
     batches = [images] if isinstance(images, Tensor) else list(images)
     patterns = [names] if isinstance(names, str) else list(names)
     layers = {
