@@ -82,6 +82,28 @@ def one_or_more(
     return numbers[0] if _index(value) is not None else numbers
 
 
+def several(
+    value: Any,
+    name: str,
+    function: str,
+    error: type[Exception] = RuntimeError,
+    *,
+    least: int | None = None,
+    some: bool = False,
+) -> tuple[int, ...]:
+    """A list of numbers, as many as there are.
+
+    Args:
+        some: refuses an empty one.
+    """
+    numbers = None if _index(value) is not None else _numbers(value, False)
+    if numbers is None or (some and not numbers):
+        raise error(f"{function}(): expected {name} to be a list of {'one or more ' * some}ints, but got {value!r}")
+    if numbers:
+        _check(least, numbers, numbers, name, function, error)
+    return numbers
+
+
 def length_of_ints(value: Any) -> int:
     """How many numbers there are; 0 where something is none."""
     return len(_numbers(value, False) or ())
@@ -99,7 +121,7 @@ def _numbers(value: Any, symbolic: bool) -> tuple[int, ...] | None:
     number = _index(value, symbolic)
     if number is not None:
         return (number,)
-    if isinstance(value, str) or not isinstance(value, Iterable):
+    if isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0:
         return None
     numbers = []
     for entry in value:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddu_ops._options import ints
 from ddu_ops.modules import (
     _CONVOLUTIONS,
+    _HOOKS,
     _PADDING_MODES,
     DeformConv1d,
     DeformConv2d,
@@ -19,6 +20,7 @@ from ddu_ops.modules import (
     DynamicDilationConv1d,
     DynamicDilationConv2d,
     DynamicDilationConv3d,
+    _changes_of,
 )
 
 # By the number of axes, as _CONVOLUTIONS.
@@ -172,14 +174,25 @@ def adapt(
 
 def _adaptive(conv: Any, source: str, options: dict[str, Any]) -> nn.Module:
     """An adaptive layer, as yet without the parameters and hooks of the one that it stands for."""
-    others = sorted({*conv._parameters, *conv._buffers, *conv._modules} - {"weight", "bias"})
+    others = _others(conv)
     if others:
         raise TypeError(f"expected parameters weight and bias, but got {', '.join(others)}, too")
-    bare = copy.copy(conv)
-    for key in _hooks(conv):
-        vars(bare)[key] = type(vars(conv)[key])()
+    bare = _bare(conv)
     kind = _ADAPTIVE[source][len(bare.kernel_size) - 1]
     return kind.from_conv(bare, **({"predict": True, **options} if source == "offsets" else options))
+
+
+def _others(layer: nn.Module, *known: str) -> list[str]:
+    """What it has beside the parameters of a convolution."""
+    return sorted({*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias", *known})
+
+
+def _bare(layer: Any) -> Any:
+    """The layer without its hooks, which are taken over."""
+    bare = copy.copy(layer)
+    for key in _hooks(layer):
+        vars(bare)[key] = type(vars(layer)[key])()
+    return bare
 
 
 def _hooks(module: nn.Module) -> list[str]:
@@ -212,17 +225,21 @@ def _replaced(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 class _Rates:
     """What the rates of a layer were, per map, and whether its calls could have been a plain convolution's."""
 
-    def __init__(self) -> None:
-        self.plain = True
+    def __init__(self, axes: int) -> None:
+        self.axes = axes
+        self.called, self.plain = False, True
         self.count = 0
         self.total = self.squares = torch.zeros(())
         self.low, self.high = torch.full((), torch.inf), torch.full((), -torch.inf)
 
     def look(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        self.called = True
         self.plain &= len(args) == 1 and not kwargs
 
     def add(self, predictor: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], rates: Tensor) -> None:
-        found = rates.detach().double().cpu().transpose(0, 1).flatten(1)  # (maps, positions)
+        found = rates.detach().double().cpu().movedim(-1 - self.axes, 0).flatten(1)  # (maps, positions)
+        if not found.numel():
+            return
         self.count += found.shape[1]
         self.total = self.total + found.sum(1)
         self.squares = self.squares + found.square().sum(1)
@@ -249,7 +266,11 @@ def to_fixed(
 
     Returns:
         A :class:`~ddu_ops.conversion.Conversion`. Its table tells of every adaptive layer what its rates were, and what
-        is lost with them, the change of the layer's output; or why it stays.
+        is lost with them, the change of the layer's output; or why it stays: layers whose results would be others, such
+        as subclasses with a forward of their own and parametrised or pruned layers, are left as they are.
+
+    Raises:
+        TypeError: for images that are neither a batch nor several.
 
     Example:
         >>> model = adapt(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())).model
@@ -257,6 +278,9 @@ def to_fixed(
         layer  was                    is
         0      DynamicDilationConv2d  Conv2d  rates 1.00 ± 0.00 (1.00 to 1.00), dilation 1, output changed by 0.0%
     """
+    given: Any = images
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"to_fixed(): expected images to be a batch or several, but got {given!r}")
     batches = [images] if isinstance(images, Tensor) else list(images)
     patterns = [names] if isinstance(names, str) else list(names)
     layers = {
@@ -264,19 +288,20 @@ def to_fixed(
         for name, module in model.named_modules()
         if isinstance(module, _ADAPTIVE["rates"]) and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     }
-    rates = {name: _Rates() for name, layer in layers.items() if layer.rate is not None}
+    notes = {name: note for name, layer in layers.items() if (note := _own(layer)) is not None}
+    rates = {name: _Rates(len(layer.kernel_size)) for name, layer in layers.items() if name not in notes}
     hooks = [
         hook for name, found in rates.items() for hook in ((layers[name], found.look), (layers[name].rate, found.add))
     ]
     _run(model, batches, hooks)
     fixed: dict[str, nn.Module] = {}
-    notes: dict[str, str] = {}
-    for name, layer in layers.items():
-        result, notes[name] = _fixed(layer, rates.get(name), tolerance)
+    for name, found in rates.items():
+        result, notes[name] = _fixed(layers[name], found, tolerance)
         if result is not None:
             fixed[name] = result
     lost = {name: [0.0, 0.0] for name in fixed}
-    _run(model, batches, [(layers[name], _compares(fixed[name], lost[name])) for name in fixed])
+    # In front of other hooks, which may change the output, and which the convolution takes over.
+    _run(model, batches, [(layers[name], _compares(fixed[name], lost[name])) for name in fixed], prepend=True)
     changes, made = [], {}
     for name, layer in layers.items():
         if name in fixed:
@@ -288,8 +313,13 @@ def to_fixed(
     return Conversion(_replaced(model, made), tuple(changes))
 
 
-def _run(model: nn.Module, batches: list[Tensor], hooks: list[tuple[nn.Module, Callable[..., None]]]) -> None:
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
+def _run(
+    model: nn.Module,
+    batches: list[Tensor],
+    hooks: list[tuple[nn.Module, Callable[..., None]]],
+    prepend: bool = False,
+) -> None:
+    handles = [module.register_forward_hook(hook, prepend=prepend, with_kwargs=True) for module, hook in hooks]
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -310,16 +340,34 @@ def _compares(fixed: nn.Module, lost: list[float]) -> Callable[..., None]:
     return compare
 
 
-def _fixed(layer: Any, rates: _Rates | None, tolerance: float) -> tuple[nn.Module | None, str]:
+def _own(layer: Any) -> str | None:
+    """Why a layer stays, whatever its rates are."""
+    others = _others(layer, "rate")
+    if others:
+        return f"stays: it has {', '.join(others)}, too"
+    kind = _ADAPTIVE["rates"][len(layer.kernel_size) - 1]
+    changes = _changes_of(_bare(layer), kind)
+    if getattr(layer, "rate", None) is None:
+        return "stays: it predicts no rates, they are given in every call"
+    if changes:
+        return f"stays: it is a {_kind(layer)} with {', '.join(changes)} of its own"
+    if any(getattr(layer.rate, key) for key in _HOOKS):
+        return "stays: its predictor has hooks, which would be lost"
+    if layer.weight.shape != (layer.out_channels, layer.in_channels // layer.groups, *layer.kernel_size):
+        return f"stays: its options do not say the shape of its weight, {tuple(layer.weight.shape)}"
+    return None
+
+
+def _fixed(layer: Any, rates: _Rates, tolerance: float) -> tuple[nn.Module | None, str]:
     """The plain convolution, and what the rates were; or none, and why not."""
-    if rates is None:
-        return None, "stays: it predicts no rates, they are given in every call"
     if not rates.count:
-        return None, "stays: the model did not call it"
+        return None, "stays: its images are empty" if rates.called else "stays: the model did not call it"
     if not rates.plain:
         return None, "stays: its calls bring a map or a mask"
     if not layer.aligned:
         return None, "stays: its windows are not centred (aligned=False)"
+    if not torch.isfinite(torch.stack([rates.low, rates.high])).all():
+        return None, "stays: its rates are not finite"
     axes = len(layer.kernel_size)
     mean = rates.total / rates.count
     deviation = (rates.squares / rates.count - mean.square()).clamp(min=0).sqrt()

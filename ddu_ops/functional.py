@@ -176,7 +176,7 @@ def dynamic_dilation_conv2d(
 
     where :math:`g` is the mask's group of channel :math:`c`. A map of ones makes it ``F.conv2d``, up to the order of
     the additions. Gradients of every order flow to all five tensors. The windows are never in memory as a whole, but
-    where gradients are themselves differentiated.
+    where gradients are themselves differentiated, and in forward mode, as by :func:`torch.func.jvp`.
 
     Args:
         input: the image.
@@ -551,7 +551,7 @@ def deform_conv2d(
     where :math:`g` is the mask's group of channel :math:`c`, as in X. Zhu et al., "Deformable ConvNets v2: More
     Deformable, Better Results", CVPR 2019. Offsets of zero make it :func:`torch.nn.functional.conv2d`, up to the order
     of the additions. Gradients of every order flow to all five tensors. The windows are never in memory as a whole, but
-    where gradients are themselves differentiated.
+    where gradients are themselves differentiated, and in forward mode, as by :func:`torch.func.jvp`.
 
     Args:
         input: the image.
@@ -616,7 +616,7 @@ def deform_conv3d(
 
 
 def grid_size(
-    size: Ints, kernel_size: Ints, stride: Ints = 1, padding: Ints = 0, dilation: Ints = 1
+    size: Ints, kernel_size: Ints, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1
 ) -> tuple[int, ...]:
     r"""The size of the output grid, for whoever makes a map.
 
@@ -627,7 +627,8 @@ def grid_size(
         kernel_size, stride, padding, dilation: as in :func:`dynamic_dilation_unfold`.
 
     Raises:
-        RuntimeError: for options that are no numbers, or not one for each axis.
+        RuntimeError: for options that are no numbers, not one for each axis, or too small; for a stride other than 1
+            with ``padding="same"``.
 
     Example:
         >>> grid_size((480, 640), 3, stride=2, padding=1)
@@ -636,15 +637,36 @@ def grid_size(
     if isinstance(size, torch.fx.Proxy):  # a number or several
         return handle_torch_function(grid_size, (size,), size, kernel_size, stride, padding, dilation)
     name = "grid_size"
-    lengths = [len(value) for value in (size, kernel_size, stride, padding, dilation) if isinstance(value, Sequence)]
-    axes = max(lengths, default=1)
-    return windows(
-        ints(size, axes, "size", name, symbolic=True),
-        ints(kernel_size, axes, "kernel_size", name),
-        ints(stride, axes, "stride", name),
-        ints(padding, axes, "padding", name),
-        ints(dilation, axes, "dilation", name),
-    )
+    options = {"size": size, "kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    axes = 1
+    for option, value in options.items():
+        length = _length(value)
+        if length not in (1, 2, 3):
+            raise RuntimeError(f"{name}(): expected {option} to be one, two or three ints, but got {value!r}")
+        axes = max(axes, length)
+    sizes = ints(size, axes, "size", name, symbolic=True)
+    kernel_size = ints(kernel_size, axes, "kernel_size", name, least=1)
+    stride = ints(stride, axes, "stride", name, least=1)
+    dilation = ints(dilation, axes, "dilation", name, least=1)
+    if isinstance(padding, str) and padding in PADDING_WORDS:
+        if padding == "same":
+            _check_same(name, stride)
+            return sizes
+        padding = 0
+    padding = ints(padding, axes, "padding", name, words=PADDING_WORDS, least=0)
+    return windows(sizes, kernel_size, stride, padding, dilation)
+
+
+def _length(value: Any) -> int:
+    """The number of axes that an option is for, 1 for a number."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return len(value)
+    return value.shape[0] if getattr(value, "ndim", 0) == 1 else 1
+
+
+def _check_same(name: str, stride: Sequence[int]) -> None:
+    if tuple(stride) != (1,) * len(stride):
+        raise RuntimeError(f"{name}(): expected stride to be 1 with padding='same', but got {tuple(stride)}")
 
 
 # ---- For any number of axes ----
@@ -820,7 +842,15 @@ def _fold_to_traced_size(
 
 def _looks_at_sizes(positions: Any, padding: Any = 0) -> bool:
     """A number in the place of a map, or a padding that depends on the kernel and that may have to be made."""
-    return isinstance(positions, numbers.Real) or (isinstance(padding, str) and padding == "same")
+    return _is_number(positions) or (isinstance(padding, str) and padding == "same")
+
+
+def _is_number(positions: Any) -> bool:
+    """Also an array of NumPy's without dimensions."""
+    if isinstance(positions, (Tensor, torch.fx.Proxy)):
+        return False
+    kind = getattr(getattr(positions, "dtype", None), "kind", "")
+    return isinstance(positions, numbers.Real) or (kind in ("i", "u", "f") and positions.shape == ())
 
 
 def _window(
@@ -876,8 +906,7 @@ def _in_numbers(
     """
     if padding == "valid":
         return input, (0,) * axes
-    if tuple(stride) != (1,) * axes:
-        raise RuntimeError(f"{name}(): expected stride to be 1 with padding='same', but got {tuple(stride)}")
+    _check_same(name, stride)
     reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
     odd = [r % 2 for r in reach]
     if any(odd) and padding_mode == "border":
@@ -895,12 +924,17 @@ def _in_numbers(
     return input, tuple(r // 2 for r in reach)
 
 
-def _rates(axes: int, dilation_map: Any, lead: Tensor, groups: int, batched_dim: int | None = None) -> Tensor:
+def _rates(axes: int, dilation_map: Any, lead: Any, groups: int, batched_dim: int | None = None) -> Tensor:
     """A map from a number or from a tensor without dimensions, which keeps its gradient: one rate everywhere."""
+    unknown = isinstance(dilation_map, torch.fx.Proxy)  # perhaps a number, when the graph runs
+    one = isinstance(dilation_map, Tensor) and dilation_map.dim() == 0
+    if unknown or (one and isinstance(lead, torch.fx.Proxy)):
+        tensors = (dilation_map, lead)
+        return handle_torch_function(_rates, tensors, axes, dilation_map, lead, groups, batched_dim)
     if isinstance(dilation_map, Tensor):
-        if dilation_map.dim() != 0:
+        if not one:
             return dilation_map
-    elif isinstance(dilation_map, numbers.Real):
+    elif _is_number(dilation_map):
         exact = lead.dtype == torch.float64
         dilation_map = torch.tensor(
             float(dilation_map), dtype=torch.float64 if exact else torch.float32, device=lead.device
@@ -975,6 +1009,6 @@ def to_offsets(
         (pixel - pixel_at_rest) + (displacement - displacement_at_rest)
         for (pixel, displacement), (pixel_at_rest, displacement_at_rest) in zip(moved, resting, strict=True)
     ]
-    shape = (len(rates), dilation_groups, *kernel_size, *rates.shape[2:])
+    shape = (rates.shape[0], dilation_groups, *kernel_size, *rates.shape[2:])
     stacked = torch.stack([offset.expand(shape) for offset in offsets], 2 + axes)
     return stacked.flatten(1, 2 + axes).to(dilation_map.dtype)

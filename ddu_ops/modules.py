@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, integer, ints, one_or_more
+from ddu_ops._options import Ints, integer, ints, one_or_more, several
 from ddu_ops.functional import (
     PADDING_WORDS,
     at_least_float32,
@@ -456,7 +456,7 @@ class DilationPredictor(_StartsAtZero):
             dtype=dtype,
         )
         self.bounds = None if bounds is None else _around_one(bounds)
-        self.pace = _positive(pace)
+        self.pace = _positive(pace, "pace", "DilationPredictor")
 
     def forward(self, input: Tensor) -> Tensor:
         z = super().forward(input)
@@ -478,13 +478,13 @@ def _around_one(bounds: Any) -> tuple[float, float]:
     return lower, upper
 
 
-def _positive(pace: Any) -> float:
+def _positive(value: Any, option: str, name: str) -> float:
     try:
-        number = _real(pace)
+        number = _real(value)
     except (TypeError, ValueError):
-        raise ValueError(f"DilationPredictor(): expected pace to be a number, but got {pace!r}") from None
+        raise ValueError(f"{name}(): expected {option} to be a number, but got {value!r}") from None
     if not 0 < number < math.inf:
-        raise ValueError(f"DilationPredictor(): expected pace to be positive and finite, but got {pace}")
+        raise ValueError(f"{name}(): expected {option} to be positive and finite, but got {value}")
     return number
 
 
@@ -558,9 +558,9 @@ class OffsetPredictor(_StartsAtZero):
             raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {axes}")
         if mask not in ("sigmoid", "softmax", None):
             raise ValueError(f"{name}(): expected mask to be 'sigmoid', 'softmax' or None, but got {mask!r}")
-        if bound is not None and not 0 < bound < math.inf:
-            raise ValueError(f"{name}(): expected bound to be positive and finite, but got {bound}")
-        along = tuple(range(axes)) if moved is None else tuple(moved)
+        if bound is not None:
+            bound = _positive(bound, "bound", name)
+        along = tuple(range(axes)) if moved is None else several(moved, "moved", name, ValueError)
         if not along or sorted(set(along)) != list(along) or not set(along) <= set(range(axes)):
             raise ValueError(f"{name}(): expected moved to be axes from 0 to {axes - 1}, in order, but got {moved!r}")
         taps = math.prod(ints(kernel_size, axes, "kernel_size", name, ValueError, least=1))

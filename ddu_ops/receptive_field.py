@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ddu_ops._options import Ints, length_of_ints, one_or_more
+from ddu_ops._options import Ints, integer, length_of_ints, one_or_more
 
 Interval = tuple[float, float]
 
@@ -121,7 +121,9 @@ def pixels(places: Interval, size: int | None = None) -> tuple[int, int]:
         (0, 5)
     """
     first, last = math.floor(places[0]), math.ceil(places[1])
-    return (first, last) if size is None else (max(first, 0), min(last, size - 1))
+    if size is None:
+        return first, last
+    return max(first, 0), min(last, integer(size, "size", "pixels", ValueError) - 1)
 
 
 def size(layers: Sequence[Layer], axis: int = 0) -> float:
@@ -186,11 +188,15 @@ def stack_interval(
         (4, 13)
     """
     maps = [None] * len(layers) if dilation_maps is None else list(dilation_maps)
-    extents: list[int | None] = [None] * len(layers) if sizes is None else list(sizes)
-    for name, given in (("dilation_maps", maps), ("sizes", extents)):
+    name = "stack_interval"
+    extents: list[int | None] = [None] * len(layers)
+    if sizes is not None:
+        extents = [None if size is None else integer(size, "sizes", name, ValueError) for size in sizes]
+    position = integer(position, "position", name, ValueError)
+    for option, given in (("dilation_maps", maps), ("sizes", extents)):
         if len(given) != len(layers):
             raise ValueError(
-                f"stack_interval(): expected {name} to be as many as the layers, {len(layers)}, but got {len(given)}"
+                f"{name}(): expected {option} to be as many as the layers, {len(layers)}, but got {len(given)}"
             )
     first = last = position
     for layer, rates, extent in reversed(list(zip(layers, maps, extents, strict=True))):

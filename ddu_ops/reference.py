@@ -270,7 +270,7 @@ def aggregate(input: Tensor, mask: Tensor, parameters: Tensor, source: str, kern
     """
     out, taps = _by_tap(input, parameters, source, kernel_size, *options)
     groups = mask.shape[1] // taps.shape[2]
-    factors = mask.expand(len(taps), -1, *out).reshape(len(taps), groups, 1, *taps.shape[2:])
+    factors = mask.expand(taps.shape[0], -1, *out).reshape(taps.shape[0], groups, 1, *taps.shape[2:])
     return (taps.unflatten(1, (groups, -1)) * factors).sum(3).flatten(1, 2).unflatten(2, out)
 
 
@@ -308,14 +308,15 @@ def max_pool(
     out, taps = _by_tap(input, parameters, source, *window, groups, aligned, mode)
     counts = torch.ones_like(taps, dtype=torch.bool)
     if ignore:
-        parameters = parameters.expand(len(taps), -1, *out)
+        parameters = parameters.expand(taps.shape[0], -1, *out)
         places = positions(parameters, source, *window, groups, aligned)
         for axis, (pixel, displacement) in enumerate(places):
             last, cell = input.shape[2 + axis] - 1, displacement.floor()
             index = pixel + _integers(torch.where(cell.isfinite(), cell, 0), last + 1, mode)
             inside = (index >= 0) & ((index < last) | ((index == last) & (displacement == cell)))
-            inside = (inside | ~displacement.isfinite()).expand(len(taps), groups, *_per_axis(kernel_size, axes), *out)
-            inside = inside.reshape(len(taps), groups, *taps.shape[2:])
+            batch = taps.shape[0]
+            inside = (inside | ~displacement.isfinite()).expand(batch, groups, *_per_axis(kernel_size, axes), *out)
+            inside = inside.reshape(batch, groups, *taps.shape[2:])
             counts = counts & inside.repeat_interleave(input.shape[1] // groups, 1)
     taps = torch.where(counts, taps, -math.inf)
     values = taps.amax(2)
@@ -336,7 +337,7 @@ def _by_tap(
     out = _grid(input.shape[2:], kernel_size, stride, padding, dilation)
     columns = sample(input, parameters, source, kernel_size, *options)
     taps = math.prod(_per_axis(kernel_size, len(out)))
-    return out, columns.reshape(len(input), input.shape[1], taps, math.prod(out))
+    return out, columns.reshape(input.shape[0], input.shape[1], taps, math.prod(out))
 
 
 # ---- With a batch or without ----

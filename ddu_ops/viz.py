@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddu_ops import reference
-from ddu_ops._options import Ints, integer, ints
+from ddu_ops._options import Ints, integer, ints, several
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d
 from ddu_ops.receptive_field import Coverage, Field
 
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from ddu_ops.recorder import RateHistory
 
 Position = tuple[int, int]
+
+
+def _place(position: Any, option: str, name: str) -> tuple[int, ...]:
+    """The row and the column of a position."""
+    place = several(position, option, name, ValueError)
+    if len(place) != 2:
+        raise ValueError(f"{name}(): expected {option} to be a row and a column, but got {place}")
+    return place
 
 
 def _axes(ax: "Axes | None") -> "Axes":
@@ -125,7 +133,8 @@ def draw_taps(
     ax = _axes(ax)
     places = tap_positions(dilation_map, kernel_size, stride, padding, dilation, aligned=aligned).cpu()
     shown = _show(ax, image, cmap="gray")
-    for index, (row, column) in enumerate(positions):
+    for index, position in enumerate(positions):
+        row, column = _place(position, "positions", "draw_taps")
         if not (-len(places) <= row < len(places) and -places.shape[1] <= column < places.shape[1]):
             raise ValueError(
                 f"draw_taps(): expected positions to lie in a map of size {tuple(places.shape[:2])}, but got "
@@ -225,15 +234,16 @@ def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tenso
         >>> int((field > 0).sum())
         9
     """
+    row, column = _place(position, "position", "effective_receptive_field")
     with torch.inference_mode(mode=False), torch.enable_grad():
         input = input.detach().clone().requires_grad_()
         output = function(input)
-        if any(not -size <= place < size for place, size in zip(position, output.shape[-2:], strict=True)):
+        if any(not -size <= place < size for place, size in zip((row, column), output.shape[-2:], strict=True)):
             raise ValueError(
                 f"effective_receptive_field(): expected position to lie in an output of size "
-                f"{tuple(output.shape[-2:])}, but got {tuple(position)}"
+                f"{tuple(output.shape[-2:])}, but got {(row, column)}"
             )
-        (gradient,) = torch.autograd.grad(output[..., position[0], position[1]].sum(), input)
+        (gradient,) = torch.autograd.grad(output[..., row, column].sum(), input)
     return at_least_float32(gradient).abs().sum((0, 1)) / max(len(gradient), 1)
 
 

@@ -391,6 +391,81 @@ def test_layers_that_stay_say_why(text: str) -> None:
     assert re.search(text, change.note), change.note
 
 
+class Shifted(ddu_ops.DynamicDilationConv2d):
+    def forward(self, input: Tensor, dilation_map: Any = None, mask: Tensor | None = None) -> Tensor:
+        return super().forward(input, dilation_map, mask) + 1
+
+
+def patched() -> Any:
+    layer = with_rates(1.0, 4, 6, 3, padding=1)
+    own = layer.forward
+    layer.forward = lambda input: own(input) + 1
+    return layer
+
+
+def pruned() -> Any:
+    return prune.l1_unstructured(with_rates(1.0, 4, 6, 3, padding=1), "weight", 0.5)
+
+
+def with_watched_predictor() -> Any:
+    layer = with_rates(1.0, 4, 6, 3, padding=1)
+    layer.rate.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def without_finite_rates() -> Any:
+    layer = with_rates(1.0, 4, 6, 3, padding=1)
+    nn.init.constant_(layer.rate.bias, math.nan)
+    return layer
+
+
+OWN: dict[str, tuple[Callable[[], Any], str]] = {
+    "subclass": (lambda: with_rates(1.0, 4, 6, 3, padding=1, kind=Shifted), "stays: it is a Shifted with forward of its own"),
+    "patched": (patched, "stays: it is a DynamicDilationConv2d with forward of its own"),
+    "parametrised": (lambda: parametrizations.weight_norm(with_rates(1.0, 4, 6, 3, padding=1)), "stays: it has parametrizations, too"),
+    "pruned": (pruned, "stays: it has weight_mask, weight_orig, too"),
+    "watched": (with_watched_predictor, "stays: its predictor has hooks, which would be lost"),
+    "not finite": (without_finite_rates, "stays: its rates are not finite"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make, note", OWN.values(), ids=OWN.keys())
+def test_layers_whose_results_a_convolution_would_not_have_stay(make: Callable[[], Any], note: str) -> None:
+    model = nn.Sequential(make())
+    layer, input = model[0], torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    expected = model(input)
+    (change,) = to_fixed(model, input).changes
+    assert change.note == note
+    assert model[0] is layer is change.after
+    torch.testing.assert_close(model(input), expected, equal_nan=True)
+
+
+def test_a_hook_that_changes_the_output_is_kept_and_is_no_loss() -> None:
+    model = nn.Sequential(with_rates(2.0, 4, 6, 3, padding=1))
+    model[0].register_forward_hook(lambda module, args, output: output + 100)
+    input = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    expected = model(input)
+    (change,) = to_fixed(model, input).changes
+    assert type(model[0]) is nn.Conv2d
+    assert change.note.endswith("output changed by 0.0%")
+    torch.testing.assert_close(model(input), expected)
+
+
+def test_images_that_are_unbatched_empty_or_none() -> None:
+    input = torch.randn(4, 9, 9, dtype=torch.float64)
+    layer = with_rates(2.0, 4, 6, 3, padding=1, per_axis=True)
+    expected = layer(input)
+    conv = to_fixed(layer, input).model
+    assert type(conv) is nn.Conv2d
+    torch.testing.assert_close(conv(input), expected)
+    for images in (input[None][:0], [input[None][:0]] * 2):
+        (change,) = to_fixed(with_rates(2.0, 4, 6, 3, padding=1), images).changes
+        assert change.note == "stays: its images are empty"
+    for nothing in (None, 3, "images"):
+        with pytest.raises(TypeError, match=r"^to_fixed\(\): expected images to be a batch or several, but got "):
+            to_fixed(layer, nothing)  # type: ignore[arg-type]
+
+
 def test_layers_that_are_not_looked_at() -> None:
     class Skips(nn.Module):
         def __init__(self) -> None:

@@ -428,3 +428,12 @@ def test_compiled_under_autocast_and_exported(layer: nn.Module, shape: tuple[int
     torch.testing.assert_close(half.float(), layer(x), rtol=0.1, atol=0.03)
     exported = torch.export.export(layer, (x,)).module()
     torch.testing.assert_close(exported(x), layer(x))
+
+
+def test_a_pyramid_is_compiled_for_any_size() -> None:
+    torch._dynamo.reset()
+    select = random_state(layers.FrequencySelection(4, lp_type="laplacian", spatial_group=1))
+    compiled = torch.compile(select, backend="aot_eager", fullgraph=True, dynamic=True)
+    for height, width in ((8, 9), (12, 7), (9, 9)):
+        x = torch.randn(2, 4, height, width, dtype=torch.float64)
+        close(compiled(x), select(x))

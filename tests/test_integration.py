@@ -37,7 +37,7 @@ from cases import (
     unfold,
     unfold_backward,
 )
-from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold, layers
+from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold, layers, reference
 
 CASE = Case("integration", 2, 4, padding=(1, 1), groups=2, rates=2)
 
@@ -339,6 +339,10 @@ def by_sizes_and_words() -> Calls:
         "unfold_a_number": (lambda x: dynamic_dilation_unfold(x, 3, 1.5, padding=1), (image,)),
         "fold_a_number": (lambda q: fold(q, (7, 8), 3, 1.5, padding=1), (columns,)),
         "conv2d_a_number": (lambda x, w: conv(x, w, 1.5, padding=1), (image, weight)),
+        "unfold_a_tensor_without_dimensions": (
+            lambda x: dynamic_dilation_unfold(x, 3, torch.tensor(1.5), padding=1),
+            (image,),
+        ),
         "unfold1d": (
             lambda x, d: ddu_ops.dynamic_dilation_unfold1d(x, 3, d, padding=1),
             (image[0], torch.rand(4, 1, 8)),
@@ -437,6 +441,80 @@ def test_jit_trace_folds_to_a_square() -> None:
     traced = torch.jit.trace(fold, (torch.randn(36, 36), torch.rand(1, 6, 6), torch.randn(6, 6)))
     tensors = torch.randn(36, 49), torch.rand(1, 7, 7), torch.randn(7, 7)
     close(traced(*tensors), fold(*tensors))
+
+
+@pytest.mark.parametrize("name", ["unfold", "fold", "conv2d", "aggregate2d"])
+def test_fx_traces_a_map_that_is_a_number_when_the_graph_runs(name: str) -> None:
+    image, weight = torch.randn(2, 4, 6, 7), torch.randn(6, 4, 3, 3)
+    functions: dict[str, Callable[[Tensor, Any], Tensor]] = {
+        "unfold": lambda x, d: dynamic_dilation_unfold(x, 3, d, padding=1),
+        "fold": lambda x, d: dynamic_dilation_fold(x.flatten(2).repeat(1, 9, 1), (6, 7), 3, d, padding=1),
+        "conv2d": lambda x, d: dynamic_dilation_conv2d(x, weight, d, padding="same"),
+        "aggregate2d": lambda x, d: ddu_ops.sums.dynamic_dilation_aggregate2d(x, x[:, :1].repeat(1, 9, 1, 1), 3, d * 2, padding=1),
+    }  # fmt: skip
+    graph = torch.fx.symbolic_trace(functions[name])
+    for rates in (2.0, 1, torch.tensor(1.5), torch.rand(2, 1, 6, 7)):
+        assert_same(graph(image, rates), functions[name](image, rates))
+
+
+def test_fx_traces_layers_whose_last_argument_is_left_out() -> None:
+    layer: nn.Module
+    for layer, input in (
+        (layers.DCNv4(16), torch.randn(2, 36, 16)),
+        (layers.DCNv4(16, stride=2, center_feature_scale=False), torch.randn(2, 36, 16)),
+        (layers.Involution2d(16, 3).eval(), torch.randn(2, 16, 6, 6)),
+    ):
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter)
+        graph = torch.fx.symbolic_trace(layer)
+        assert_same(graph(input), layer(input))
+        assert_same(torch.fx.symbolic_trace(nn.Sequential(layer))(input), layer(input))
+        more: Any = (6, 6) if isinstance(layer, layers.DCNv4) else torch.rand(2, 1, 6, 6)
+        assert_same(graph(input, more), layer(input, more))
+
+
+def of_any_batch() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    return {
+        "to_offsets": lambda input, rates: ddu_ops.to_offsets(rates, 3),
+        "window_attention": lambda input, rates: layers.window_attention(*[input] * 3, 3, rates, outside="exclude"),
+        "aggregate": lambda input, rates: reference.aggregate(input, rates.expand(-1, 9, -1, -1), rates, "rates", 3, 1, 1),
+        "correlate": lambda input, rates: reference.correlate(input, input, rates, "rates", 3, 1, 1),
+        "max_pool": lambda input, rates: reference.max_pool(input, rates, "rates", 3, 1, 1)[0],
+    }  # fmt: skip
+
+
+class Called(nn.Module):
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, input: Tensor, rates: Tensor) -> Tensor:
+        return self.function(input, rates)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("how", ["jit.trace", "export"])
+@pytest.mark.parametrize("name", of_any_batch())
+def test_traces_follow_another_batch_size(name: str, how: str) -> None:
+    function = of_any_batch()[name]
+    given, other = ((torch.randn(b, 4, 6, 7), torch.rand(b, 1, 6, 7) + 0.5) for b in (2, 3))
+    if how == "jit.trace":
+        traced = torch.jit.trace(function, given, check_trace=False)
+    else:
+        batch = {0: torch.export.Dim("batch", min=1)}
+        sizes = {"input": batch, "rates": batch}
+        traced = torch.export.export(Called(function), given, dynamic_shapes=sizes).module()
+    close(traced(*other), function(*other))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("size", [8, 9])
+def test_jit_trace_of_a_pyramid(size: int) -> None:
+    select = layers.FrequencySelection(4, lp_type="laplacian", spatial_group=1)
+    nn.init.normal_(select.freq_weight_conv_list[0].weight)  # type: ignore[arg-type]
+    traced = torch.jit.trace(select, torch.randn(2, 4, size, size), check_trace=False)
+    input = torch.randn(3, 4, size, size)
+    close(traced(input), select(input))
 
 
 # ---- Without values ----

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib import pyplot
@@ -165,3 +166,13 @@ def test_positions_lie_in_their_cells() -> None:
     assert (ax.get_xlim(), ax.get_ylim()) == ((-0.5, 6.5), (4.5, -0.5))
     assert points.get_clim() == (-2.0, 2.0)
     assert viz.draw_positions(positions, 5).get_title() == "2 weights in 5 x 5 cells"
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.array, np.int64])
+def test_positions_by_index(form: Any) -> None:
+    ax = viz.draw_taps(torch.rand(16, 16), torch.ones(16, 16), [(form(3), form(4)), (5, 6)], padding=1)
+    assert ax.get_title() == "Taps of 2 windows"
+    with pytest.raises(
+        ValueError, match=r"^draw_taps\(\): expected positions to be a row and a column, but got \(1,\)$"
+    ):
+        viz.draw_taps(torch.rand(16, 16), torch.ones(16, 16), [(1,)], padding=1)  # type: ignore[list-item]

@@ -1,5 +1,6 @@
 """What layers have in common: modules for a number of axes, initial values, checkpoints."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,8 +8,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from ddu_ops._options import integer, ints
-from ddu_ops.modules import _CONVOLUTIONS
+from ddu_ops._options import integer, ints, several
+from ddu_ops.modules import _CONVOLUTIONS, _real
 
 # By the number of axes.
 CONV: dict[int, Any] = dict(enumerate(_CONVOLUTIONS, 1))
@@ -59,9 +60,29 @@ def numbers(name: str, *, least: int = 1, **options: Any) -> list[int]:
     return [integer(value, option, name, ValueError, least=least) for option, value in options.items()]
 
 
-def rates_of(name: str, rates: Iterable[Any]) -> tuple[int, ...]:
+def rates_of(name: str, rates: Iterable[Any], *, some: bool = True) -> tuple[int, ...]:
     """The dilation rates of a layer's convolutions, one each."""
-    return tuple(integer(rate, "rates", name, ValueError, least=1) for rate in rates)
+    return several(rates, "rates", name, ValueError, least=1, some=some)
+
+
+def real(name: str, option: str, value: Any) -> float:
+    """An option that is a finite number, as the layer of this name was given it."""
+    try:
+        number = _real(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name}(): expected {option} to be a number, but got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}(): expected {option} to be finite, but got {number}")
+    return number
+
+
+def reals(name: str, option: str, value: Any) -> tuple[float, ...]:
+    """The same of one number or more."""
+    alone = isinstance(value, str) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
+    found = tuple(real(name, option, entry) for entry in ((value,) if alone else value))
+    if not found:
+        raise ValueError(f"{name}(): expected {option} to be one number or more, but got {value!r}")
+    return found
 
 
 def numbers_per_axis(name: str, axes: int, *, least: int = 1, **options: Any) -> list[tuple[int, ...]]:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 import ddu_ops.sums
-from ddu_ops._options import Ints, ints, one_or_more
-from ddu_ops.layers._common import Composed, numbers
+from ddu_ops._options import Ints, integer, ints, one_or_more
+from ddu_ops.layers._common import Composed, numbers, real, reals
 from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero
 
 #: What becomes of the taps of a window that lie outside the image.
@@ -110,6 +110,8 @@ def window_attention(
     kernel = _odd(kernel_size, axes, name)
     if outside not in OUTSIDE:
         raise ValueError(f"{name}(): expected outside to be 'zero' or 'exclude', but got {outside!r}")
+    num_heads = integer(num_heads, "num_heads", name, ValueError, least=1)
+    groups = integer(groups, "groups", name, ValueError, least=1)
     if num_heads % groups != 0:
         raise ValueError(f"{name}(): expected groups to divide the {num_heads} heads, but got {groups}")
     taps, size = math.prod(kernel), query.shape[2:]
@@ -122,7 +124,7 @@ def window_attention(
         scores = scores + bias.view(num_heads, taps, *[1] * axes)
     if outside == "exclude":
         # The weights of the pixels around a tap add up to nothing where none of them lies in the image.
-        ones = torch.ones((), dtype=key.dtype, device=key.device).expand(len(key), groups, *size)
+        ones = torch.ones((), dtype=key.dtype, device=key.device).expand(key.shape[0], groups, *size)
         with torch.no_grad():
             covered = correlate(ones, ones, *window, mask_groups=groups).unflatten(1, (groups, taps)) != 0
         scores = scores.masked_fill(covered.repeat_interleave(num_heads // groups, 1).logical_not(), -math.inf)
@@ -162,7 +164,7 @@ class _NeighborhoodAttention(Composed):
     ) -> None:
         super().__init__()
         name, options = type(self).__name__, {"device": device, "dtype": dtype}
-        fixed = [float(rate) for rate in rates] if isinstance(rates, Sequence) else [float(rates)]
+        fixed = reals(name, "rates", rates)
         dim, self.num_heads = numbers(name, dim=dim, num_heads=num_heads)
         self.groups = len(fixed)
         self.kernel_size = _odd(kernel_size, self.axes, name)
@@ -179,7 +181,7 @@ class _NeighborhoodAttention(Composed):
         self.qkv = conv(dim, 3 * dim, 1, bias=qkv_bias, **options)
         self.proj = conv(dim, dim, 1, **options)
         self.proj_drop = nn.Dropout(proj_drop)
-        self._fixed = tuple(fixed)
+        self._fixed = fixed
         self.register_buffer("rates", torch.empty(1, self.groups, *[1] * self.axes, **options))
         self.position_bias = (
             nn.Parameter(torch.empty(self.num_heads, math.prod(self.kernel_size), **options)) if position_bias else None
@@ -334,6 +336,7 @@ class MultiDilatelocalAttention(Composed):
         super().__init__()
         name, options = "MultiDilatelocalAttention", {"device": device, "dtype": dtype}
         dim, num_heads = numbers(name, dim=dim, num_heads=num_heads)
+        dilation = reals(name, "dilation", dilation)
         if num_heads % len(dilation) != 0 or dim % num_heads != 0:
             raise ValueError(
                 f"{name}(): expected num_heads to divide the {dim} channels and to be a multiple of "
@@ -343,7 +346,7 @@ class MultiDilatelocalAttention(Composed):
         _odd(kernel_size, 2, name)
         self.num_heads, self.kernel_size, self.attn_drop = num_heads, kernel_size, attn_drop
         self.scale = qk_scale or (dim // num_heads) ** -0.5
-        self.dilation = tuple(float(rate) for rate in dilation)
+        self.dilation = dilation
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=qkv_bias, **options)
         self.proj = nn.Linear(dim, dim, **options)
         self.proj_drop = nn.Dropout(proj_drop)
@@ -481,6 +484,13 @@ class _XavierLinear(nn.Linear):
             nn.init.zeros_(self.bias)
 
 
+def _sides(input: Tensor, shape: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width of an image whose positions come row by row."""
+    if has_torch_function((input, shape)):
+        return handle_torch_function(_sides, (input, shape), input, shape)
+    return (math.isqrt(input.shape[1]),) * 2 if shape is None else shape
+
+
 class DCNv4(Composed):
     r"""The deformable operator of DCNv4 between two linear layers.
 
@@ -539,7 +549,7 @@ class DCNv4(Composed):
         if remove_center and kernel_size % 2 == 0:
             raise ValueError(f"DCNv4(): expected kernel_size to be odd with remove_center=True, but got {kernel_size}")
         self.channels, self.kernel_size, self.stride, self.pad = channels, kernel_size, stride, pad
-        self.dilation, self.group, self.offset_scale = dilation, group, offset_scale
+        self.dilation, self.group, self.offset_scale = dilation, group, real("DCNv4", "offset_scale", offset_scale)
         self.remove_center, self.without_pointwise = bool(remove_center), without_pointwise
         self.offset_mask = _StartsAtZeroOfRows(channels, math.ceil(3 * group * self.points / 8) * 8, **options)
         self.offset_mask_dw = (
@@ -571,8 +581,7 @@ class DCNv4(Composed):
         nn.init.zeros_(self.center_feature_scale_proj_bias)
 
     def forward(self, input: Tensor, shape: tuple[int, int] | None = None) -> Tensor:
-        length, channels = input.shape[1:]
-        height, width = (math.isqrt(length),) * 2 if shape is None else shape
+        height, width = _sides(input, shape)
         value = input if self.value_proj is None else self.value_proj(input)
         image = value.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         source = input
@@ -600,7 +609,7 @@ class DCNv4(Composed):
             centre = nn.functional.linear(
                 rows_out, self.center_feature_scale_proj_weight, self.center_feature_scale_proj_bias
             )
-            share = centre.sigmoid().repeat_interleave(channels // self.group, 2)
+            share = centre.sigmoid().repeat_interleave(self.channels // self.group, 2)
             rows_out = rows_out * (1 - share) + value * share
         return rows_out if self.output_proj is None else self.output_proj(rows_out)
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddu_ops._options import Ints, ints
+from ddu_ops._options import Ints, integer, ints
 from ddu_ops.functional import grid_size
-from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, numbers, numbers_per_axis, rates_of, run
+from ddu_ops.layers._common import BLUR, CONV, NORM, Composed, axes_of, numbers, numbers_per_axis, rates_of, reals, run
 from ddu_ops.modules import DynamicDilationConv2d, _given_or, _may_be_left_out, _window
 
 Rates = int | Sequence[int]
@@ -57,6 +57,9 @@ def exponential_rates(count: int, cycles: int = 1, base: int = 2) -> list[int]:
         >>> layers.exponential_rates(4, cycles=2)
         [1, 2, 4, 8, 1, 2, 4, 8]
     """
+    name = "exponential_rates"
+    count, cycles = integer(count, "count", name, ValueError), integer(cycles, "cycles", name, ValueError)
+    base = integer(base, "base", name, ValueError)
     return [base**i for i in range(count)] * cycles
 
 
@@ -161,7 +164,7 @@ class MultiScale(Composed):
             raise ValueError(f"{name}(): expected fuse to be 'cat', 'sum' or 'mean', but got {fuse!r}")
         axes = axes_of(name, axes)
         in_channels, out_channels = numbers(name, least=0, in_channels=in_channels, out_channels=out_channels)
-        rates = rates_of(name, rates)
+        rates = rates_of(name, rates, some=False)
         (groups,), (kernel,) = numbers(name, groups=groups), numbers_per_axis(name, axes, kernel_size=kernel_size)
         if not rates or (fuse == "cat" and out_channels < len(rates)):
             raise ValueError(
@@ -318,6 +321,10 @@ class RandomDilationConv2d(DynamicDilationConv2d):
     Shape:
         As of :class:`torch.nn.Conv2d`.
 
+    Raises:
+        ValueError: as :class:`ddu_ops.DynamicDilationConv2d`, and for ``rates`` that are not two finite numbers, the
+            lower one first.
+
     Example:
         >>> layer = layers.RandomDilationConv2d(8, 4, 3, padding="same", dilation=2)
         >>> layer(torch.randn(2, 8, 6, 7)).shape
@@ -355,7 +362,11 @@ class RandomDilationConv2d(DynamicDilationConv2d):
             dtype=dtype,
             **options,
         )
-        self.rates = rates
+        name = type(self).__name__
+        found = reals(name, "rates", rates)
+        if len(found) != 2 or found[0] > found[1]:
+            raise ValueError(f"{name}(): expected rates to be the lowest and the highest, but got {rates!r}")
+        self.rates = found
         self.everywhere = everywhere
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

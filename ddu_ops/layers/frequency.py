@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, integer
+from ddu_ops._options import Ints, integer, several
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, dynamic_dilation_conv3d
-from ddu_ops.layers._common import CONV, MEAN, Composed, numbers, numbers_per_axis, reset_children
+from ddu_ops.layers._common import CONV, MEAN, Composed, numbers, numbers_per_axis, real, reset_children
 from ddu_ops.modules import _given_or, _StartsAtZero
 
 _BANDS: dict[str, Any] = {
@@ -62,7 +62,8 @@ class FrequencySelection(Composed):
         - Output: as the input.
 
     Raises:
-        ValueError: for an option that there is not, and for groups that do not divide ``in_channels``.
+        ValueError: for an option that there is not, for groups that do not divide ``in_channels``, and for an even
+            ``spatial_kernel``, or window of a mean.
 
     Example:
         >>> select = layers.FrequencySelection(8, k_list=(2, 4, 8))
@@ -112,7 +113,15 @@ class FrequencySelection(Composed):
                 f"FrequencySelection(): expected spatial_group to divide in_channels = {in_channels}, but got {groups}"
             )
         self.axes = axes
-        self.k_list = tuple(k_list)
+        self.k_list = several(k_list, "k_list", "FrequencySelection", ValueError, least=1)
+        if lp_type == "avgpool" and any(k % 2 == 0 for k in self.k_list):
+            raise ValueError(
+                f"FrequencySelection(): expected k_list to be odd with lp_type='avgpool', but got {self.k_list}"
+            )
+        if spatial_kernel % 2 == 0:
+            raise ValueError(f"FrequencySelection(): expected spatial_kernel to be odd, but got {spatial_kernel}")
+        if not isinstance(init, str):
+            raise ValueError(f"FrequencySelection(): expected init to be a word, but got {init!r}")
         self.lowfreq_att = lowfreq_att
         self.lp_type = lp_type
         self.act = act
@@ -179,26 +188,34 @@ class FrequencySelection(Composed):
 # Where a call looks at the sizes of its arguments, fx, which does not know them, keeps it as one node.
 
 
+def _odd(size: Any) -> bool:
+    """Of a size that is a tensor, in ``torch.jit.trace``, or a symbol, what it is now."""
+    odd = False
+    if size % 2 == 1:  # a branch, which a compiler guards
+        odd = True
+    return odd
+
+
 def _halved(level: Tensor, image: Tensor) -> Tensor:
     """The next level of a pyramid over the image."""
     if has_torch_function((level,)):
         return handle_torch_function(_halved, (level,), level, image)
     size = [n // 2 + n % 2 for n in level.shape[-2:]]
-    return F.interpolate(level, size, mode="bilinear", align_corners=image.shape[-2] % 2 == 1)
+    return F.interpolate(level, size, mode="bilinear", align_corners=_odd(image.shape[-2]))
 
 
 def _enlarged(level: Tensor, image: Tensor) -> Tensor:
     """A level in the size of the image."""
     if has_torch_function((level,)):
         return handle_torch_function(_enlarged, (level,), level, image)
-    return F.interpolate(level, image.shape[-2:], mode="bilinear", align_corners=image.shape[-2] % 2 == 1)
+    return F.interpolate(level, image.shape[-2:], mode="bilinear", align_corners=_odd(image.shape[-2]))
 
 
 def _resized(rates: Tensor, image: Tensor) -> Tensor:
     """Rates for every pixel of the image."""
     if has_torch_function((rates,)):
         return handle_torch_function(_resized, (rates,), rates, image)
-    return F.interpolate(rates, image.shape[-2:], mode="bilinear", align_corners=image.shape[-1] % 2 == 1)
+    return F.interpolate(rates, image.shape[-2:], mode="bilinear", align_corners=_odd(image.shape[-1]))
 
 
 def _boxed(spectrum: Tensor, k: int, axes: int) -> Tensor:
@@ -290,6 +307,13 @@ def _gain(channels: Tensor, filters: Tensor, axes: int) -> Tensor:
     return (filters.unsqueeze(2) * channels.unsqueeze(1))[(..., *(None,) * axes)]
 
 
+def _check_groups(name: str, in_channels: int, deform_groups: int) -> None:
+    if in_channels % deform_groups:
+        raise ValueError(
+            f"{name}(): expected deform_groups to divide in_channels = {in_channels}, but got {deform_groups}"
+        )
+
+
 class FrequencyAdaptiveConv2d(nn.Module):
     r"""A convolution with adaptive dilation, frequency selection and adaptive kernels: FADC, as published.
 
@@ -333,7 +357,8 @@ class FrequencyAdaptiveConv2d(nn.Module):
         - Output: :math:`(B, C_{out}, H_{out}, W_{out})`, :math:`H_{out} = \lceil H / s_h \rceil`.
 
     Raises:
-        ValueError: for an even kernel, for another ``kernel_decompose``, and for AdaKern with ``groups``.
+        ValueError: for an even kernel, for another ``kernel_decompose``, for AdaKern with ``groups``, for groups that
+            do not divide the channels, and as :class:`FrequencySelection`.
 
     Example:
         >>> layer = layers.FrequencyAdaptiveConv2d(8, 4, 3, dilation=2)
@@ -381,6 +406,15 @@ class FrequencyAdaptiveConv2d(nn.Module):
             raise ValueError(
                 f"{name}(): expected groups to be 1 with kernel_decompose={kernel_decompose!r}, but got {groups}"
             )
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{name}(): expected groups to divide in_channels = {in_channels} and out_channels = {out_channels}, "
+                f"but got {groups}"
+            )
+        _check_groups(name, in_channels, deform_groups)
+        if not isinstance(padding_mode, str):
+            raise ValueError(f"{name}(): expected padding_mode to be a word, but got {padding_mode!r}")
+        epsilon = real(name, "epsilon", epsilon)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.groups = groups
@@ -576,6 +610,8 @@ class FrequencyAdaptiveConv3d(nn.Module):
         base_dilation, deform_groups = numbers(name, base_dilation=base_dilation, deform_groups=deform_groups)
         if padding_mode not in ("border", "zeros"):
             raise ValueError(f"{name}(): expected padding_mode to be 'border' or 'zeros', but got {padding_mode!r}")
+        _check_groups(name, in_channels, deform_groups)
+        epsilon = real(name, "epsilon", epsilon)
         self.base_dilation = base_dilation
         self.deform_groups = deform_groups
         self.padding_mode = padding_mode

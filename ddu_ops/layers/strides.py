@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ddu_ops._options import ints
+from ddu_ops._options import integer, ints
 from ddu_ops.receptive_field import traced
 
 
@@ -42,6 +42,7 @@ def replace_stride_with_dilation(model: nn.Module, output_stride: int, input: Te
         True
     """
     name = "replace_stride_with_dilation"
+    output_stride = integer(output_stride, "output_stride", name, ValueError, least=1)
     modules = dict(model.named_modules())
     before, _ = traced(model, input)
     changed: list[tuple[nn.Module, dict[str, Any]]] = []
