@@ -395,8 +395,9 @@ class DilateBlock(Composed):
     It has the arguments and the state of the published block, and gives its outputs.
 
     Args:
-        dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop, attn_drop, act_layer, norm_layer, kernel_size, dilation,
-            cpe_per_block: as published; the last one adds a depthwise convolution in front, the position embedding.
+        dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop, attn_drop: as published.
+        act_layer, norm_layer, kernel_size, dilation: as published.
+        cpe_per_block: as published: whether a depthwise convolution comes first, the position embedding.
         predict, bounds, pace: as in :class:`MultiDilatelocalAttention`.
         device, dtype: as in :class:`torch.nn.Conv2d`. Layers of ``norm_layer`` are made without them, and moved.
 
@@ -500,9 +501,9 @@ class DCNv4(Composed):
     runs on every device. Unlike that it takes any stride, and groups of any number of channels.
 
     Args:
-        channels, kernel_size, stride, pad, dilation, group, offset_scale, dw_kernel_size, center_feature_scale,
-            remove_center, output_bias, without_pointwise: as published. ``offset_scale`` scales the whole window, so
-            it is a static dilation rate.
+        channels, kernel_size, stride, pad, dilation, group, dw_kernel_size, center_feature_scale: as published.
+        offset_scale: as published. It scales the whole window, so it is a static dilation rate.
+        remove_center, output_bias, without_pointwise: as published.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
