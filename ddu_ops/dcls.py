@@ -157,16 +157,10 @@ class _Dcls(nn.Module):
         name = type(self).__name__
 
         def tuple_of(value: Any, axes: int, argument: str, least: int, words: Sequence[str] = ()) -> tuple[int, ...]:
-            numbers = ints(value, axes, argument, name, ValueError, words=words)
-            if min(numbers) < least:
-                raise ValueError(f"{name}(): expected {argument} to be at least {least}, but got {value!r}")
-            return numbers
+            return ints(value, axes, argument, name, ValueError, words=words, least=least)
 
         def number(value: Any, argument: str) -> int:
-            one = integer(value, argument, name, ValueError)
-            if one < 1:
-                raise ValueError(f"{name}(): expected {argument} to be at least 1, but got {value!r}")
-            return one
+            return integer(value, argument, name, ValueError, least=1)
 
         self.in_channels = number(in_channels, "in_channels")
         self.out_channels = number(out_channels, "out_channels")
