@@ -262,6 +262,7 @@ CONVERTED: dict[str, dict[str, Any]] = {
 }
 # Layers with parameters of their own, beside those of torch's layers and of predictors, and the reason.
 OWN_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "dcls.": ("P", "SIG", "bias", "weight"),  # the published names; dcls.parameter_groups groups them
     "layers.AvgPool": ("rate",),  # a rate for each group of channels, of the window itself
     "layers.FrequencyAdaptiveConv2d": ("bias", "weight"),  # the names of the published state
     "layers.FrequencyAdaptiveConv3d": ("weight",),  # the same; it has no bias by default

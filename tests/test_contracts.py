@@ -449,8 +449,6 @@ def test_loops_over_torchs_layers_leave_predictors_alone(subject: Subject) -> No
 @subjects("module")
 def test_every_parameter_is_a_layers_of_torch_or_a_predictors(subject: Subject) -> None:
     """So groups for weight decay that are made by the type of a module miss nothing but what ``predictors`` finds."""
-    if subject.name.startswith("dcls."):
-        pytest.skip("dcls.parameter_groups finds them")
     module = subject.make()
     known = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.Linear)
     own = next((own for name, own in OWN_PARAMETERS.items() if subject.name.startswith(name)), ())
