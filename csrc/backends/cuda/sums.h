@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows (NOTE [ One form ]) on CUDA: what sums.cu offers to sums.cpp. See launch.h.
+// The sums of windows (NOTE [ One form ]) on CUDA: what sums.cu offers to sums_host.cpp. See launch.h.
 #pragma once
 
 #include "launch.h"
