@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ddu_ops
-from benchmarks.measure import Clock, peak_memory, time_all
+from benchmarks.measure import Clock, both_ways
 from benchmarks.workloads import Workload, smooth
 
 
@@ -120,25 +120,12 @@ def row(layer: Layer, dtype: str, device: torch.device, seconds: float) -> str:
         ours, columns, _ = (call().float() for call in calls.values())
     error = ((ours - columns).norm() / columns.norm()).item()
     assert error < 0.02, f"{layer} {dtype}: {error:.1e}"
-    clock = Clock(device)
-
-    def backward(name: str, call: Callable[[], Tensor]) -> Callable[[], object]:
-        output, wanted = call(), tensors if "fixed" not in name else tensors[:2]
-        grad = torch.randn_like(output)
-        return lambda: torch.autograd.grad(output, wanted, grad, retain_graph=True)
-
-    with torch.no_grad():
-        forward_ms = time_all(dict(calls), clock, seconds, tiny=False)
-    backward_ms: dict[str, float] = {}
-    for name, call in calls.items():  # one after the other: what each keeps may be large
-        backward_ms |= time_all({name: backward(name, call)}, clock, seconds, tiny=False)
-    memory = [
-        peak_memory(lambda name=name, call=call: backward(name, call)(), device) / 2**20  # type: ignore[misc]
-        for name, call in calls.items()
-    ]
+    forward_ms, backward_ms, memory = both_ways(
+        calls, lambda name: tensors[:2] if name == "fixed rates" else tensors, Clock(device), seconds
+    )
     ms = list(zip(forward_ms.values(), backward_ms.values(), strict=True))
     ratios = [" / ".join(f"{a / b:.2f}" for a, b in zip(ms[0], other, strict=True)) for other in ms[1:]]
-    sizes = " | ".join(f"{size:.0f}" for size in memory)
+    sizes = " | ".join(f"{size / 2**20:.0f}" for size in memory.values())
     return f"| {layer} | {dtype} | {ms[0][0]:.3f} / {ms[0][1]:.3f} | {ratios[0]} | {ratios[1]} | {sizes} |"
 
 

@@ -3,7 +3,7 @@
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -89,6 +89,25 @@ def peak_memory(call: Callable[[], object], device: torch.device) -> int:
     events = profile.profiler.kineto_results.events()
     changes = [event.nbytes() for event in events if event.name() == "[memory]"]
     return max(itertools.accumulate(changes), default=0)
+
+
+def both_ways(
+    calls: dict[str, Callable[[], Tensor]], wanted: Callable[[str], Sequence[Tensor]], clock: Clock, seconds: float
+) -> tuple[dict[str, float], dict[str, float], dict[str, int]]:
+    """Milliseconds of each forward, of each backward by the tensors ``wanted`` of it, and bytes of a step."""
+
+    def backward(name: str) -> Callable[[], object]:
+        output = calls[name]()
+        grad = torch.randn_like(output)
+        return lambda: torch.autograd.grad(output, wanted(name), grad, retain_graph=True, allow_unused=True)
+
+    with torch.no_grad():
+        forward_ms = time_all(dict(calls), clock, seconds, tiny=False)
+    backward_ms: dict[str, float] = {}
+    for name in calls:  # one after the other: what each keeps may be large
+        backward_ms |= time_all({name: backward(name)}, clock, seconds, tiny=False)
+    memory = {name: peak_memory(lambda name=name: backward(name)(), clock.device) for name in calls}  # type: ignore[misc]
+    return forward_ms, backward_ms, memory
 
 
 def copy_bandwidth(device: torch.device) -> float:

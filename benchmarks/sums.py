@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ddu_ops
-from benchmarks.measure import Clock, copy_bandwidth, peak_memory, time_all
+from benchmarks.measure import Clock, both_ways, copy_bandwidth
 from benchmarks.workloads import Workload, smooth
 
 Calls = dict[str, Callable[..., Tensor]]
@@ -71,27 +71,15 @@ def main() -> None:
 def rows(work: Work, layout: str, device: torch.device, bandwidth: float, seconds: float) -> Iterator[str]:
     name, size, calls, tensors = work
     check(calls, tensors)
-    clock = Clock(device)
-    plain = [t.detach() for t in tensors]
-    forward = {key: partial(call, *plain) for key, call in calls.items()}
+    bound = {key: partial(call, *tensors) for key, call in calls.items()}
+    forward_ms, backward_ms, memory = both_ways(bound, lambda _: tensors, Clock(device), seconds)
     with torch.no_grad():
-        forward_ms = time_all(forward, clock, seconds, tiny=False)
-        result = next(iter(forward.values()))()
+        result = next(iter(bound.values()))()
     floor = 1e3 * sum(t.numel() * t.element_size() for t in [*tensors, result]) / bandwidth
-
-    def backward(call: Callable[..., Tensor]) -> Callable[[], object]:
-        output = call(*tensors)
-        grad = torch.randn_like(output)
-        return lambda: torch.autograd.grad(output, tensors, grad, retain_graph=True, allow_unused=True)
-
-    backward_ms = {}
-    for key, call in calls.items():  # one after the other: what each keeps may be large
-        backward_ms |= time_all({key: backward(call)}, clock, seconds, tiny=False)
-    for key, call in calls.items():
-        memory = peak_memory(lambda call=call: backward(call)(), device) / 2**20  # type: ignore[misc]
+    for key in calls:
         yield (
             f"| {name} | {layout} | {size} | {key} | {forward_ms[key]:.4f} | {forward_ms[key] / floor:.2f} | "
-            f"{backward_ms[key]:.4f} | {memory:.0f} |"
+            f"{backward_ms[key]:.4f} | {memory[key] / 2**20:.0f} |"
         )
 
 
