@@ -349,6 +349,12 @@ struct FastAxis {
   float fraction;
   float half_dilation;
   PaddingMode padding_mode;
+  unsigned kernel_inverse;  // 2^32 / kernel, rounded up; 0 for 1
+
+  // A number of a tap, which fits 16 bits, as the kernel does.
+  __device__ __forceinline__ int divide_by_kernel(int number) const {
+    return kernel_inverse == 0 ? number : static_cast<int>(__umulhi(static_cast<unsigned>(number), kernel_inverse));
+  }
 
   __device__ __forceinline__ int pixel(int out_index) const { return out_index * stride + first_pixel; }
 
@@ -378,7 +384,8 @@ inline FastAxis fast_axis(const UnfoldParams& p, int a) {
       static_cast<int>(axis.dilation),
       centre_fraction<float>(axis, p.source, p.aligned),
       static_cast<float>(axis.dilation) / 2,
-      p.padding_mode};
+      p.padding_mode,
+      axis.kernel == 1 ? 0 : static_cast<unsigned>(((int64_t(1) << 32) + axis.kernel - 1) / axis.kernel)};
 }
 
 #endif

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: MIT
+// Where the taps of an output position lie, for the kernels whose images are pixel-major and whose indices fit 32 bits:
+// the fused convolution and the sums of windows. For nvcc only.
+#pragma once
+
+#include "device.h"
+
+namespace ddu::cuda {
+
+// A problem's windows, as these kernels see them.
+struct Windows {
+  UnfoldParams p;
+  FastAxis axis[kMaxAxes];
+  PositionsView positions;
+  int taps, length;
+};
+
+inline Windows windows_of(const UnfoldParams& p, const PositionsView& positions) {
+  Windows w = {};
+  w.p = p;
+  for (int a = 0; a < kMaxAxes; ++a) {
+    w.axis[a] = fast_axis(p, a);
+  }
+  w.positions = positions;
+  w.taps = static_cast<int>(taps_of(p));
+  w.length = static_cast<int>(positions_of(p));
+  return w;
+}
+
+// The window of an output position, and the tap of it that was begun last.
+template <class scalar_t, int kAxes>
+struct Locator {
+  static constexpr int kFirst = kMaxAxes - kAxes;
+  static constexpr int kCorners = 1 << kAxes;
+
+  const Windows& w;
+  int64_t at;  // in the positions
+  int pixel[kAxes];
+  float parameter[kAxes];
+  bool finite;
+  int tap[kAxes];
+
+  // Of batch item b.
+  __device__ __forceinline__ Locator(const Windows& w, int b, const int (&index)[kAxes])
+      : w(w), at(b * w.positions.batch) {
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      at += index[a] * w.positions.axis[kFirst + a];
+      pixel[a] = w.axis[kFirst + a].pixel(index[a]);
+    }
+  }
+
+  __device__ __forceinline__ void begin(int number) {
+#pragma unroll
+    for (int a = kAxes - 1; a > 0; --a) {
+      const int rest = w.axis[kFirst + a].divide_by_kernel(number);
+      tap[a] = number - rest * w.axis[kFirst + a].kernel;
+      number = rest;
+    }
+    tap[0] = number;
+  }
+
+  // Of the window, or of tap `number`.
+  __device__ __forceinline__ void load_parameters(int group, int number) {
+    finite = true;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      parameter[a] = load_parameter<scalar_t>(w.p, w.positions, at, group, number, kFirst + a);
+      finite = finite && is_finite(parameter[a]);
+    }
+  }
+
+  __device__ __forceinline__ float slope(int a) const {
+    return w.p.source == Source::kRates ? w.axis[kFirst + a].template slope<Source::kRates>(tap[a]) : 1.f;
+  }
+
+  __device__ __forceinline__ void locate(Neighbours<float, int> (&n)[kAxes]) const {
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      const auto& axis = w.axis[kFirst + a];
+      n[a] = w.p.source == Source::kRates
+          ? axis.template neighbours_of<Source::kRates, false>(tap[a], pixel[a], parameter[a])
+          : axis.template neighbours_of<Source::kOffsets, false>(tap[a], pixel[a], parameter[a]);
+    }
+  }
+
+  // Bit c: whether corner c lies in the image.
+  __device__ __forceinline__ unsigned corners_inside(const Neighbours<float, int> (&n)[kAxes]) const {
+    unsigned inside = (1u << kCorners) - 1;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      unsigned after = 0;  // corners after the tap
+#pragma unroll
+      for (int c = 0; c < kCorners; ++c) {
+        after |= (c & axis_bit(kFirst + a)) != 0 ? 1u << c : 0u;
+      }
+      const bool low = n[a].pixel >= 0;
+      const bool high = n[a].pixel >= -1 && n[a].pixel + 1 < w.axis[kFirst + a].size;
+      inside &= (low ? ~after : 0u) | (high ? after : 0u);
+    }
+    return inside;
+  }
+};
+
+// An output position in row-major order, as indices.
+template <int kAxes>
+__device__ __forceinline__ void index_of(const Windows& w, int position, int (&index)[kAxes]) {
+#pragma unroll
+  for (int a = kAxes - 1; a >= 0; --a) {
+    const int size = w.axis[kMaxAxes - kAxes + a].out_size;
+    const int rest = a == 0 ? 0 : position / size;
+    index[a] = position - rest * size;
+    position = rest;
+  }
+}
+
+// 16 bytes, or zeros if `wanted` is 0. No branch, so that loads can overlap.
+__device__ __forceinline__ uint4 load_packet_if(unsigned wanted, const void* from) {
+  uint4 r;
+  asm("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
+      "mov.b32 %0, 0;\n\tmov.b32 %1, 0;\n\tmov.b32 %2, 0;\n\tmov.b32 %3, 0;\n\t"
+      "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n\t}"
+      : "=&r"(r.x), "=&r"(r.y), "=&r"(r.z), "=&r"(r.w)
+      : "l"(from), "r"(wanted));
+  return r;
+}
+
+// Adds four numbers to consecutive ones at an address that is a multiple of 16.
+__device__ __forceinline__ void add4(float* to, float a, float b, float c, float d) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
+#else
+  atomicAdd(to, a);
+  atomicAdd(to + 1, b);
+  atomicAdd(to + 2, c);
+  atomicAdd(to + 3, d);
+#endif
+}
+
+}  // namespace ddu::cuda
