@@ -91,17 +91,10 @@ struct Spot {
   int pixel[kAxes];
   unsigned inside;  // bit c: whether corner c is to be added to
   float weight[1 << kAxes];
-  int source, tap;  // what an entry is to know
 };
 
-// What one of the corners of a spot adds.
-struct alignas(16) Addition {
-  int pixel;  // in the image
-  int source, tap;
-  float weight;
-};
-
-template <int kAxes, int kThreads>
+// Entry: what one of the corners of a spot adds, {what the kernel needs to find it again, its weight}.
+template <int kAxes, int kThreads, class Entry>
 class PixelLists {
   static constexpr int kFirst = kMaxAxes - kAxes;
   static constexpr int kCorners = 1 << kAxes;
@@ -118,14 +111,21 @@ class PixelLists {
     int first[kMostPixels + 1];  // of a pixel's entries
   };
   static constexpr int kMemoryBytes = (static_cast<int>(sizeof(Memory)) + 15) / 16 * 16;
-  static int64_t bytes(int64_t spots) { return kMemoryBytes + spots * kCorners * static_cast<int>(sizeof(Addition)); }
+  static int64_t bytes(int64_t spots) {
+    return kMemoryBytes + spots * kCorners * static_cast<int64_t>(sizeof(Entry) + sizeof(int));
+  }
 
-  __device__ __forceinline__ explicit PixelLists(char* memory)
-      : m_(*reinterpret_cast<Memory*>(memory)), entries_(reinterpret_cast<Addition*>(memory + kMemoryBytes)) {}
+  // For so many spots at most.
+  __device__ __forceinline__ PixelLists(char* memory, int spots)
+      : m_(*reinterpret_cast<Memory*>(memory)),
+        entries_(reinterpret_cast<Entry*>(memory + kMemoryBytes)),
+        pixel_(reinterpret_cast<int*>(entries_ + spots * kCorners)),
+        room_(spots * kCorners) {}
 
-  // Sorts the spots of all threads, `kSpots` of each, `room` in all at most. Afterwards all threads see the lists.
-  template <int kSpots>
-  __device__ __forceinline__ void build(const Windows& w, const Spot<kAxes> (&spot)[kSpots], int room) {
+  // Sorts the spots of all threads, `kSpots` of each; source(s) is what the entries of a thread's spot s begin with.
+  // Afterwards all threads see the lists.
+  template <int kSpots, class Source>
+  __device__ __forceinline__ void build(const Windows& w, const Spot<kAxes> (&spot)[kSpots], const Source& source) {
     const int thread = static_cast<int>(threadIdx.x);
     const int lane = thread % 32;
     const int warp = thread / 32;
@@ -171,6 +171,7 @@ class PixelLists {
       low[a] = m_.low[a];
       extent[a] = min(max(m_.high[a] - low[a] + 2, 0), 2 * kMostPixels);
     }
+    bool whole = true;  // all corners are in the box
     while (true) {
       int64_t product = 1;
       int largest = 0;
@@ -183,6 +184,7 @@ class PixelLists {
         volume = static_cast<int>(product);
         break;
       }
+      whole = false;
       bool halved = false;
 #pragma unroll
       for (int a = 0; a < kAxes; ++a) {
@@ -193,29 +195,43 @@ class PixelLists {
         }
       }
     }
-    room_ = room * kCorners;
     pixels_ = volume;
 
+    // From a pixel to the next along an axis, in keys and in the image.
+    int key_step[kAxes];
+    int pixel_step[kAxes];
+#pragma unroll
+    for (int a = kAxes - 1; a >= 0; --a) {
+      key_step[a] = a == kAxes - 1 ? 1 : key_step[a == kAxes - 1 ? a : a + 1] * extent[a == kAxes - 1 ? a : a + 1];
+      pixel_step[a] = a == kAxes - 1
+          ? 1
+          : pixel_step[a == kAxes - 1 ? a : a + 1] * w.axis[kFirst + (a == kAxes - 1 ? a : a + 1)].size;
+    }
+    const auto after = [](int c, int a) { return (c & axis_bit(kFirst + a)) != 0 ? 1 : 0; };
     constexpr int kRankBits = 20;
     constexpr unsigned kApart = ~0u;
     unsigned place[kSpots][kCorners];  // key and rank
 #pragma unroll
     for (int s = 0; s < kSpots; ++s) {
+      int key = 0;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        key += (spot[s].pixel[a] - low[a]) * key_step[a];
+      }
 #pragma unroll
       for (int c = 0; c < kCorners; ++c) {
-        place[s][c] = 0;
-        if ((spot[s].inside >> c & 1) != 0) {
-          int key = 0;
-          bool here = true;
+        place[s][c] = kApart;
+        int at = key;
+        bool here = (spot[s].inside >> c & 1) != 0;
 #pragma unroll
-          for (int a = 0; a < kAxes; ++a) {
-            const int at = spot[s].pixel[a] + ((c & axis_bit(kFirst + a)) != 0 ? 1 : 0) - low[a];
-            here = here && static_cast<unsigned>(at) < static_cast<unsigned>(extent[a]);
-            key = key * extent[a] + at;
-          }
-          place[s][c] = here
-              ? static_cast<unsigned>(key) << kRankBits | static_cast<unsigned>(atomicAdd(&m_.first[key], 1))
-              : kApart;
+        for (int a = 0; a < kAxes; ++a) {
+          at += after(c, a) * key_step[a];
+          here = here &&
+              (whole ||
+               static_cast<unsigned>(spot[s].pixel[a] + after(c, a) - low[a]) < static_cast<unsigned>(extent[a]));
+        }
+        if (here) {
+          place[s][c] = static_cast<unsigned>(at) << kRankBits | static_cast<unsigned>(atomicAdd(&m_.first[at], 1));
         }
       }
     }
@@ -253,44 +269,53 @@ class PixelLists {
     __syncthreads();
 #pragma unroll
     for (int s = 0; s < kSpots; ++s) {
+      int first = 0;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        first += spot[s].pixel[a] * pixel_step[a];
+      }
 #pragma unroll
       for (int c = 0; c < kCorners; ++c) {
         if ((spot[s].inside >> c & 1) != 0) {
-          int pixel = 0;
+          int pixel = first;
 #pragma unroll
           for (int a = 0; a < kAxes; ++a) {
-            pixel = pixel * w.axis[kFirst + a].size + spot[s].pixel[a] + ((c & axis_bit(kFirst + a)) != 0 ? 1 : 0);
+            pixel += after(c, a) * pixel_step[a];
           }
-          const int at = place[s][c] == kApart
+          const int at = !whole && place[s][c] == kApart
               ? room_ - 1 - atomicAdd(&m_.apart, 1)
               : m_.first[place[s][c] >> kRankBits] + static_cast<int>(place[s][c] & ((1u << kRankBits) - 1));
-          entries_[at] = {pixel, spot[s].source, spot[s].tap, spot[s].weight[c]};
+          Entry entry = source(s);
+          entry.weight = spot[s].weight[c];
+          entries_[at] = entry;
+          pixel_[at] = pixel;
         }
       }
     }
     __syncthreads();
   }
 
-  // visit(entries of one pixel, their number), for every `rows`-th list from `row` on.
+  // visit(pixel in the image, its entries, their number), for every `rows`-th list from `row` on.
   template <class Visit>
   __device__ __forceinline__ void for_pixels(int row, int rows, const Visit& visit) const {
     for (int key = row; key < pixels_; key += rows) {
       const int first = m_.first[key];
       const int count = m_.first[key + 1] - first;
       if (count > 0) {
-        visit(entries_ + first, count);
+        visit(pixel_[first], entries_ + first, count);
       }
     }
     for (int i = row; i < m_.apart; i += rows) {
-      visit(entries_ + (room_ - 1 - i), 1);
+      visit(pixel_[room_ - 1 - i], entries_ + (room_ - 1 - i), 1);
     }
   }
 
  private:
   Memory& m_;
-  Addition* entries_;
-  int room_ = 0;
-  int pixels_ = 0;
+  Entry* entries_;
+  int* pixel_;  // of each entry
+  int room_;
+  int pixels_ = 0;  // of the box
 };
 
 }  // namespace ddu::cuda

@@ -57,7 +57,7 @@ bool fits_int(const Problem& problem) {
     return product < static_cast<double>(limit);
   };
   return std::all_of(p.axis, p.axis + kMaxAxes, fits) && bounded({pixels_of(p), p.channels}, 2 * kLimit) &&
-      positions_of(p) < kLimit && problem.out_channels < kLimit && p.batch < (1 << 16) &&
+      positions_of(p) < kLimit && taps_of(p) < (1 << 16) && problem.out_channels < kLimit && p.batch < (1 << 16) &&
       bounded({p.channels, taps_of(p), problem.out_channels / problem.groups}, 4 * kLimit);
 }
 
@@ -95,22 +95,9 @@ bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
   return !is_narrow(problem, type) && tiles <= std::max(kMostTiles * fill_of(problem, type), 1.0);
 }
 
-// The same for the backward. Additions to the input's gradient go straight to memory, one for every corner of a tap,
-// where tile_kernel, for columns, makes fewer of them unless windows are apart.
+// The same for the backward.
 bool backward_pays(const Problem& problem, c10::ScalarType type, const OutputMask& needs) {
-  constexpr int64_t kMostAdditions = 64;
-  constexpr int64_t kMostOutputs = 64;
-  constexpr int64_t kFewPositions = 1024;  // of which columns cost more in launches than in work
-  const auto& p = problem.window;
-  const auto outputs = problem.out_channels / problem.groups;
-  const auto additions = taps_of(p) << (p.axes == 3 ? 3 : 2);
-  if (is_narrow(problem, type) || (needs[kInput] && additions > kMostAdditions)) {
-    return false;
-  }
-  if (p.batch * positions_of(p) <= kFewPositions || p.axis[kMaxAxes - 1].stride > 1) {
-    return outputs <= 2 * kMostOutputs;
-  }
-  return type == at::kFloat && static_cast<double>(outputs) <= kMostOutputs * fill_of(problem, type);
+  return !is_narrow(problem, type);
 }
 
 // Columns of an image so large that a part of the batch has no less: memory goes before time.

@@ -95,6 +95,15 @@ void launch_convolution_data(
     float* grad_mask,
     cudaStream_t stream);
 
+// The gradient by the input alone, which is added to: launch_convolution_data's.
+void launch_convolution_input(
+    const FusedProblem& problem,
+    c10::ScalarType type,
+    const WeightView& weight,
+    const void* grad_output,
+    float* grad_input,
+    cudaStream_t stream);
+
 // How many parts of the positions of an image, or of the batch, launch_convolution_weight works on side by side.
 int64_t position_splits(const FusedProblem& problem, c10::ScalarType type, bool weight_per_image);
 

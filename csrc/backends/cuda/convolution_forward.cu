@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
   char* const ring = memory + team * kStages * kStageBytes;
   auto* const sampled =
       reinterpret_cast<Sampled<T, kAxes>*>(memory + kTeams * kStages * kStageBytes + warp * kSampledBytes<T, kAxes>);
-  const char* const image = f.input + b * f.input_batch;
+  const CornerPackets<kAxes> image(f, b);
   const T* const matrix = static_cast<const T*>(weight.data) + b * weight.batch +
       (static_cast<int64_t>(group) * f.group_outputs + first_output) * weight.row;
 
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
     commit_copies();
   }
 
-  Locator<T, kAxes> locator(f, b, first + lane);
+  auto locator = locator_at<T, kAxes>(f, b, first + lane);
   float sum[2][kTiles][4] = {};
   Step step(begin, f.taps, chunks);
   int slot = 0;
@@ -129,15 +129,14 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
         break;
       }
       const bool present = channel < f.run;
-      const unsigned here =
-          static_cast<unsigned>((group * f.group_channels + step.run * f.run + channel) * static_cast<int>(sizeof(T)));
+      const int here = (group * f.group_channels + step.run * f.run + channel) / kPacketChannels;
       Operand<T, kExact> left[kBlocks];
 #pragma unroll
       for (int block8 = 0; block8 < kBlocks; ++block8) {
         const auto tap = sampled[block8 * 8 + g];
         uint4 corner[1 << kAxes];
-        gather<kAxes>(f, image, tap.offset + here, present ? tap.inside : 0u, corner);
-        Packet samples = interpolate<T, kAxes>(corner, tap.weight);
+        image.gather(tap.offset + here, present ? tap.inside : 0u, corner);
+        Packet samples = interpolate<T, kAxes>(corner, tap.factor);
         if (!present) {
           samples = {};
         }

@@ -28,9 +28,12 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
+#include <limits>
+
 #include "convolution.h"
-#include "device.h"
 #include "packets.h"
+#include "windows.h"
 
 namespace ddu::cuda {
 
@@ -47,19 +50,16 @@ template <class T>
 constexpr int kDepth = kStepBytes / static_cast<int>(sizeof(T));  // channels of a step
 
 // FusedProblem, as the kernels see it.
-struct Fused {
-  UnfoldParams p;
-  FastAxis axis[kMaxAxes];
-  PositionsView positions;
+struct Fused : Windows {
   const char* input;
   const char* mask;
   int64_t input_batch;  // bytes
   int64_t mask_batch, mask_channel;
-  int taps, length, channels, outputs;
+  int channels, outputs;
   int group_channels, group_outputs;
   int runs, run;               // of a group of the convolution; channels of a run
   int position_run, mask_run;  // channels that share positions, and a mask
-  unsigned step[kMaxAxes];     // bytes from a pixel to the next along an axis
+  int step[kMaxAxes];          // packets from a pixel to the next along an axis
 };
 
 // ---- arithmetic
@@ -244,51 +244,23 @@ __device__ __forceinline__ constexpr int column_of(int tile, int n) {
 
 // ---- where the taps of a position lie
 
+// An output position's window, with its mask.
 template <class T, int kAxes>
-struct Locator {
-  static constexpr int kFirst = kMaxAxes - kAxes;
-
+struct MaskedLocator : Locator<T, kAxes> {
+  using Base = Locator<T, kAxes>;
   const Fused& f;
-  bool valid;
-  int64_t at;  // in the positions
+  bool valid;  // or the position lies behind the end
   int64_t mask_at;
-  int pixel[kAxes];
-  float parameter[kAxes];
-  bool finite;
-  int tap[kAxes];
 
-  __device__ __forceinline__ Locator(const Fused& f, int b, int position) : f(f), valid(position < f.length) {
-    int rest = valid ? position : 0;
-    at = b * f.positions.batch;
-    mask_at = b * f.mask_batch + rest;
-#pragma unroll
-    for (int a = kAxes - 1; a >= 0; --a) {
-      const auto& axis = f.axis[kFirst + a];
-      const int index = a == 0 ? rest : rest % axis.out_size;
-      rest = a == 0 ? rest : rest / axis.out_size;
-      at += index * f.positions.axis[kFirst + a];
-      pixel[a] = axis.pixel(index);
-    }
-  }
+  __device__ __forceinline__ MaskedLocator(const Fused& f, int b, int position, const int (&index)[kAxes])
+      : Base(f, b, index),
+        f(f),
+        valid(position >= 0 && position < f.length),
+        mask_at(b * f.mask_batch + (valid ? position : 0)) {}
 
-  __device__ __forceinline__ void begin(int number) {
-#pragma unroll
-    for (int a = kAxes - 1; a >= 0; --a) {
-      const int kernel = f.axis[kFirst + a].kernel;
-      tap[a] = a == 0 ? number : number % kernel;
-      number = a == 0 ? number : number / kernel;
-    }
-  }
-
-  // Of the window, or of tap `number`, for channels from `channel` on.
+  // For channels from `channel` on.
   __device__ __forceinline__ void load_parameters(int channel, int number) {
-    const int group = channel / f.position_run;
-    finite = true;
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      parameter[a] = load_parameter<T>(f.p, f.positions, at, group, number, kFirst + a);
-      finite = finite && is_finite(parameter[a]);
-    }
+    Base::load_parameters(channel / f.position_run, number);
   }
 
   __device__ __forceinline__ float load_mask(int channel, int number) const {
@@ -299,51 +271,41 @@ struct Locator {
     return load(reinterpret_cast<const T*>(f.mask) + mask_at + row * f.mask_channel);
   }
 
-  __device__ __forceinline__ float slope(int a) const {
-    return f.p.source == Source::kRates ? f.axis[kFirst + a].template slope<Source::kRates>(tap[a]) : 1.f;
-  }
-
-  __device__ __forceinline__ void locate(Neighbours<float, int> (&n)[kAxes]) const {
+  // Packets from the image's first one to the first corner's.
+  __device__ __forceinline__ int offset(const Neighbours<float, int> (&n)[kAxes]) const {
+    int offset = 0;
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      const auto& axis = f.axis[kFirst + a];
-      n[a] = f.p.source == Source::kRates
-          ? axis.template neighbours_of<Source::kRates, false>(tap[a], pixel[a], parameter[a])
-          : axis.template neighbours_of<Source::kOffsets, false>(tap[a], pixel[a], parameter[a]);
+      offset += n[a].pixel * f.step[Base::kFirst + a];
     }
+    return offset;
   }
 
-  // The address of the first corner, in bytes of the image, modulo 2^32; and which corners lie inside.
-  __device__ __forceinline__ uint2 address(const Neighbours<float, int> (&n)[kAxes]) const {
-    unsigned offset = 0;
-    unsigned inside = valid ? (1u << (1 << kAxes)) - 1 : 0;
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      offset += static_cast<unsigned>(n[a].pixel) * f.step[kFirst + a];
-      const bool low = n[a].pixel >= 0;
-      const bool high = n[a].pixel >= -1 && n[a].pixel + 1 < f.axis[kFirst + a].size;
-#pragma unroll
-      for (int c = 0; c < 1 << kAxes; ++c) {
-        const bool here = (c & axis_bit(kFirst + a)) != 0 ? high : low;
-        inside = here ? inside : inside & ~(1u << c);
-      }
-    }
-    return {offset, inside};
+  __device__ __forceinline__ unsigned inside(const Neighbours<float, int> (&n)[kAxes]) const {
+    return valid ? Base::corners_inside(n) : 0u;
   }
 };
+
+// Of positions in row-major order; those behind the end are the first one, and not valid.
+template <class T, int kAxes>
+__device__ __forceinline__ MaskedLocator<T, kAxes> locator_at(const Fused& f, int b, int position) {
+  int index[kAxes];
+  index_of<kAxes>(f, position < f.length ? position : 0, index);
+  return MaskedLocator<T, kAxes>(f, b, position, index);
+}
 
 // What the forward needs to know of a tap of a position.
 template <class T, int kAxes>
 struct alignas(16) Sampled {
-  unsigned offset, inside;
-  T weight[1 << kAxes];  // with the mask
+  int offset;
+  unsigned inside;
+  unsigned factor[1 << kAxes];  // the corners' weights with the mask, in every element of a word
 
-  __device__ __forceinline__ void set(const Locator<T, kAxes>& at, int channel, int number) {
+  __device__ __forceinline__ void set(const MaskedLocator<T, kAxes>& at, int channel, int number) {
     Neighbours<float, int> n[kAxes];
     at.locate(n);
-    const auto address = at.address(n);
-    offset = address.x;
-    inside = address.y;
+    offset = at.offset(n);
+    inside = at.inside(n);
     AxisWeights<float> along[kAxes];
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
@@ -352,7 +314,7 @@ struct alignas(16) Sampled {
     const float mask = at.finite ? at.load_mask(channel, number) : std::numeric_limits<float>::quiet_NaN();
 #pragma unroll
     for (int c = 0; c < 1 << kAxes; ++c) {
-      weight[c] = static_cast<T>(at.valid ? mask * corner_weight(along, 0, c) : 0.f);
+      factor[c] = Words<T>::spread(at.valid ? mask * corner_weight(along, 0, c) : 0.f);
     }
   }
 };
@@ -362,18 +324,18 @@ template <int kAxes>
 struct alignas(16) Tapped {
   static constexpr unsigned kNotFinite = 1u << 31;
 
-  unsigned offset, inside;  // with kNotFinite
+  int offset;
+  unsigned inside;  // with kNotFinite
   float mask;
   float fraction[kAxes];
   float direction[kAxes];
 
   template <class T>
-  __device__ __forceinline__ void set(const Locator<T, kAxes>& at, int channel, int number) {
+  __device__ __forceinline__ void set(const MaskedLocator<T, kAxes>& at, int channel, int number) {
     Neighbours<float, int> n[kAxes];
     at.locate(n);
-    const auto address = at.address(n);
-    offset = address.x;
-    inside = address.y | (at.finite ? 0u : kNotFinite);
+    offset = at.offset(n);
+    inside = at.inside(n) | (at.finite ? 0u : kNotFinite);
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
       fraction[a] = n[a].fraction;
@@ -385,40 +347,42 @@ struct alignas(16) Tapped {
   __device__ __forceinline__ bool finite() const { return (inside & kNotFinite) == 0; }
 };
 
+// The packets of an image, from where each of a tap's corners is looked for.
 template <int kAxes>
-__device__ __forceinline__ unsigned corner_step(const Fused& f, int c) {
-  unsigned offset = 0;
-#pragma unroll
-  for (int a = 0; a < kAxes; ++a) {
-    offset += (c & axis_bit(kMaxAxes - kAxes + a)) != 0 ? f.step[kMaxAxes - kAxes + a] : 0u;
-  }
-  return offset;
-}
+struct CornerPackets {
+  const uint4* from[1 << kAxes];
 
-// The packets at the corners of a tap; zeros for those outside.
-template <int kAxes>
-__device__ __forceinline__ void gather(
-    const Fused& f, const char* image, unsigned offset, unsigned inside, uint4 (&corner)[1 << kAxes]) {
+  __device__ __forceinline__ CornerPackets(const Fused& f, int b) {
 #pragma unroll
-  for (int c = 0; c < 1 << kAxes; ++c) {
-    corner[c] = make_uint4(0, 0, 0, 0);
-    if ((inside >> c & 1) != 0) {
-      corner[c] = __ldg(reinterpret_cast<const uint4*>(image + (offset + corner_step<kAxes>(f, c))));
+    for (int c = 0; c < 1 << kAxes; ++c) {
+      int offset = 0;
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        offset += (c & axis_bit(kMaxAxes - kAxes + a)) != 0 ? f.step[kMaxAxes - kAxes + a] : 0;
+      }
+      from[c] = reinterpret_cast<const uint4*>(f.input + b * f.input_batch) + offset;
     }
   }
-}
+
+  // Zeros for those outside.
+  __device__ __forceinline__ void gather(int offset, unsigned inside, uint4 (&corner)[1 << kAxes]) const {
+#pragma unroll
+    for (int c = 0; c < 1 << kAxes; ++c) {
+      corner[c] = load_packet_if(inside & 1u << c, from[c] + offset);
+    }
+  }
+};
 
 template <class T, int kAxes>
-__device__ __forceinline__ Packet interpolate(const uint4 (&corner)[1 << kAxes], const T (&weight)[1 << kAxes]) {
+__device__ __forceinline__ Packet interpolate(const uint4 (&corner)[1 << kAxes], const unsigned (&factor)[1 << kAxes]) {
   Packet result;
 #pragma unroll
   for (int c = 0; c < 1 << kAxes; ++c) {
-    const unsigned factor = Words<T>::spread(static_cast<float>(weight[c]));
     const auto packet = packet_of(corner[c]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      result.word[i] = c == 0 ? Words<T>::multiply(packet.word[i], factor)
-                              : Words<T>::multiply_add(packet.word[i], factor, result.word[i]);
+      result.word[i] = c == 0 ? Words<T>::multiply(packet.word[i], factor[c])
+                              : Words<T>::multiply_add(packet.word[i], factor[c], result.word[i]);
     }
   }
   return result;
@@ -450,15 +414,12 @@ inline Fused fused(const FusedProblem& problem, c10::ScalarType type) {
   const auto& p = problem.p;
   const auto bytes = static_cast<int64_t>(c10::elementSize(type));
   Fused f = {};
-  f.p = p;
-  f.positions = problem.positions;
+  static_cast<Windows&>(f) = windows_of(p, problem.positions);
   f.input = static_cast<const char*>(problem.input);
   f.mask = static_cast<const char*>(problem.mask);
   f.input_batch = pixels_of(p) * p.channels * bytes;
   f.mask_batch = problem.mask_batch;
   f.mask_channel = problem.mask_channel;
-  f.taps = static_cast<int>(taps_of(p));
-  f.length = static_cast<int>(positions_of(p));
   f.channels = static_cast<int>(p.channels);
   f.outputs = static_cast<int>(problem.outputs);
   f.group_channels = static_cast<int>(p.channels / problem.groups);
@@ -467,10 +428,9 @@ inline Fused fused(const FusedProblem& problem, c10::ScalarType type) {
   f.runs = f.group_channels / f.run;
   f.position_run = static_cast<int>(p.channels / p.groups);
   f.mask_run = static_cast<int>(p.channels / problem.mask_groups);
-  int64_t step = p.channels * bytes;
+  int64_t step = p.channels * bytes / 16;
   for (int a = kMaxAxes - 1; a >= 0; --a) {
-    f.axis[a] = fast_axis(p, a);
-    f.step[a] = static_cast<unsigned>(step);
+    f.step[a] = static_cast<int>(step);
     step *= p.axis[a].size;
   }
   return f;
@@ -502,6 +462,24 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   C10_CUDA_CHECK(cudaGetDevice(&device));
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, device));
   return value;
+}
+
+// In how many parts, `most` at most, to split the work of each of `blocks` so that the last wave of blocks is full:
+// `resident` of them fit on a multiprocessor. Parts have work in common, so there are few.
+inline int64_t splits_of(int64_t blocks, int64_t most, int64_t resident) {
+  constexpr double kInCommon = 0.02;  // of a block's work
+  const int64_t at_once = resident * device_attribute(cudaDevAttrMultiProcessorCount);
+  int64_t best = 1;
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t splits = 1; splits <= most && (splits == 1 || blocks * splits <= 4 * at_once); ++splits) {
+    const auto waves = static_cast<double>(ceil_div(std::max<int64_t>(blocks, 1) * splits, at_once));
+    const double time = waves * (static_cast<double>(ceil_div(most, splits)) / static_cast<double>(most) + kInCommon);
+    if (time < least) {
+      least = time;
+      best = splits;
+    }
+  }
+  return best;
 }
 
 }  // namespace ddu::cuda

@@ -151,13 +151,13 @@ __global__ void __launch_bounds__(kWeightThreads) convolution_weight_kernel(
     const int b = static_cast<int>(tile / position_tiles);
     const int first = static_cast<int>(tile % position_tiles) * kPositions<T>;
     if (thread < kPositions<T>) {
-      Locator<T, kAxes> locator(f, b, first + thread);
+      auto locator = locator_at<T, kAxes>(f, b, first + thread);
       locator.begin(tap);
       locator.load_parameters(run * f.run, tap);
       sampled[thread].set(locator, run * f.run, tap);
     }
     __syncthreads();
-    const char* const image = f.input + b * f.input_batch;
+    const CornerPackets<kAxes> image(f, b);
 #pragma unroll
     for (int e = thread; e < kPositions<T> * kPackets; e += kWeightThreads) {
       const int position = first + e / kPackets;
@@ -176,9 +176,8 @@ __global__ void __launch_bounds__(kWeightThreads) convolution_weight_kernel(
       const auto at = sampled[e / kPackets];
       const int channel = in_run + e % kPackets * kPacketChannels;
       uint4 corner[1 << kAxes];
-      const unsigned here = static_cast<unsigned>((run * f.run + channel) * static_cast<int>(sizeof(T)));
-      gather<kAxes>(f, image, at.offset + here, channel < f.run ? at.inside : 0u, corner);
-      Packet packet = interpolate<T, kAxes>(corner, at.weight);
+      image.gather(at.offset + (run * f.run + channel) / kPacketChannels, channel < f.run ? at.inside : 0u, corner);
+      Packet packet = interpolate<T, kAxes>(corner, at.factor);
       if (channel >= f.run) {
         packet = {};
       }

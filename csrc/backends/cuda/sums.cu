@@ -340,7 +340,8 @@ bool sums_possible(const UnfoldParams& p, c10::ScalarType type, int64_t mask_gro
   const int64_t per_mask = p.channels / mask_groups;
   constexpr int64_t kLimit = int64_t(1) << 30;
   const double image_packets = static_cast<double>(pixels_of(p)) * static_cast<double>(p.channels / packet);
-  bool fits = image_packets < kLimit && positions_of(p) < kLimit && p.batch < kLimit && taps_of(p) < 4096;
+  bool fits =
+      image_packets < kLimit && positions_of(p) < int64_t(1) << kPositionBits && p.batch < kLimit && taps_of(p) < 4096;
   for (const auto& axis : p.axis) {  // a pixel of a window, before its own displacement, in 32 bits
     const int64_t reach = axis.dilation * (axis.kernel - 1);
     fits = fits && std::max({axis.size, axis.padding, reach, axis.out_size * axis.stride}) < kLimit / 4;

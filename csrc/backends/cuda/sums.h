@@ -35,6 +35,8 @@ struct SumsCall {
 // is summed over reaches into two groups of the positions.
 bool sums_possible(const UnfoldParams& p, c10::ScalarType type, int64_t mask_groups, bool by_mask);
 
+constexpr int kPositionBits = 27;  // of an output position
+
 // What is wanted of a call; by_input is added to, from a kernel of its own: sums_input.cu.
 void launch_sums(const UnfoldParams& p, c10::ScalarType type, const SumsCall& call, cudaStream_t stream);
 void launch_sums_input(const UnfoldParams& p, c10::ScalarType type, const SumsCall& call, cudaStream_t stream);

@@ -16,6 +16,13 @@ constexpr int kLog2Positions = 6;  // of a tile
 constexpr int kTilePositions = 1 << kLog2Positions;
 constexpr int kSpots = 3;  // of a thread
 constexpr int kMostTaps = kSpots * kThreads / kTilePositions;
+static_assert(kMostTaps <= 1 << (32 - kPositionBits));
+
+// What a tap's position adds to a pixel. The position has kPositionBits, the tap, of those sorted together, the others.
+struct alignas(8) Share {
+  unsigned source;
+  float weight;
+};
 
 struct InputShape {
   Tiles tiles;
@@ -33,7 +40,7 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
   constexpr int kElements = kPacket<scalar_t>;
   const UnfoldParams& p = w.p;
   extern __shared__ float4 shared[];
-  PixelLists<kAxes, kThreads> lists(reinterpret_cast<char*>(shared));
+  PixelLists<kAxes, kThreads, Share> lists(reinterpret_cast<char*>(shared), shape.taps * kTilePositions);
 
   const int thread = static_cast<int>(threadIdx.x);
   const int tiles = shape.tiles.total();
@@ -65,10 +72,11 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
   }
   for (int start = 0; start < w.taps; start += shape.taps) {
     const int count = min(shape.taps, w.taps - start);
+    const auto tap_of = [&](int s) { return thread / kTilePositions + s * (kThreads / kTilePositions); };
     Spot<kAxes> spot[kSpots];
 #pragma unroll
     for (int s = 0; s < kSpots; ++s) {
-      const int t = thread / kTilePositions + s * (kThreads / kTilePositions);
+      const int t = tap_of(s);
       spot[s].inside = 0;
       if (t < count && position >= 0) {
         locator.begin(start + t);
@@ -96,24 +104,24 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
         for (int c = 0; c < kCorners; ++c) {
           spot[s].weight[c] = factor * corners.corner[c];
         }
-        spot[s].source = position;
-        spot[s].tap = start + t;
       }
     }
-    lists.build(w, spot, shape.taps * kTilePositions);
+    lists.build(w, spot, [&](int s) {
+      return Share{static_cast<unsigned>(position) | static_cast<unsigned>(tap_of(s)) << kPositionBits, 0.f};
+    });
     if (row >= rows) {
       continue;
     }
-    lists.for_pixels(row, rows, [&](const Addition* addition, int additions) {
+    lists.for_pixels(row, rows, [&](int pixel, const Share* shares, int n) {
       float sum[kElements] = {};
-      const int pixel = addition->pixel;
-      for (int i = 0; i < additions; ++i) {
-        const Addition one = addition[i];
-        const uint4 packet =
-            __ldg(reinterpret_cast<const uint4*>(query + static_cast<int64_t>(one.source) * p.channels));
+      for (int i = 0; i < n; ++i) {
+        const Share one = shares[i];
+        const auto source = static_cast<int64_t>(one.source & ((1u << kPositionBits) - 1));
+        const int tap = start + static_cast<int>(one.source >> kPositionBits);
+        const uint4 packet = __ldg(reinterpret_cast<const uint4*>(query + source * p.channels));
         float share = one.weight;
         if (mask != nullptr) {
-          share *= load(mask + one.tap * call.mask.channel + one.source * call.mask.position);
+          share *= load(mask + tap * call.mask.channel + source * call.mask.position);
         }
         if (weight == nullptr) {
 #pragma unroll
@@ -121,8 +129,7 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
             sum[k] = fmaf(share, element<scalar_t>(packet, k), sum[k]);
           }
         } else {
-          const uint4 factors =
-              __ldg(reinterpret_cast<const uint4*>(weight + static_cast<int64_t>(one.tap) * p.channels));
+          const uint4 factors = __ldg(reinterpret_cast<const uint4*>(weight + static_cast<int64_t>(tap) * p.channels));
 #pragma unroll
           for (int k = 0; k < kElements; ++k) {
             sum[k] = fmaf(share * element<scalar_t>(factors, k), element<scalar_t>(packet, k), sum[k]);
@@ -153,7 +160,7 @@ void launch_sums_input(const UnfoldParams& p, c10::ScalarType type, const SumsCa
     using scalar_t = decltype(zero);
     const auto launch = [&](auto axes) {
       constexpr int kAxes = decltype(axes)::value;
-      const auto bytes = static_cast<int>(PixelLists<kAxes, kThreads>::bytes(shape.taps * kTilePositions));
+      const auto bytes = static_cast<int>(PixelLists<kAxes, kThreads, Share>::bytes(shape.taps * kTilePositions));
       const auto kernel = counted<sums_input_kernel<scalar_t, kAxes>>();
       C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
       kernel.launch()<<<grid, kThreads, static_cast<size_t>(bytes), stream>>>(w, call, shape);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The convolution's gradients by what the weight is multiplied with: input, positions and mask.
+// The convolution's gradients with respect to what moves and scales the samples: positions and mask.
 
 #include <algorithm>
 
@@ -9,16 +9,8 @@ namespace ddu::cuda {
 
 namespace {
 
-__device__ __forceinline__ void add(float* to, float a, float b, float c, float d) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");
-#else
-  atomicAdd(to, a);
-  atomicAdd(to + 1, b);
-  atomicAdd(to + 2, c);
-  atomicAdd(to + 3, d);
-#endif
-}
+constexpr int kTeam = 4;      // warps of a block
+constexpr int kResident = 2;  // blocks of a multiprocessor
 
 template <int kAxes>
 constexpr int kTappedBytes = kRows * static_cast<int>(sizeof(Tapped<kAxes>));
@@ -35,12 +27,11 @@ __device__ __forceinline__ float product_of(const float (&fraction)[kAxes], int 
 }
 
 // A block's warps work on kTeam * 32 positions, and on a part of the taps: blockIdx.y.
-template <class T, int kAxes, int kTeam, bool kExact>
-__global__ void __launch_bounds__(kWarp* kTeam) convolution_data_kernel(
+template <class T, int kAxes, bool kExact>
+__global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions_kernel(
     const __grid_constant__ Fused f,
     const __grid_constant__ WeightView weight,
     const T* grad_output,
-    float* grad_input,
     float* grad_positions,
     float* grad_mask,
     int position_tiles) {
@@ -63,12 +54,8 @@ __global__ void __launch_bounds__(kWarp* kTeam) convolution_data_kernel(
   const int first = (static_cast<int>(blockIdx.x) % position_tiles * kTeam + warp) * kRows;
   const int b = static_cast<int>(blockIdx.x) / position_tiles;
   auto* const tapped = reinterpret_cast<Tapped<kAxes>*>(memory + kStages * kStageBytes + warp * kTappedBytes<kAxes>);
-  const char* const image = f.input + b * f.input_batch;
+  const CornerPackets<kAxes> image(f, b);
   const T* const matrix = static_cast<const T*>(weight.data) + b * weight.batch;
-  float* const sums = grad_input == nullptr
-      ? nullptr
-      : grad_input + static_cast<int64_t>(b) * (f.input_batch / static_cast<int>(sizeof(T)));
-
   const int splits = static_cast<int>(gridDim.y);
   const int split = static_cast<int>(blockIdx.y);
   const int first_tap = f.taps * split / splits;
@@ -106,7 +93,7 @@ __global__ void __launch_bounds__(kWarp* kTeam) convolution_data_kernel(
     commit_copies();
   }
 
-  Locator<T, kAxes> locator(f, b, first + lane);
+  auto locator = locator_at<T, kAxes>(f, b, first + lane);
   // After the taps' sums, lane 4 g + q speaks for position 8 q + g.
   const int spoken = q * 8 + g;
   float of_window[kAxes] = {};
@@ -197,11 +184,6 @@ __global__ void __launch_bounds__(kWarp* kTeam) convolution_data_kernel(
 #pragma unroll
         for (int block8 = 0; block8 < kBlocks; ++block8) {
           const auto tap = tapped[block8 * 8 + g];
-          AxisWeights<float> along[kAxes];
-#pragma unroll
-          for (int a = 0; a < kAxes; ++a) {
-            along[a] = axis_weights(tap.fraction[a], tap.direction[a]);
-          }
 #pragma unroll
           for (int packet = 0; packet < kTiles / kTilesOfPacket; ++packet) {
             const int channel = chunk * kChannels + (packet * kLanes + q) * kPacketChannels;
@@ -211,51 +193,31 @@ __global__ void __launch_bounds__(kWarp* kTeam) convolution_data_kernel(
             const auto grad = [&](int k) {
               return sum[block8 / 2][packet * kTilesOfPacket + k / 2][block8 % 2 * 2 + k % 2];
             };
-            const unsigned at =
-                tap.offset + static_cast<unsigned>((run_channel + channel) * static_cast<int>(sizeof(T)));
-            if (grad_positions != nullptr || grad_mask != nullptr) {
-              uint4 corner[kCorners];
-              gather<kAxes>(f, image, at, tap.inside, corner);
+            uint4 corner[kCorners];
+            image.gather(tap.offset + (run_channel + channel) / kPacketChannels, tap.inside, corner);
 #pragma unroll
-              for (int k = 0; k < kPacketChannels; ++k) {
-                float difference[kCorners];
-#pragma unroll
-                for (int c = 0; c < kCorners; ++c) {
-                  difference[c] = element<T>(corner[c], k);
-                }
-#pragma unroll
-                for (int a = 0; a < kAxes; ++a) {
-#pragma unroll
-                  for (int c = 0; c < kCorners; ++c) {
-                    if ((c & axis_bit(kFirst + a)) != 0) {
-                      difference[c] -= difference[c & ~axis_bit(kFirst + a)];
-                    }
-                  }
-                }
-#pragma unroll
-                for (int c = 0; c < kCorners; ++c) {
-                  dot[block8][c] = fmaf(grad(k), difference[c], dot[block8][c]);
-                }
-              }
-            }
-            if (sums != nullptr && tap.finite()) {
+            for (int k = 0; k < kPacketChannels; ++k) {
+              float difference[kCorners];
 #pragma unroll
               for (int c = 0; c < kCorners; ++c) {
-                if ((tap.inside >> c & 1) != 0) {
-                  const float factor = tap.mask * corner_weight(along, 0, c);
-                  float* const to = sums + (at + corner_step<kAxes>(f, c)) / sizeof(T);
+                difference[c] = element<T>(corner[c], k);
+              }
 #pragma unroll
-                  for (int k = 0; k < kPacketChannels; k += 4) {
-                    add(to + k, factor * grad(k), factor * grad(k + 1), factor * grad(k + 2), factor * grad(k + 3));
+              for (int a = 0; a < kAxes; ++a) {
+#pragma unroll
+                for (int c = 0; c < kCorners; ++c) {
+                  if ((c & axis_bit(kFirst + a)) != 0) {
+                    difference[c] -= difference[c & ~axis_bit(kFirst + a)];
                   }
                 }
+              }
+#pragma unroll
+              for (int c = 0; c < kCorners; ++c) {
+                dot[block8][c] = fmaf(grad(k), difference[c], dot[block8][c]);
               }
             }
           }
         }
-      }
-      if (grad_positions == nullptr && grad_mask == nullptr) {
-        continue;
       }
 
       float mine[kCorners];
@@ -332,18 +294,9 @@ __global__ void __launch_bounds__(kWarp* kTeam) convolution_data_kernel(
 
 }  // namespace
 
-namespace {
-
-constexpr int kDataTeam = 4;
-
-}  // namespace
-
 int64_t tap_splits(const FusedProblem& problem) {
-  constexpr int64_t kEnoughWarps = 8;  // of a multiprocessor
-  const int64_t warps = problem.p.batch * ceil_div<int64_t>(positions_of(problem.p), kRows);
-  const int64_t splits =
-      ceil_div<int64_t>(kEnoughWarps * device_attribute(cudaDevAttrMultiProcessorCount), std::max<int64_t>(warps, 1));
-  return std::min(taps_of(problem.p), splits);
+  return splits_of(
+      problem.p.batch * ceil_div<int64_t>(positions_of(problem.p), kTeam * kRows), taps_of(problem.p), kResident);
 }
 
 void launch_convolution_data(
@@ -355,19 +308,25 @@ void launch_convolution_data(
     float* grad_positions,
     float* grad_mask,
     cudaStream_t stream) {
+  if (grad_input != nullptr) {
+    launch_convolution_input(problem, type, weight, grad_output, grad_input, stream);
+  }
+  if (grad_positions == nullptr && grad_mask == nullptr) {
+    return;
+  }
   const auto f = fused(problem, type);
   dispatch_axes(problem.p, [&](auto axes) {
     dispatch_product(type, problem.exact, [&](auto zero, auto exact) {
       using T = decltype(zero);
       constexpr int kAxes = decltype(axes)::value;
       constexpr bool kExact = decltype(exact)::value;
-      const int position_tiles = ceil_div(f.length, kDataTeam * kRows);
+      const int position_tiles = ceil_div(f.length, kTeam * kRows);
       const dim3 grid(grid_of(problem.p.batch * position_tiles), static_cast<unsigned>(tap_splits(problem)));
-      constexpr int kBytes = kStages * (kExact ? 32 : 64) * kStepBytes + kDataTeam * kTappedBytes<kAxes>;
+      constexpr int kBytes = kStages * (kExact ? 32 : 64) * kStepBytes + kTeam * kTappedBytes<kAxes>;
       static_assert(kBytes <= kSharedBytes);
-      const auto kernel = counted<convolution_data_kernel<T, kAxes, kDataTeam, kExact>>();
-      kernel.launch()<<<grid, kWarp * kDataTeam, kBytes, stream>>>(
-          f, weight, static_cast<const T*>(grad_output), grad_input, grad_positions, grad_mask, position_tiles);
+      const auto kernel = counted<convolution_positions_kernel<T, kAxes, kExact>>();
+      kernel.launch()<<<grid, kWarp * kTeam, kBytes, stream>>>(
+          f, weight, static_cast<const T*>(grad_output), grad_positions, grad_mask, position_tiles);
     });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
