@@ -33,7 +33,12 @@ cases = pytest.mark.parametrize("case", FUSED_CONVOLUTIONS, ids=str)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
 BY_NAME = {case.name: case for case in FUSED_CONVOLUTIONS}
 TIMES = 3  # a convolution's tolerance, for its samples are rounded once more
-KERNELS = ("convolution_kernel", "convolution_data_kernel", "convolution_weight_kernel")
+KERNELS = (
+    "convolution_kernel",
+    "convolution_input_kernel",
+    "convolution_positions_kernel",
+    "convolution_weight_kernel",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +55,7 @@ def tf32(monkeypatch: pytest.MonkeyPatch, exact: None) -> None:
 
 
 def launches() -> list[int]:
-    """Of the forward, and of both parts of the backward."""
+    """Of the forward, and of the parts of the backward."""
     counts = _C.cuda_launches().items()
     return [sum(number for name, number in counts if name.startswith(kernel + "<")) for kernel in KERNELS]
 
@@ -95,7 +100,7 @@ def test_values_and_gradients(case: ConvolutionCase, dtype: torch.dtype) -> None
     arguments = leaves(make_arguments(case, dtype, "cuda"))
     before = launches()
     actual = run(case, arguments)
-    assert [b - a for a, b in zip(before, launches(), strict=True)] == [1, 1, 1]
+    assert [b - a for a, b in zip(before, launches(), strict=True)] == [1, 1, 1, 1]
     assert all(tensor.is_contiguous() for tensor in actual.values())
     assert_all_near(actual, expected_of(case, arguments))
 
@@ -295,21 +300,26 @@ def test_few_channels_and_outputs(channels: int, groups: int, dtype: torch.dtype
     arguments = leaves(make_arguments(case, dtype, "cuda"))
     before = launches()
     actual = run(case, arguments)
-    assert [b - a for a, b in zip(before, launches(), strict=True)] == [1, 1, 1]
+    assert [b - a for a, b in zip(before, launches(), strict=True)] == [1, 1, 1, 1]
     assert_all_near(actual, expected_of(case, arguments))
 
 
 @pytest.mark.parametrize(
     "dtype, change, expected",
     [
-        (torch.float16, {}, [1, 0, 0]),
-        (torch.float32, {}, [1, 1, 1]),
-        (torch.float16, {"stride": (2, 2)}, [1, 1, 1]),
-        (torch.float16, {"size": (20, 20)}, [1, 1, 1]),
-        (torch.float16, {"out_channels": 7}, [0, 0, 0]),
-        (torch.float16, {"channels": 8}, [0, 0, 0]),
-        (torch.float32, {"kernel_size": (7, 7), "padding": (3, 3)}, [1, 0, 0]),
-        (torch.float32, {"out_channels": 400}, [0, 0, 0]),
+        (torch.float16, {}, [1, 1, 1, 1]),
+        (torch.float32, {}, [1, 1, 1, 1]),
+        (torch.float16, {"mask": False}, [1, 1, 1, 1]),
+        (torch.float16, {"mask": False, "out_channels": 128}, [1, 0, 0, 0]),
+        (torch.float16, {"out_channels": 512}, [1, 1, 1, 1]),
+        (torch.float16, {"stride": (2, 2), "mask": False, "out_channels": 128}, [1, 1, 1, 1]),
+        (torch.float16, {"size": (20, 20), "mask": False, "out_channels": 128}, [1, 1, 1, 1]),
+        (torch.float16, {"out_channels": 7}, [0, 0, 0, 0]),
+        (torch.float16, {"channels": 8}, [0, 0, 0, 0]),
+        (torch.float32, {"mask": False, "out_channels": 128}, [0, 0, 0, 0]),
+        (torch.float32, {"out_channels": 128}, [1, 0, 0, 0]),
+        (torch.float32, {"size": (20, 20), "out_channels": 128}, [1, 1, 1, 1]),
+        (torch.float32, {"out_channels": 600}, [0, 0, 0, 0]),
     ],
     ids=str,
 )

@@ -86,18 +86,32 @@ double fill_of(const Problem& problem, c10::ScalarType type) {
   return static_cast<double>(run) / static_cast<double>(round_up(run, depth));
 }
 
-// Whether it is faster than columns, which are sampled once: here it is once for every tile of outputs. These limits,
-// and those of the backward, are where `python -m benchmarks.convolution` measured the two alike.
+// Whether it is faster than columns, which are sampled once: here it is once for every tile of outputs. But where there
+// is a mask columns are written, read and written again. These limits, and those of the backward, are where
+// `python -m benchmarks.convolution` measured the two about alike; what is close goes without columns, for their memory.
 bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
-  constexpr double kMostTiles = 2;
+  const double most_tiles = exact && problem.mask_groups == 0 ? 2 : 16;
   const auto outputs = problem.out_channels / problem.groups;
   const auto tiles = static_cast<double>(ceil_div(outputs, cuda::outputs_of_tile(exact)));
-  return !is_narrow(problem, type) && tiles <= std::max(kMostTiles * fill_of(problem, type), 1.0);
+  return !is_narrow(problem, type) && tiles <= std::max(most_tiles * fill_of(problem, type), 1.0);
 }
 
-// The same for the backward.
-bool backward_pays(const Problem& problem, c10::ScalarType type, const OutputMask& needs) {
-  return !is_narrow(problem, type);
+// The same for the backward, which computes the columns' gradient twice: for the input, and for positions and mask.
+bool backward_pays(const Problem& problem, c10::ScalarType type, bool exact) {
+  constexpr int64_t kFewOutputs = 64;
+  constexpr int64_t kFewPositions = 1024;  // of which columns cost more in launches than in work
+  const auto& p = problem.window;
+  const auto outputs = problem.out_channels / problem.groups;
+  if (is_narrow(problem, type)) {
+    return false;
+  }
+  if (static_cast<double>(outputs) <= kFewOutputs * fill_of(problem, type)) {
+    return true;
+  }
+  if (p.batch * positions_of(p) <= kFewPositions || p.axis[kMaxAxes - 1].stride > 1) {
+    return outputs <= 2 * kFewOutputs || !exact;
+  }
+  return !exact && problem.mask_groups > 0;
 }
 
 // Columns of an image so large that a part of the batch has no less: memory goes before time.
@@ -129,7 +143,7 @@ bool takes_backward(const Problem& problem, const Tensor&, const Arguments& a, c
   const bool ordered = !needs[kInput] || !at::globalContext().deterministicAlgorithms();
   const bool whole = problem.groups == 1 || problem.out_channels / problem.groups % cuda::packet_of(type) == 0;
   return ordered && whole && possible(problem, type) &&
-      (cuda::forced.fast || backward_pays(problem, type, needs) || has_large_columns(problem, type));
+      (cuda::forced.fast || backward_pays(problem, type, is_exact(a.input)) || has_large_columns(problem, type));
 }
 
 // ---- layouts
