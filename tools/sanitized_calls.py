@@ -1,10 +1,14 @@
 """A short set of calls on CUDA for a checker of memory accesses: every operator, type and kernel, on small sizes.
 
-Fails if there is a kernel that no call has reached.
+Fails if there is a kernel that no call has reached. ``--part 2 8`` makes the second eighth of the calls, beside others,
+and only prints what these have not reached.
 """
 
+import argparse
 import itertools
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,23 +56,35 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def main() -> None:
-    count = 0
-    for paths, dtype in itertools.product([(), ("fast",), ("wide",)], DTYPES):
-        with taking(*paths):
-            count += call_dcls(dtype)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs=2, type=int, default=(1, 1), metavar=("NUMBER", "PARTS"))
+    number, parts = parser.parse_args().part
     small = itertools.product(SMALL, [(), ("fast",), ("wide",), ("fast", "wide")])
-    for case, paths in [*small, *((case, ()) for case in LARGER)]:
-        for deterministic, dtype in itertools.product([(), ("deterministic",)], DTYPES):
-            with taking(*paths, *deterministic):
-                count += call_operators(case, dtype)
-    for case, dtype, tf32 in itertools.product(FUSED_CONVOLUTIONS, DTYPES, (False, True)):
-        if dtype == torch.float32 or not tf32:
-            count += call_convolution(case, dtype, tf32)
+    calls: list[tuple[tuple[str, ...], Callable[[], int]]] = [
+        *((paths, partial(call_dcls, dtype)) for paths in [(), ("fast",), ("wide",)] for dtype in DTYPES),
+        *(
+            ((*paths, *deterministic), partial(call_operators, case, dtype))
+            for case, paths in [*small, *((case, ()) for case in LARGER)]
+            for deterministic, dtype in itertools.product([(), ("deterministic",)], DTYPES)
+        ),
+        *(
+            ((), partial(call_convolution, case, dtype, tf32))
+            for case, dtype, tf32 in itertools.product(FUSED_CONVOLUTIONS, DTYPES, (False, True))
+            if dtype == torch.float32 or not tf32
+        ),
+    ]
+    count = 0
+    for paths, call in calls[number - 1 :: parts]:
+        with taking(*paths):
+            count += call()
     torch.cuda.synchronize()
     launches = _C.cuda_launches()
     print(f"{count} calls, {sum(launches.values())} launches of {len(launches)} kernels")
     if missed := sorted(name for name, number in launches.items() if number == 0):
-        raise SystemExit("never launched: " + ", ".join(missed))
+        message = "never launched: " + ", ".join(missed)
+        if parts == 1:
+            raise SystemExit(message)
+        print(message)
 
 
 def call_dcls(dtype: torch.dtype) -> int:
