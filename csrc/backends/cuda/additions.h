@@ -108,7 +108,7 @@ class PixelLists {
     int low[kAxes], high[kAxes];  // of the box
     int apart;                    // entries outside it
     int sums[kWarps];
-    int first[kMostPixels + 1];  // of a pixel's entries
+    alignas(16) int first[kMostPixels + 1];  // of a pixel's entries
   };
   static constexpr int kMemoryBytes = (static_cast<int>(sizeof(Memory)) + 15) / 16 * 16;
   static int64_t bytes(int64_t spots) {

@@ -97,7 +97,7 @@ bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
 }
 
 // The same for the backward, which computes the columns' gradient twice: for the input, and for positions and mask.
-bool backward_pays(const Problem& problem, c10::ScalarType type, bool exact) {
+bool backward_pays(const Problem& problem, c10::ScalarType type) {
   constexpr int64_t kFewOutputs = 64;
   constexpr int64_t kFewPositions = 1024;  // of which columns cost more in launches than in work
   const auto& p = problem.window;
@@ -109,9 +109,9 @@ bool backward_pays(const Problem& problem, c10::ScalarType type, bool exact) {
     return true;
   }
   if (p.batch * positions_of(p) <= kFewPositions || p.axis[kMaxAxes - 1].stride > 1) {
-    return outputs <= 2 * kFewOutputs || !exact;
+    return outputs <= 2 * kFewOutputs || type != at::kFloat;
   }
-  return !exact && problem.mask_groups > 0;
+  return type != at::kFloat && problem.mask_groups > 0;
 }
 
 // Columns of an image so large that a part of the batch has no less: memory goes before time.
@@ -143,7 +143,7 @@ bool takes_backward(const Problem& problem, const Tensor&, const Arguments& a, c
   const bool ordered = !needs[kInput] || !at::globalContext().deterministicAlgorithms();
   const bool whole = problem.groups == 1 || problem.out_channels / problem.groups % cuda::packet_of(type) == 0;
   return ordered && whole && possible(problem, type) &&
-      (cuda::forced.fast || backward_pays(problem, type, is_exact(a.input)) || has_large_columns(problem, type));
+      (cuda::forced.fast || backward_pays(problem, type) || has_large_columns(problem, type));
 }
 
 // ---- layouts
