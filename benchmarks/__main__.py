@@ -38,6 +38,11 @@ def main() -> None:
         finish(rows, report.table(rows, args.before), environment, args.output)
         return
     device = torch.device(args.device)
+    sections = CORE[device.type] if args.core else {"unfold": WORKLOADS[device.type]}
+    names = list(dict.fromkeys(workload.name for here in sections.values() for workload in here))
+    unknown = [name for name in args.workloads or () if name not in names]
+    if unknown:
+        raise SystemExit(f"--workloads: expected some of {', '.join(names)}, but got {', '.join(unknown)}")
     torch.manual_seed(0)
     if device.type == "cpu":
         torch.set_num_threads(args.threads)
@@ -48,12 +53,11 @@ def main() -> None:
     quiet = not sys.stderr.isatty()
 
     if args.overhead is not None:
-        names = args.overhead or list(overhead.modes(device))
-        rows = list(tqdm(overhead.overhead_rows(names, device, args.seconds), total=len(names), disable=quiet))
+        modes = args.overhead or list(overhead.modes(device))
+        rows = list(tqdm(overhead.overhead_rows(modes, device, args.seconds), total=len(modes), disable=quiet))
         finish(rows, overhead.table(rows), environment, args.output)
         return
 
-    sections = CORE[device.type] if args.core else {"unfold": WORKLOADS[device.type]}
     chosen = [(s, w) for s in sections for w in sections[s] if not args.workloads or w.name in args.workloads]
     problems = [(s, w, m, d) for s, w in chosen for d in args.dtypes for m in args.maps]
     rows = []

@@ -31,8 +31,16 @@ def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         assert all(size > 0 for size in row["memory"].values())
     printed = capsys.readouterr().out
     assert "### unfold" in printed
+    assert "| floor ms | ÷ floor | ddu ms | F.unfold ms |" in printed
     assert output.with_suffix(".md").read_text().endswith(printed[printed.index("### unfold") :].rstrip("\n") + "\n")
     assert output.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_an_unknown_workload_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--device", "cpu", "--workloads", "C2", "nonsense"])
+    with pytest.raises(SystemExit, match=r"--workloads: expected some of C1, C2, .*, tiny, but got nonsense"):
+        benchmark.main()
+    assert capsys.readouterr().out == ""
 
 
 def test_a_short_run_of_other_axes_sources_and_modes(
