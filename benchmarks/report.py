@@ -23,7 +23,8 @@ def table(rows: list[Row], before: Path | None = None) -> str:
         first, *others = names
         head += ["floor ms", "÷ floor"] if floored else []
         head += ["before ÷ now"] if earlier else []
-        head += [f"{name} ms" for name in names] + [f"÷ {name}" for name in others] + [f"memory {name}" for name in names]
+        head += [f"{name} ms" for name in names] + [f"÷ {name}" for name in others]
+        head += [f"memory {name}" for name in names]
         head += ["÷ input"] if floored else []
         lines += [f"### {section}", "", row_of(head), row_of(["---"] * len(head))]
         for row in here:

@@ -1,10 +1,12 @@
 """Options as callers give them: whole numbers, one for all axes or one per axis, slowest axis first."""
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any, SupportsIndex
 
 import torch
+from torch.overrides import has_torch_function
 
 #: One number for all axes or one per axis. A number is what ``operator.index`` takes, such as NumPy's.
 Ints = SupportsIndex | Sequence[SupportsIndex]
@@ -16,7 +18,7 @@ def integer(
     """A number. Of a symbolic one it is the value that it has now."""
     number = _index(value)
     if number is None:
-        raise error(f"{function}(): expected {name} to be an int, but got {value!r}")
+        raise error(f"{function}(): expected {name} to be an int, but got {described(value, function)}")
     _check(least, (number,), number, name, function, error)
     return number
 
@@ -53,7 +55,35 @@ def ints(
         return numbers if len(numbers) == axes else numbers * axes
     count = "one int" if axes == 1 else f"one or {('two', 'three')[axes - 2]} ints"
     takes = " or ".join(", ".join([count, *map(repr, words)]).rsplit(", ", 1))
-    raise error(f"{function}(): expected {name} to be {takes}, but got {value if numbers is None else numbers!r}")
+    got = described(value, function) if numbers is None else repr(numbers)
+    raise error(f"{function}(): expected {name} to be {takes}, but got {got}")
+
+
+def require_tensor(value: Any, name: str, function: str, takes: str = "a tensor") -> None:
+    """Refuses what is no tensor, in place of the dispatcher, which prints all numbers of an array."""
+    if isinstance(value, torch.Tensor) or has_torch_function((value,)):  # such as a proxy of fx
+        return
+    raise RuntimeError(f"{function}(): expected {name} to be {takes}, but got {described(value, function, name)}")
+
+
+def described(value: Any, function: str, name: str | None = None) -> str:
+    """A wrong argument for a message: its value, or of an array its shape, and the order where two may be swapped.
+
+    Args:
+        name: of the argument, where it should have been a tensor.
+    """
+    array = isinstance(getattr(value, "shape", None), tuple) and getattr(value, "ndim", 0) > 0
+    operator = getattr(torch.ops.ddu, function, None)
+    names = [] if operator is None else [a.name for a in operator.default._schema.arguments if not a.kwarg_only]
+    order = f"; the order of the arguments is {', '.join(names)}"
+    if array:
+        kind = "tensor" if isinstance(value, torch.Tensor) else f"{type(value).__module__}.{type(value).__name__}"
+        got = f"a {kind} of shape {tuple(value.shape)}"
+        if name is None:
+            return got + order * bool(names)
+        return got + "; torch.from_numpy() makes a tensor of it" * (kind == "numpy.ndarray")
+    got = reprlib.repr(value)
+    return got + order * (name is not None and name in names[1:] and not isinstance(value, str))
 
 
 def windows(

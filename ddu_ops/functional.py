@@ -2,6 +2,8 @@
 
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops import _extension, reference
-from ddu_ops._options import Ints, integer, ints, windows
+from ddu_ops._options import Ints, integer, ints, require_tensor, windows
 
 _extension.require()
 
@@ -696,6 +698,8 @@ def _unfold(
         arguments = (axes, input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
         return handle_torch_function(_unfold, (input,), *arguments)
     name = _UNFOLD[axes - 1]
+    _require_image(input, "input", name)
+    _require_rates(dilation_map, name)
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(
@@ -724,6 +728,8 @@ def _deform_unfold(
         arguments = (axes, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
         return handle_torch_function(_deform_unfold, (input,), *arguments)
     name = _DEFORM_UNFOLD[axes - 1]
+    _require_image(input, "input", name)
+    require_tensor(offset, "offset", name)
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(input, window[0], offset, *window[1:], groups, padding_mode=padding_mode)
@@ -748,6 +754,8 @@ def _conv(
         options = (bias, stride, padding, dilation, groups, dilation_groups, mask, aligned, padding_mode)
         return handle_torch_function(_conv, (input, weight), axes, input, weight, dilation_map, *options)
     name = _CONV[axes - 1]
+    _require_tensors(name, input, weight, bias, mask)
+    _require_rates(dilation_map, name)
     input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
     groups, dilation_groups = integer(groups, "groups", name), integer(dilation_groups, "dilation_groups", name)
     return getattr(torch.ops.ddu, name)(
@@ -780,6 +788,8 @@ def _deform_conv(
         options = (bias, stride, padding, dilation, mask, padding_mode)
         return handle_torch_function(_deform_conv, (input, weight), axes, input, offset, weight, *options)
     name = _DEFORM_CONV[axes - 1]
+    _require_tensors(name, input, weight, bias, mask)
+    require_tensor(offset, "offset", name)
     input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(input, offset, weight, bias, *steps, mask, padding_mode=padding_mode)
 
@@ -802,6 +812,8 @@ def _fold(
         window = (kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
         return handle_torch_function(_fold, (columns, output_size), axes, columns, output_size, *window)
     name = _FOLD[axes - 1]
+    _require_image(columns, "columns", name)
+    _require_rates(dilation_map, name)
     groups = integer(groups, "groups", name)
     size = ints(output_size, axes, "output_size", name, symbolic=True)
     taps = ints(kernel_size, axes, "kernel_size", name)
@@ -838,6 +850,31 @@ def _fold_to_traced_size(
     image = columns.new_zeros(batch, rows // math.prod(kernel_size), *output_size)
     dilation_map = dilation_map.expand(batch, -1, *grid_size(output_size, kernel_size, *steps))
     return torch.ops.ddu.unfold_backward(columns, image, kernel_size, dilation_map, *steps, *options)[0]
+
+
+def _require_image(value: Any, argument: str, name: str) -> None:
+    """What a window is taken of, or put together from."""
+    if type(value) is Tensor:
+        return
+    require_tensor(value, argument, name)
+    if torch.onnx.is_in_onnx_export() and "ddu_ops.onnx" not in sys.modules:
+        # Of an error here the exporter makes nothing: it traces again, and then misses the translation.
+        warnings.warn(f"{name}() has no ONNX translation before `import ddu_ops.onnx`", stacklevel=2)
+
+
+def _require_tensors(name: str, input: Any, weight: Any, bias: Any, mask: Any) -> None:
+    """The arguments of a convolution, but for the positions."""
+    _require_image(input, "input", name)
+    require_tensor(weight, "weight", name)
+    if bias is not None:
+        require_tensor(bias, "bias", name, "a tensor or None")
+    if mask is not None:
+        require_tensor(mask, "mask", name, "a tensor or None")
+
+
+def _require_rates(dilation_map: Any, name: str) -> None:
+    if not _is_number(dilation_map):
+        require_tensor(dilation_map, "dilation_map", name, "a tensor or a number")
 
 
 def _looks_at_sizes(positions: Any, padding: Any = 0) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, integer, ints, one_or_more, several
+from ddu_ops._options import Ints, integer, ints, one_or_more, require_tensor, several
 from ddu_ops.functional import (
     PADDING_WORDS,
     at_least_float32,
@@ -297,6 +297,21 @@ class DeformUnfold3d(_DeformUnfold):
     _function = staticmethod(deform_unfold3d)
 
 
+def check_input(name: str, input: Any, axes: int, channels: int) -> None:
+    """Refuses what a layer can't take before a predictor within it does, which would speak of its own weight."""
+    if not isinstance(input, Tensor):
+        require_tensor(input, "input", name)
+    elif axes < input.dim() < axes + 3 and input.shape[-axes - 1] != channels:
+        raise RuntimeError(f"{name}(): expected input with {channels} channels, but got shape {tuple(input.shape)}")
+
+
+def starts_without(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, name: str) -> None:
+    """Adds an untrained predictor of this name to the state of a layer that has none."""
+    if not any(key.startswith(f"{prefix}{name}.") for key in state_dict):
+        for key, parameter in predictor.named_parameters():
+            state_dict[f"{prefix}{name}.{key}"] = torch.zeros_like(parameter)
+
+
 class _StartsAtZero(nn.Module):
     """A convolution whose parameters start at zero.
 
@@ -459,6 +474,7 @@ class DilationPredictor(_StartsAtZero):
         self.pace = _positive(pace, "pace", "DilationPredictor")
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("DilationPredictor", input, self.axes, self.in_channels)
         z = super().forward(input)
         z = self.pace * at_least_float32(z)
         lower, upper = self.bounds or (0.0, math.inf)
@@ -583,6 +599,7 @@ class OffsetPredictor(_StartsAtZero):
         self.moved = along
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        check_input("OffsetPredictor", input, self.axes, self.in_channels)
         z, channels = super().forward(input), -self.axes - 1
         places = self.offset_groups * math.prod(self.kernel_size)
         offset = at_least_float32(z.narrow(channels, 0, places * len(self.moved)))
@@ -689,6 +706,13 @@ class _Convolution(nn.modules.conv._ConvNd):
         predictor = getattr(self, self._predictor, None)  # not yet there when the constructor calls
         if predictor is not None:
             predictor.reset_parameters()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """The state of the convolution that this layer was, or stands for, loads as it is."""
+        predictor = getattr(self, self._predictor)
+        if predictor is not None and f"{prefix}weight" in state_dict:
+            starts_without(predictor, state_dict, prefix, self._predictor)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Any:
@@ -824,6 +848,7 @@ class _DynamicDilationConv(_Convolution):
             )
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.rate is None:
             if dilation_map is None:
                 raise RuntimeError(
@@ -889,8 +914,7 @@ class DynamicDilationConv2d(_DynamicDilationConv, nn.Conv2d):
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
-        weight, bias: as in :class:`torch.nn.Conv2d`, so that its ``state_dict`` can be loaded; with a predictor, by
-            ``strict=False``.
+        weight, bias: as in :class:`torch.nn.Conv2d`, whose ``state_dict`` the layer loads: its rates are then one.
         rate: the predictor, or ``None``.
 
     Shape:
@@ -981,6 +1005,7 @@ class _DeformConv(_Convolution):
             )
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.offset is None:
             if offset is None:
                 raise RuntimeError(

@@ -1,4 +1,4 @@
-"""Translations of the operators for ``torch.onnx.export``.
+"""Translations of the operators for ``torch.onnx.export``, which finds them once this module is imported.
 
 On one and two axes a convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates, and an
 unfold is one whose weights pick out one tap each. On three axes, and with a padding mode other than zeros, an unfold is
@@ -34,6 +34,8 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
             lose precision as images grow, about one part in ten million of the image's size; but that takes half the
             time, and is what runtimes other than onnxruntime on a CPU may know.
 
+    With the default ``dtype`` they are registered when the module is imported, and the exporter needs no table.
+
     Returns:
         A table for the ``custom_translation_table`` of :func:`torch.onnx.export`.
 
@@ -52,7 +54,6 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         ...     dynamo=True,
         ...     opset_version=19,
         ...     verbose=False,
-        ...     custom_translation_table=ddu_ops.onnx.translations(),
         ... )
         >>> "DeformConv" in {node.op_type for node in program.model.graph}
         True
@@ -430,3 +431,19 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         torch.ops.ddu.fold.default: fold,
         torch.ops.ddu.convolution.default: convolution,
     }
+
+
+def _register() -> None:
+    """For exports without a table. The exporter's registry is private: where it is another one, a table is needed."""
+    try:
+        from torch.onnx._internal.exporter import _registration
+        from torch.onnx._internal.exporter._torchlib import _torchlib_registry
+
+        known, meta = _torchlib_registry._registry, _registration.OnnxDecompMeta
+        own = [meta(function, operator, None) for operator, function in translations().items()]
+    except (ImportError, AttributeError, TypeError):
+        return
+    known[:] = [entry for entry in known if not str(entry.fx_target).startswith("ddu.")] + own
+
+
+_register()

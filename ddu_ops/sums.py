@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, integer
-from ddu_ops.functional import Number, _looks_at_sizes, _rates, _window
+from ddu_ops._options import Ints, integer, require_tensor
+from ddu_ops.functional import Number, _looks_at_sizes, _rates, _require_rates, _window
 
 
 def dynamic_dilation_aggregate2d(
@@ -690,6 +690,9 @@ def dynamic_dilation_max_pool3d(
 # Where a call looks at the sizes or the type of its arguments, fx, which does not know them, keeps it as one node.
 
 
+_TENSORS = {"aggregate": ("input", "mask"), "correlate": ("query", "input"), "pool": ("input",)}
+
+
 def _call(
     name: str,
     axes: int,
@@ -707,6 +710,12 @@ def _call(
     if _looks_at_sizes(positions, padding) and has_torch_function(tensors):
         arguments = (name, axes, tensors, image, kernel_size, positions, stride, padding, dilation, groups)
         return handle_torch_function(_call, tensors, *arguments, **keywords)
+    for tensor, argument in zip(tensors, _TENSORS[name.rstrip("123d").rpartition("_")[2]], strict=True):
+        require_tensor(tensor, argument, name)
+    if name.startswith("deform"):
+        require_tensor(positions, "offset", name)
+    else:
+        _require_rates(positions, name)
     groups = integer(groups, "groups", name)
     beyond = keywords["padding_mode"]
     input, *window = _window(axes, name, tensors[image], kernel_size, stride, padding, dilation, beyond)

@@ -72,9 +72,7 @@ class PlainDilateBlock(nn.Module):
 def test_dilateformers_block_loads_its_state_and_gives_its_outputs(predict: bool) -> None:
     plain = double(PlainDilateBlock(12, 6))
     block = layers.DilateBlock(12, 6, cpe_per_block=True, predict=predict).double()
-    missing, unexpected = block.load_state_dict(plain.state_dict(), strict=False)
-    assert not unexpected
-    assert all(name.startswith("attn.rate.") for name in missing) and bool(missing) == predict
+    block.load_state_dict(plain.state_dict())
     input = torch.randn(2, 12, 7, 6, dtype=torch.float64)
     assert_near(block(input), plain(input))
 

@@ -287,6 +287,30 @@ def test_an_adapted_model_is_exported(make: Callable[[], nn.Module], shape: tupl
     assert len(names) == count
 
 
+@models
+@sources
+def test_a_checkpoint_from_before_the_conversion(
+    make: Callable[[], nn.Module], shape: tuple[int, ...], count: int, source: str
+) -> None:
+    """It loads as it is: what predicts is then as it is in a new layer, though it was trained."""
+    plain, input = make().eval(), torch.randn(shape)
+    model = adapt(make().eval(), source=source).model
+    for _, predictor in ddu_ops.predictors(model):
+        for parameter in predictor.parameters():
+            nn.init.normal_(parameter)
+    trained = copy.deepcopy(model.state_dict())
+    assert not torch.allclose(model(input), plain(input), rtol=1e-3, atol=1e-4)
+    model.load_state_dict(plain.state_dict())
+    close(model(input), plain(input))
+    # Its own state loads as ever, and one that has nothing of a layer leaves its predictor alone.
+    model.load_state_dict(trained)
+    model.load_state_dict({}, strict=False)
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+    first = next(iter(ddu_ops.predictors(model)))[0]
+    with pytest.raises(RuntimeError, match=rf"Missing key.*{first}\.bias"):
+        model.load_state_dict({name: value for name, value in trained.items() if name != f"{first}.bias"})
+
+
 def test_the_state_of_an_adapted_model() -> None:
     model, other = (adapt(networks.DeepLabV3()).model.eval() for _ in range(2))
     other.load_state_dict(model.state_dict())

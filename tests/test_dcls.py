@@ -491,9 +491,9 @@ def test_refusals(operator: str) -> None:
     assert "below 2^63" in text(kernel_size=(2**40, 2**40))
     assert text(weight=torch.zeros(2, 3, 4, dtype=torch.int64)).startswith("weight of type float64, float32,")
     assert text(positions=torch.zeros(2, 2, 3, 4)) == (
-        "positions of type float64, for weight is float64, but got float32"
+        "positions of type float64, because weight is float64, but got float32"
     )
-    assert text(sigma=torch.zeros(2, 2, 3, 4)) == "sigma of type float64, for positions is float64, but got float32"
+    assert text(sigma=torch.zeros(2, 2, 3, 4)) == "sigma of type float64, because positions is float64, but got float32"
     assert "dense tensor" in text(weight=torch.zeros(2, 3, 4, **double).to_sparse())
 
 
@@ -501,7 +501,7 @@ def test_refusals_of_a_backward() -> None:
     text = lambda **changes: refusal("dcls_kernel_backward", **changes)  # noqa: E731
     wrong = torch.zeros(2, 3, 8, 5, dtype=torch.float64)
     assert text(grad_output=wrong).endswith("grad_output of shape (2, 3, 5, 8), but got (2, 3, 8, 5)")
-    assert text(sigma=None, version="v1").endswith("for output_mask asks for its gradient, but got None")
+    assert text(sigma=None, version="v1").endswith("because output_mask asks for its gradient, but got None")
 
 
 def test_refusals_of_inside() -> None:

@@ -283,15 +283,15 @@ def test_types_that_do_not_agree() -> None:
         ),
         """\
 expected dilation_map of type float64, float32, float16 or bfloat16, but got int64
-unfold(): expected dilation_map of type float32, for input is float32, but got float64
-unfold(): expected dilation_map of type float32, for input is float32, but got float16
-unfold(): expected dilation_map of type float16 or float32, for input is float16, but got float64
-unfold(): expected dilation_map of type float16 or float32, for input is float16, but got bfloat16
-dynamic_dilation_unfold(): expected dilation_map of type float32, for input is float32, but got float64
-dynamic_dilation_fold(): expected dilation_map of type float32, for columns is float32, but got float64
-fold(): expected dilation_map of type bfloat16 or float32, for columns is bfloat16, but got float64
-unfold_backward(): expected grad_output of type float32, for input is float32, but got float16
-dot(): expected columns of type float32, for input is float32, but got float64
+unfold(): expected dilation_map of type float32, because input is float32, but got float64
+unfold(): expected dilation_map of type float32, because input is float32, but got float16
+unfold(): expected dilation_map of type float16 or float32, because input is float16, but got float64
+unfold(): expected dilation_map of type float16 or float32, because input is float16, but got bfloat16
+dynamic_dilation_unfold(): expected dilation_map of type float32, because input is float32, but got float64
+dynamic_dilation_fold(): expected dilation_map of type float32, because columns is float32, but got float64
+fold(): expected dilation_map of type bfloat16 or float32, because columns is bfloat16, but got float64
+unfold_backward(): expected grad_output of type float32, because input is float32, but got float16
+dot(): expected columns of type float32, because input is float32, but got float64
 """,
     )
 
@@ -430,7 +430,7 @@ expected dilation_map of shape (2, 2, 8, 8) or (2, 4, 8, 8), but got (2, 8, 8, 8
 unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
 fold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
 unfold(): expected input of shape (B, C, W), but got (2, 4, 8, 8)
-dynamic_dilation_unfold(): expected dilation_map of shape (1, 8, 8) or (2, 8, 8), but got (2, 1, 8, 8)
+dynamic_dilation_unfold(): expected input with a batch dimension, because dilation_map of shape (2, 1, 8, 8) has one, but got shape (4, 8, 8)
 dynamic_dilation_unfold(): expected dilation_map of shape (1, 8, 8) or (2, 8, 8), but got (1, 7, 8)
 dynamic_dilation_fold(): expected dilation_map of shape (1, 8, 8) or (2, 8, 8), but got (1, 7, 8)
 dynamic_dilation_unfold(): expected dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (2, 1, 7, 8)
@@ -690,8 +690,8 @@ deform_unfold1d(): expected offset of shape (2, 3, 8), but got (2, 6, 8)
 deform_unfold2d(): expected offset of shape (2, 18, 8, 8), but got (2, 9, 8, 8)
 deform_unfold2d(): expected offset of shape (2, 18, 8, 8), but got (2, 18, 8, 7)
 deform_unfold2d(): expected offset of shape (2, 36, 8, 8), but got (2, 18, 8, 8)
-deform_unfold2d(): expected offset of shape (18, 8, 8), but got (2, 18, 8, 8)
-deform_unfold2d(): expected offset of type float32, for input is float32, but got float64
+deform_unfold2d(): expected input with a batch dimension, because offset of shape (2, 18, 8, 8) has one, but got shape (4, 8, 8)
+deform_unfold2d(): expected offset of type float32, because input is float32, but got float64
 deform_unfold3d(): expected offset of shape (2, 81, 3, 4, 5), but got (2, 27, 3, 4, 5)
 sample(): expected positions of shape (2, 18, 8, 8), but got (2, 2, 8, 8)
 sample(): expected order to have as many entries as a tap has offsets, 2, but got (1,)

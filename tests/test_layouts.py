@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import public
 from cases import OPERATORS, Case, as_list, assert_same, first_order, make_tensors, operator, pick, unfold
 
 CASE = Case("layouts", 2, 4, (6, 7), (3, 2), (1, 2), (1, 0), groups=2, rates=2)
@@ -125,3 +126,32 @@ def test_the_same_memory_twice(device: torch.device) -> None:
     case = Case("shared", 2, 1, (5, 6), padding=(1, 1))
     both = make_tensors(case, torch.float32, device=device).input
     assert_same(unfold(case, both, both), unfold(case, both, both.clone()))
+
+
+FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+CONTIGUOUS = {  # the results of these, whatever the layout of their arguments
+    "fold": "columns have no channels-last layout, nor has what is made of them",
+    "to_offsets": "it is called with a map, not with features",
+    "multidilatelocalattention": "its channels come last already",
+}
+
+
+def in_channels_last(tensor: Tensor) -> bool:
+    """Or a part of such a tensor."""
+    return tensor.stride(1) == 1 or tensor.is_contiguous(memory_format=FORMATS[tensor.dim()])
+
+
+@pytest.mark.parametrize("subject", [case for case in public.of("function", "module") if case.values[0].axes > 1])
+def test_channels_last_in_gives_channels_last_out(subject: public.Subject, device: torch.device) -> None:
+    """As of torch's convolutions: of every function, module and layer, with the same values."""
+    function, arguments = subject.function(), subject.arguments()
+    if isinstance(function, torch.nn.Module):
+        function = function.to(device)
+    arguments = tuple(a.to(device) for a in arguments)
+    last = [a.to(memory_format=FORMATS[a.dim()]) if a.dim() == subject.axes + 2 else a for a in arguments]
+    expected, actual = as_list(function(*arguments)), as_list(function(*last))
+    for result, plain in zip(actual, expected):
+        if isinstance(result, Tensor):
+            torch.testing.assert_close(result, plain, atol=1e-4, rtol=1e-4)
+            contiguous = any(name in subject.name.lower() for name in CONTIGUOUS)
+            assert result.is_contiguous() if contiguous else in_channels_last(result)

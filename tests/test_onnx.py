@@ -1,5 +1,7 @@
 """Models exported to ONNX, run by onnxruntime beside PyTorch."""
 
+import importlib
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -353,6 +355,26 @@ def test_model(dtype: torch.dtype) -> None:
     for shape in ((2, 3, 8, 9), (1, 3, 16, 11), (3, 3, 5, 20)):
         input = torch.randn(shape)
         torch.testing.assert_close(run(input), model(input), rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_without_a_table() -> None:
+    """Importing the module registers the translations, and importing it again changes nothing."""
+    importlib.reload(ddu_ops.onnx)
+    model, input = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1).eval(), torch.randn(2, 4, 7, 6)
+    nn.init.normal_(model.rate.weight)
+    program = torch.onnx.export(model, (input,), dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString())
+    (output,) = session.run(None, {session.get_inputs()[0].name: input.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), model(input), rtol=1e-4, atol=1e-4)
+
+
+def test_an_export_without_the_import_says_where_the_translations_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ddu_ops.onnx")
+    inputs = (torch.randn(1, 2, 5, 5), torch.rand(1, 1, 5, 5))
+    with pytest.warns(
+        UserWarning, match=r"dynamic_dilation_unfold\(\) has no ONNX translation before `import ddu_ops.onnx`"
+    ):
+        torch.onnx.export(DynamicDilationUnfold(3, padding=1).eval(), inputs, dynamo=True, verbose=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64, None], ids=str)

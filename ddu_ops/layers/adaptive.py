@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddu_ops._options import Ints
-from ddu_ops.modules import DynamicDilationConv2d, _StartsAtZero
+from ddu_ops.modules import DynamicDilationConv2d, _StartsAtZero, check_input
 
 
 class AdaptiveDilationConv2d(nn.Module):
@@ -90,4 +90,5 @@ class AdaptiveDilationConv2d(nn.Module):
         self.mask.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("AdaptiveDilationConv2d", input, 2, self.conv.in_channels)
         return self.conv(input, mask=self.mask(input).sigmoid())

@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 import ddu_ops.sums
 from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.layers._common import Composed, numbers, real, reals
-from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero
+from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero, starts_without
 
 #: What becomes of the taps of a window that lie outside the image.
 OUTSIDE = ("zero", "exclude")
@@ -205,6 +205,11 @@ class _NeighborhoodAttention(Composed):
         super().reset_parameters()
         self._start()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.rate is not None and f"{prefix}qkv.weight" in state_dict:
+            starts_without(self.rate, state_dict, prefix, "rate")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         query, key, value = self.qkv(input).chunk(3, 1)
         if self.rate is not None and (dilation_map is None or _may_be_left_out(dilation_map)):
@@ -355,6 +360,11 @@ class MultiDilatelocalAttention(Composed):
             if predict
             else None
         )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.rate is not None and f"{prefix}qkv.weight" in state_dict:
+            starts_without(self.rate, state_dict, prefix, "rate")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         image = input.permute(0, 3, 1, 2)

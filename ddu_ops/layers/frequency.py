@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ddu_ops._options import Ints, integer, several
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, dynamic_dilation_conv3d
 from ddu_ops.layers._common import CONV, MEAN, Composed, numbers, numbers_per_axis, real, reset_children
-from ddu_ops.modules import _given_or, _StartsAtZero
+from ddu_ops.modules import _given_or, _StartsAtZero, check_input
 
 _BANDS: dict[str, Any] = {
     "k_list": (2, 4, 8),
@@ -127,6 +127,7 @@ class FrequencySelection(Composed):
         self.act = act
         self.spatial_group = groups
         self.global_selection = global_selection
+        self.in_channels = in_channels
         options: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def predictor(kernel: int) -> nn.Module:
@@ -172,6 +173,7 @@ class FrequencySelection(Composed):
         return [torch.fft.ifftn(part, dim=dims, norm="ortho").real.to(input.dtype) for part in low]
 
     def forward(self, input: Tensor, att_feat: Tensor | None = None) -> Tensor:
+        check_input("FrequencySelection", input, self.axes, self.in_channels)
         source = _given_or(att_feat, input)
         rest, total = input, torch.zeros_like(input)
         for low, conv in zip(self._low_passes(input), self.freq_weight_conv_list, strict=False):
@@ -498,6 +500,7 @@ class FrequencyAdaptiveConv2d(nn.Module):
         return 1 + self.dilation[0] * spread
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("FrequencyAdaptiveConv2d", input, 2, self.in_channels)
         select = getattr(self, "FS", None)
         if select is not None and self.pre_fs:
             input = select(input)
@@ -637,6 +640,7 @@ class FrequencyAdaptiveConv3d(nn.Module):
         self._start()
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("FrequencyAdaptiveConv3d", input, 3, self.weight.shape[1])
         selected = self.fs(input)
         kernels = self.ada_kern(selected, self.weight)
         padded = F.pad(selected, [1] * 6, mode="replicate")

@@ -16,10 +16,17 @@ from ddu_ops.layers._common import (
     numbers,
     rates_of,
     run,
-    with_rates_of_one,
+    spread,
 )
 from ddu_ops.layers.blocks import MultiScale, SeparableConv
-from ddu_ops.modules import DilationPredictor, DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d
+from ddu_ops.modules import (
+    DilationPredictor,
+    DynamicDilationConv1d,
+    DynamicDilationConv2d,
+    DynamicDilationConv3d,
+    check_input,
+    starts_without,
+)
 
 _DYNAMIC: dict[int, Any] = {1: DynamicDilationConv1d, 2: DynamicDilationConv2d, 3: DynamicDilationConv3d}
 
@@ -28,8 +35,7 @@ class _Mean(nn.Sequential):
     """The mean of the image, a 1 × 1 convolution, a norm and a ReLU, in every position."""
 
     def forward(self, input: Tensor) -> Tensor:
-        mean: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
-        return F.interpolate(mean, input.shape[2:], mode="nearest")
+        return spread(super().forward(input), input)  # type: ignore[no-untyped-call]
 
 
 class ASPP(Composed):
@@ -164,13 +170,15 @@ class DynamicASPP(ASPP):
         return _DYNAMIC[axes](in_channels, out_channels, 3, predict=False, **window)
 
     def _branches(self, input: Tensor) -> Tensor:
+        check_input(type(self).__name__, input, self.rate.axes, self.rate.in_channels)
         dilation_map = self.rate(input)
         first, last = self.convs[0], self.convs[-1]
         scaled = [conv(input, dilation_map) for conv in self.convs[1:-1]]
         return torch.cat([first(input), *scaled, last(input)], 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        with_rates_of_one(self.rate, state_dict, prefix + "rate.")
+        if any(key.startswith(prefix + "convs.") for key in state_dict):
+            starts_without(self.rate, state_dict, prefix, "rate")
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
