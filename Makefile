@@ -20,8 +20,8 @@ cpp_files = $(shell find csrc tests tools examples benchmarks -name '*.cpp' -o -
 installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))
 
 # What reads and writes the most, and what takes a sanitizer no more than minutes.
-sanitized_tests := -q tests/test_errors.py tests/test_layouts.py tests/test_arithmetic.py -k "not many_taps"
-raced_tests := -q tests/test_forward.py tests/test_backward.py -k "plain or lopsided or deep or wide"
+sanitized_tests := -q tests/robustness/test_errors.py tests/operators/test_layouts.py tests/operators/test_arithmetic.py -k "not many_taps"
+raced_tests := -q tests/operators/test_forward.py tests/operators/test_backward.py -k "plain or lopsided or deep or wide"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -67,7 +67,7 @@ soak: build  ## random calls for minutes: memory has to be flat
 	PYTHONPATH=.:$$PYTHONPATH $(python) tools/soak.py $(ARGS)
 
 packages: build $(call installed,test cmake)  ## build, install and use the CMake package, and the wheel of the source distribution
-	DDU_PACKAGES=1 $(python) -m pytest $(or $(ARGS),-q tests/test_cmake.py tests/test_package.py)
+	DDU_PACKAGES=1 $(python) -m pytest $(or $(ARGS),-q tests/package/test_cmake.py tests/package/test_package.py)
 
 # A free-threaded Python has no limited API to audit.
 wheel: build $(call installed,wheel)  ## dist/*.whl, for the torch that is installed and every CPython from 3.10 on, audited

@@ -3,7 +3,7 @@
 python tools/distribute.py wheel              for the torch that is installed, and every CPython from 3.10 on
 python tools/distribute.py sdist
 python tools/distribute.py try dist/X.whl     in a new environment: the self-test
-python tools/distribute.py try dist/X.whl --torch torch==2.13.0 -- -q tests/test_forward.py     and tests
+python tools/distribute.py try dist/X.whl --torch torch==2.13.0 -- -q tests/operators/test_forward.py     and tests
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Calls of every operator with arguments that no caller would think of; tests/fuzzing.py says how they are judged.
+"""Calls of every operator with arguments that no caller would think of; tests/support/fuzzing.py judges them.
 
     python tools/fuzz.py --examples 2000       the same calls in every run, shrunk where they fail
     python tools/fuzz.py --seconds 600         other calls, led by what they reach in the compiled code
@@ -30,7 +30,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 MEMORY = 6 << 30  # bytes of address space, or of the GPU: what is larger has to be refused
 PATIENCE = 60  # seconds for one call

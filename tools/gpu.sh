@@ -60,7 +60,7 @@ finish() {
 without_cuda() {
   cp -r setup.py pyproject.toml README.md LICENSE requirements csrc ddu_ops "$plain"
   (cd "$plain" && rm -f ddu_ops/*.so && DDU_WITH_CUDA=0 "$python" setup.py --quiet build_ext --inplace) &&
-    DDU_WITHOUT_CUDA=$plain "$python" -m pytest -q -k without_cuda -p no:cacheprovider tests/test_devices.py
+    DDU_WITHOUT_CUDA=$plain "$python" -m pytest -q -k without_cuda -p no:cacheprovider tests/interop/test_devices.py
 }
 
 section tests and compute-sanitizer

@@ -9,10 +9,12 @@ from types import ModuleType
 import pytest
 import torch
 
+from processes import ROOT
+
 pytest.importorskip("sklearn")  # of requirements/demo.txt
 pytest.importorskip("tqdm")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 @pytest.fixture(autouse=True)

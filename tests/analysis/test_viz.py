@@ -1,7 +1,5 @@
 """The pictures: what they show, and that they are drawn where they are told to be."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from matplotlib.axes import Axes
 import ddu_ops
 from cases import CASES, Case, make_tensors
 from ddu_ops import receptive_field, viz
+from processes import python
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +152,7 @@ def test_more_than_one_map_is_refused() -> None:
 
 def test_matplotlib_is_imported_when_something_is_drawn() -> None:
     program = "import sys, ddu_ops.viz; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True)
+    python("-c", program)
 
 
 def test_positions_lie_in_their_cells() -> None:

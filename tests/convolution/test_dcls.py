@@ -3,7 +3,6 @@
 import copy
 import io
 import math
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import ddu_ops
 from cases import assert_same
 from ddu_ops import dcls, decompositions, reference
 from ddu_ops.reference import TOLERANCES
+from processes import python
 
 VERSIONS = ["v0", "v1", "max", "gauss"]
 SIZES = [(7,), (5, 8), (3, 4, 6)]
@@ -310,7 +310,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_is_that_of_arguments_and_results() -> None:
     """1681 cells times 500 points of 100 rows would be 321 MiB for one table of shares."""
     code = PEAK.format(outputs=100, count=500)
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    grown = int(python("-c", code))
     assert grown < 16 * 1024
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from processes import ROOT
+
 SOURCE = ROOT / "tests" / "cpp" / "test_math.cpp"
 NAMES = re.findall(r"^TEST\((\w+)\)", SOURCE.read_text(encoding="utf-8"), re.MULTILINE)
 

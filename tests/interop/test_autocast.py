@@ -88,7 +88,7 @@ def test_backward_inside_the_context(half: torch.dtype, device: torch.device) ->
     assert_same(inside, outside)
 
 
-# ---- A derivative takes the types of its forward: of every kind, what tests/test_contracts.py asks of a backward ----
+# ---- A derivative takes the types of its forward: of every kind, what tests/robustness/test_contracts.py asks of a backward ----
 
 
 @halves

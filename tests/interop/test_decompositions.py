@@ -11,16 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from functorch.compile import make_boxed_func
-from torch import Tensor, nn
-from torch._decomp import core_aten_decompositions
-from torch._dynamo.backends.common import aot_autograd
-from torch._inductor.compile_fx import compile_fx_inner
-from torch._inductor.decomposition import select_decomp_table
-from torch._ops import OpOverload
-from torch.fx.experimental.proxy_tensor import make_fx
-
-import ddu_ops
-from cases import FAMILY, Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
 from test_backward import (  # noqa: F401
     test_a_tiny_displacement_keeps_a_tap_on_its_side_of_a_pixel,
     test_every_order_of_the_family,
@@ -32,7 +22,6 @@ from test_backward import (  # noqa: F401
 )
 from test_backward import test_fold as test_gradients_of_fold  # noqa: F401
 from test_backward import test_unfold as test_gradients_of_unfold  # noqa: F401
-from test_errors import call, refusal
 from test_forward import (  # noqa: F401
     test_a_huge_rate_samples_zero,
     test_a_map_of_ones_is_unfold_on_extreme_values,
@@ -49,6 +38,17 @@ from test_forward import (  # noqa: F401
     test_values_of_the_input_that_are_not_finite_stay_where_they_are,
     test_what_a_parameter_moves_that_is_not_finite_is_nan,
 )
+from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.compile_fx import compile_fx_inner
+from torch._inductor.decomposition import select_decomp_table
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import ddu_ops
+from cases import FAMILY, Case, as_list, first_order, make_tensors, operator, operators, pick, sample, unfold
+from refusals import call, refusal
 
 # torch says so of the kernels that `taken_apart` replaces.
 pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operators:UserWarning")

@@ -5,36 +5,23 @@ Each test is a process of its own, for what makes a device cannot be unmade.
 
 import importlib.util
 import os
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from processes import SUPPORT, python, search_path
+
 pytestmark = pytest.mark.filterwarnings("default")
 
 
-def run(*arguments: str, **environment: str) -> str:
-    """The output of Python, with what it writes to stderr; not in the checkout, where its package would come first."""
-    tests = Path(__file__).parent
-    paths = os.pathsep.join([str(tests.parent), str(tests), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=600,
-        cwd=tests,
-    )
-    assert result.returncode == 0, result.stdout
-    return result.stdout
+run = partial(python, both=True)
 
 
 def test_a_device_without_kernels(tmp_path: Path) -> None:
     """Every test of `private_device.py`; one warning, in the first."""
-    tests = Path(__file__).with_name("private_device.py")
-    output = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", str(tests), PRIVATE_DEVICE=str(tmp_path))
+    tests = SUPPORT / "private_device.py"
+    output = run("-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", tests, PRIVATE_DEVICE=str(tmp_path))
     assert " passed" in output
     assert output.count("Warning: ddu_ops") == 1, output
     assert "built without kernels for device 'foreign': its operators run in terms of ATen's" in output
@@ -83,7 +70,7 @@ def test_a_device_that_traces(device: str) -> None:
     reason="DDU_WITHOUT_CUDA, the folder of a build without CUDA on a machine with a GPU: tools/gpu.sh makes one",
 )
 def test_cuda_tensors_in_a_build_without_cuda() -> None:
-    paths = os.pathsep.join([os.environ["DDU_WITHOUT_CUDA"], str(Path(__file__).parent)])
+    paths = search_path(os.environ["DDU_WITHOUT_CUDA"])
     output = run("-c", ON_ANOTHER_DEVICE, "cuda", PYTHONPATH=paths)
     assert output.count("Warning: ddu_ops") == 1, output
     assert "built without kernels for device 'cuda': its operators run in terms of ATen's" in output

@@ -4,8 +4,6 @@ import contextlib
 import datetime
 import itertools
 import os
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -35,6 +33,7 @@ from cases import (
     unfold_reference,
 )
 from ddu_ops import dynamic_dilation_conv2d, dynamic_dilation_fold, dynamic_dilation_unfold
+from processes import python
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="no gloo")
 
@@ -596,7 +595,7 @@ def test_compiled() -> None:
 def test_import_ddu_ops_does_not_load_dtensor() -> None:
     """It would take as long again as the import of torch."""
     program = "import sys, ddu_ops; sys.exit('torch.distributed.tensor' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    python("-c", program)
 
 
 # ---- Larger meshes, by what is decided alone: no processes, no values ----

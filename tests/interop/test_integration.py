@@ -310,7 +310,7 @@ Calls = dict[str, tuple[Any, tuple[Tensor, ...]]]
 
 
 def by_sizes_and_words() -> Calls:
-    """What tests/test_contracts.py does not trace: options of other kinds than numbers, and some of them in places."""
+    """What tests/robustness/test_contracts.py does not trace: options of other kinds than numbers, and some of them in places."""
     image, rates, weight = torch.randn(2, 4, 7, 8), torch.rand(2, 1, 7, 8) * 3, torch.randn(6, 4, 3, 3)
     columns = torch.randn(2, 36, 56)
     conv, fold = ddu_ops.dynamic_dilation_conv2d, dynamic_dilation_fold

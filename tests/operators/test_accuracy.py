@@ -1,14 +1,14 @@
 """Errors over random cases, images up to 100,000 pixels wide: the bounds of the table in docs/guarantees.md."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from cases import TOLERANCES
+from processes import ROOT
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(ROOT))
 
 from benchmarks.accuracy import DTYPES, PROBLEMS, RESULTS, measure
 

@@ -6,8 +6,6 @@ them; on a GPU of 40 GB they run without.
 
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from cases import (
     operators,
     pick,
 )
+from processes import python
 
 INT64_MAX = 2**63 - 1
 
@@ -145,11 +144,7 @@ call(2**20 + 1)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_kernel_of_many_taps_takes_no_memory_for_their_places() -> None:
     """They took 1.5 KiB a tap, for columns of 4 bytes a tap."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    run = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
+    python("-c", PROGRAM)
 
 
 # ---- Every element is written ----

@@ -1,14 +1,12 @@
 """The CPU kernels for each instruction set: the same results, within what rounding allows."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from cases import CASES, TOLERANCES, make_tensors, operator, pick
+from processes import python, search_path
 
 CASES_HERE = [case for case in CASES if case.batch and case.channels]
 DTYPES_HERE = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -31,13 +29,8 @@ def results() -> dict[str, torch.Tensor]:
 def test_instruction_sets_agree(capability: str, tmp_path: Path) -> None:
     """The one that this process has chosen, against a process that is told to choose another."""
     program = "import sys, torch, test_capabilities; torch.save(test_capabilities.results(), sys.argv[1])"
-    root = Path(__file__).parents[1]
-    path = os.pathsep.join([str(root), str(Path(__file__).parent), *sys.path])
-    subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "results")],
-        env=os.environ | {"ATEN_CPU_CAPABILITY": capability, "PYTHONPATH": path},
-        check=True,
-    )
+    path = search_path(Path(__file__).parent)
+    python("-c", program, tmp_path / "results", ATEN_CPU_CAPABILITY=capability, PYTHONPATH=path)
     other = torch.load(tmp_path / "results")
     mine = results()
     assert mine.keys() == other.keys()

@@ -5,8 +5,6 @@ fast ones only where they are told to (cases.taking).
 """
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -26,6 +24,7 @@ from cases import (
     unfold_backward,
     unfold_reference,
 )
+from processes import python
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -177,8 +176,7 @@ def test_no_channel_behind_the_last_is_read():
         input = memory.as_strided((1, 7, 300, 300), (7 * stride, stride, 300, 1))
         ddu_ops.dynamic_dilation_unfold(input, 3, torch.ones(1, 1, 300, 300, device="cuda"), padding=1)
         torch.cuda.synchronize()"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    python("-c", script)
 
 
 def test_a_stride_beyond_the_image():

@@ -1,4 +1,4 @@
-"""Options: what tests/test_contracts.py, which gives numbers of every form to everything public, does not ask."""
+"""Options: what tests/robustness/test_contracts.py, which gives numbers of every form to everything public, does not ask."""
 
 import math
 import re

@@ -1,17 +1,14 @@
 """A check counts for the code that it reaches: the kernels for CUDA are counted, and small calls reach every one."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from cases import Case, make_tensors, taking, unfold
 from ddu_ops import _C
+from processes import ROOT, TOOLS, python
 
-ROOT = Path(__file__).parents[1]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -52,5 +49,4 @@ def test_a_launch_is_counted_and_the_fast_kernels_can_be_forced() -> None:
 
 @needs_cuda
 def test_the_calls_for_a_memory_checker_reach_every_kernel() -> None:
-    run = subprocess.run([sys.executable, str(ROOT / "tools" / "sanitized_calls.py")], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    python(TOOLS / "sanitized_calls.py")

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from processes import ROOT
+
 pytest.importorskip("tqdm")
 pytest.importorskip("matplotlib")
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.append(str(ROOT))
 
 from benchmarks import __main__ as benchmark
 from benchmarks import convolution, overhead, sums

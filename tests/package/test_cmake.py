@@ -6,14 +6,15 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[1]
+import processes
+from processes import ROOT
+
 LISTS = json.loads((ROOT / "csrc" / "build.json").read_text())
 PRESETS = [
     preset["name"]
@@ -27,15 +28,7 @@ builds = pytest.mark.skipif(os.environ.get("DDU_PACKAGES") != "1", reason="takes
 def run(*command: str | Path, fails: bool = False, **environment: str) -> str:
     """The environment's own tools first."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=ROOT,
-        env=os.environ | {"PATH": path} | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode != 0) == fails, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    return processes.run(*command, fails=fails, both=True, **{"PATH": path, **environment})
 
 
 def configure(preset: str) -> str:
@@ -78,7 +71,7 @@ def test_the_preset_configures(preset: str) -> None:
 
 @builds
 def test_the_tests_of_the_maths(installed: Path) -> None:
-    """`installed` for the build; tests/test_cpp.py shows them one by one."""
+    """`installed` for the build; tests/cpp/test_cpp.py shows them one by one."""
     assert "100% tests passed" in run("ctest", "--preset", "release")
 
 
@@ -111,7 +104,7 @@ def test_training_in_cpp(examples: Path) -> None:
 
 @builds
 def test_an_exported_model_in_cpp(examples: Path, tmp_path: Path) -> None:
-    run(sys.executable, "examples/cpp/export_model.py", tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), *sys.path]))
+    run(sys.executable, "examples/cpp/export_model.py", tmp_path, PYTHONPATH=processes.search_path())
     assert run(examples / "run_model", tmp_path).startswith("output of 9600 values, at most ")
 
 

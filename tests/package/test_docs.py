@@ -4,7 +4,6 @@ import doctest
 import importlib
 import pkgutil
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 import ddu_ops
+from processes import ROOT
 
-ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(?:python|pycon|py)\b[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Pages that show Python. What Sphinx runs when it builds the documentation, it checks by itself.
 PAGES = {
@@ -99,10 +98,9 @@ def test_page(name: str) -> None:
 
 def test_every_row_has_its_test() -> None:
     """The tests that docs/pytorch.md names exist."""
-    here = Path(__file__).parent
-    defined = {file.name: file.read_text(encoding="utf-8") for file in here.glob("test_*.py")}
-    rows = (here.parent / "docs" / "pytorch.md").read_text(encoding="utf-8").splitlines()
-    named = [(row, re.findall(r"`(?:tests/)?(test_[a-z0-9_.:]+)`", row)) for row in rows]
+    defined = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")}
+    rows = (ROOT / "docs" / "pytorch.md").read_text(encoding="utf-8").splitlines()
+    named = [(row, re.findall(r"`(?:tests/[a-z/]*)?(test_[a-z0-9_.:]+)`", row)) for row in rows]
     assert any(names for _, names in named)
     for row, names in named:
         file = ""

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +10,7 @@ import torch
 import ddu_ops
 import ddu_ops.__main__ as report
 from ddu_ops import reference
-
-ROOT = Path(__file__).parents[1]
+from processes import python
 
 
 def test_the_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +53,4 @@ def test_a_disagreement_fails(name: str, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_as_a_command() -> None:
-    command = [sys.executable, "-m", "ddu_ops", "--seconds", "0"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.endswith("self-test passed\n")
+    assert python("-m", "ddu_ops", "--seconds", "0").endswith("self-test passed\n")

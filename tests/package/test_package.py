@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
 import tarfile
@@ -15,29 +14,18 @@ import pytest
 import torch
 
 import ddu_ops
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
 import distribute
+import processes
+from processes import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 LISTS = sorted((ROOT / "requirements").glob("*.txt"))
 
 pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in a checkout")
 
 
-def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
-    done = subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def python(*arguments: str, package: Path = ROOT) -> str:
     """Another Python, with the package of that folder."""
-    path = os.pathsep.join([str(package), *sys.path])
-    return run(sys.executable, *arguments, cwd=package, PYTHONPATH=path)
+    return processes.python(*arguments, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
 
 
 def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """Several at once: threads, forks and streams get the same bits as one alone."""
 
 import os
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cases import CASES, Case, Tensors, assert_bits, make_tensors, unfold
+from processes import python
 
 THREADS = 8
 # Besides the table's, one that torch cuts into pieces for threads of its own.
@@ -169,13 +168,6 @@ def test_fork_after_use() -> None:
 # Modules, operators and tables are made when they are first asked for, once in a process. So each of these has its own.
 
 
-def run(program: str, **environment: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 FIRST = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
@@ -209,7 +201,7 @@ for result in results:
 
 
 def test_several_threads_import_and_call_it_first() -> None:
-    run(FIRST)
+    python("-c", FIRST)
 
 
 FLOPS = """
@@ -247,7 +239,7 @@ assert counter.get_total_flops() == 72, counter.get_total_flops()
 
 def test_another_thread_is_about_to_import_the_flop_counter() -> None:
     """It has looked for that module before ddu_ops asked to be told, and the operators counted for nothing."""
-    run(FLOPS)
+    python("-c", FLOPS)
 
 
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the lock")
@@ -256,7 +248,8 @@ def test_the_extension_leaves_the_gil_as_it_was() -> None:
 
     Not all that torch imports says so, triton 3.6 for one, so other tests may have turned it on here.
     """
-    run(
+    python(
+        "-c",
         "import sys, torch; before = sys._is_gil_enabled(); import ddu_ops; assert sys._is_gil_enabled() == before",
         PYTHON_GIL="",  # or it would stay off, whatever is imported
     )

@@ -7,8 +7,6 @@ import copy
 import os
 import pickle
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -27,6 +25,7 @@ from torch.nn.utils import parametrizations, prune
 import ddu_ops
 from cases import as_list, assert_bits, assert_same
 from ddu_ops.reference import TOLERANCES
+from processes import python
 from public import (
     ANALYSIS,
     APART,
@@ -55,8 +54,10 @@ def subjects(*kinds: str) -> Any:
 def test_every_public_name_is_held_to_the_contracts() -> None:
     called = {subject.name.split(" with ")[0] for subject in SUBJECTS.values()}
     missing = {*names()} - called - {*ANALYSIS} - {*APART}
-    assert not missing, "tests/public.py does not know how to call these"
-    assert not ({*ANALYSIS, *APART, *OPTIONS} - {*names()}), "tests/public.py has entries for names that are gone"
+    assert not missing, "tests/support/public.py does not know how to call these"
+    assert not ({*ANALYSIS, *APART, *OPTIONS} - {*names()}), (
+        "tests/support/public.py has entries for names that are gone"
+    )
 
 
 # ---- A backward takes the types of its forward, whatever autocast says around it ----
@@ -849,5 +850,4 @@ IMPORTS = {
 def test_imported(how: str) -> None:
     if "fork" in how and (not hasattr(os, "fork") or torch.cuda.is_available()):
         pytest.skip("no fork here, or none that torch would differentiate in")
-    done = subprocess.run([sys.executable, "-c", USE + IMPORTS[how]], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    python("-c", USE + IMPORTS[how])

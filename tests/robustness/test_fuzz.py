@@ -3,10 +3,7 @@
 ``make fuzz`` tries other ones for as long as one likes. What it found is pinned in test_arithmetic.py and test_errors.py.
 """
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,19 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import fuzzing
+from processes import TOOLS, python, search_path
 
-ROOT = Path(__file__).parents[1]
-
-
-def fuzz(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent), *sys.path])
-    return subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "fuzz.py"), *options],
-        env=os.environ | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+FUZZ = TOOLS / "fuzz.py"
 
 
 def figures(output: str) -> dict[str, int]:
@@ -36,14 +23,13 @@ def figures(output: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def test_every_call_is_refused_clearly_or_answered_rightly(device: str) -> None:
-    run = fuzz("--examples", "1500", "--device", device)
-    assert run.returncode == 0, run.stdout + run.stderr
-    found = figures(run.stdout)
+    output = python(FUZZ, "--examples", "1500", "--device", device)
+    found = figures(output)
     assert found["tried"] >= 1500
     # It would show nothing if the calls were all of one kind.
     assert min(found["answered"], found["refused"]) >= 100
     assert found["shaped"] > 0
-    reached = dict(re.findall(r"(\w+_kernel): (\d+) of", run.stdout))
+    reached = dict(re.findall(r"(\w+_kernel): (\d+) of", output))
     assert bool(reached) == (device == "cuda")
     assert "0" not in reached.values(), reached
 
@@ -66,12 +52,10 @@ def test_a_planted_fault_is_found(fault: str, tmp_path: Path) -> None:
         "    def broken(): raise RuntimeError('CUDA error: an illegal memory access was encountered')\n"
         f"    {FAULTS[fault]}\n"
     )
-    path = os.pathsep.join([str(tmp_path), str(ROOT), str(Path(__file__).parent), *sys.path])
-    run = fuzz("--examples", "200", PYTHONPATH=path)
-    assert run.returncode == 1, run.stdout + run.stderr
-    found = figures(run.stdout)
+    output = python(FUZZ, "--examples", "200", fails=True, PYTHONPATH=search_path(tmp_path))
+    found = figures(output)
     assert (found["crashes"] if fault.startswith("a crash") else found["wrong"]) > 0
-    assert "Call(name=" in run.stdout  # the call is known
+    assert "Call(name=" in output  # the call is known
 
 
 def test_a_sum_that_cancels_is_held_against_its_terms() -> None:

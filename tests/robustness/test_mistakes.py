@@ -4,7 +4,6 @@ No array is printed with its numbers, and where two arguments may be swapped the
 """
 
 import re
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +14,10 @@ import ddu_ops
 import public
 from ddu_ops import layers
 from public import Subject
+from refusals import refusals
 
 INPUT, MAP, WEIGHT = torch.zeros(2, 4, 8, 8), torch.ones(2, 1, 8, 8), torch.zeros(5, 4, 3, 3)
 OFFSET = torch.zeros(2, 18, 8, 8)
-
-
-def refusal(function: Any, *arguments: Any, **options: Any) -> str:
-    with pytest.raises(RuntimeError) as caught:
-        function(*arguments, **options)
-    return str(caught.value)
-
-
-def refusals(function: Any, *calls: tuple[Any, ...], **options: Any) -> str:
-    return "".join(f"{refusal(function, *arguments, **options)}\n" for arguments in calls)
 
 
 def test_arguments_that_are_no_tensors() -> None:

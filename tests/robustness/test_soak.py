@@ -1,18 +1,13 @@
 """Memory stays what it was, call after call: a short one of ``make soak``."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-
 import soak
+from processes import TOOLS, python, search_path
 
-TOOLS = Path(__file__).parents[1] / "tools"
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
@@ -30,13 +25,7 @@ print(max(soak.growth(found).values()))
 
 
 def growth(device: str, leak: str = "") -> int:
-    path = os.pathsep.join([str(TOOLS), str(TOOLS.parent), *sys.path])
-    program = PROGRAM.format(device=device, leak=leak)
-    run = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return int(run.stdout)
+    return int(python("-c", PROGRAM.format(device=device, leak=leak), PYTHONPATH=search_path(TOOLS)))
 
 
 @pytest.mark.parametrize("device", DEVICES)

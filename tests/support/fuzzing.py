@@ -1,6 +1,6 @@
 """Calls of every operator, absurd as well as sensible, and what has to come of them: a clear error or the right answer.
 
-Hypothesis draws the calls (:func:`calls`), :func:`judge` makes one and judges it. ``tests/test_fuzz.py`` tries some of
+Hypothesis draws the calls (:func:`calls`), :func:`judge` makes one and judges it. ``tests/robustness/test_fuzz.py`` tries some of
 them, ``tools/fuzz.py`` as many as there is time for, in a process of its own.
 """
 

@@ -29,7 +29,7 @@ from cases import (
     unfold,
     unfold_reference,
 )
-from test_errors import call, refusal
+from refusals import call, refusal
 
 _setup_privateuseone_for_python_backend("foreign")
 load(
