@@ -30,7 +30,6 @@ if _extension.problem is None:
         DynamicDilationMaxPool2d,
         DynamicDilationMaxPool3d,
     )
-    from ddu_ops._when_imported import when_imported
     from ddu_ops.conversion import adapt, to_fixed
     from ddu_ops.functional import (
         deform_conv1d,
@@ -89,9 +88,6 @@ if _extension.problem is None:
         dynamic_dilation_max_pool2d,
         dynamic_dilation_max_pool3d,
     )
-
-    # It imports triton, where that is, or warns that it is not: not everybody's matter.
-    when_imported("torch.utils.flop_counter", then="ddu_ops._flops")
 else:
     warnings.warn(_extension.problem, RuntimeWarning, stacklevel=2)
 

@@ -173,7 +173,8 @@ class FrequencySelection(Composed):
         return [torch.fft.ifftn(part, dim=dims, norm="ortho").real.to(input.dtype) for part in low]
 
     def forward(self, input: Tensor, att_feat: Tensor | None = None) -> Tensor:
-        check_input("FrequencySelection", input, self.axes, self.in_channels)
+        if att_feat is None:
+            check_input("FrequencySelection", input, self.axes, self.in_channels)
         source = _given_or(att_feat, input)
         rest, total = input, torch.zeros_like(input)
         for low, conv in zip(self._low_passes(input), self.freq_weight_conv_list, strict=False):

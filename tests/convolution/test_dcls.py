@@ -17,6 +17,7 @@ from torch.func import functional_call, grad, hessian, jvp, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
 import ddu_ops
+import ddu_ops.flops
 from cases import assert_same
 from ddu_ops import dcls, decompositions, reference
 from ddu_ops.reference import TOLERANCES

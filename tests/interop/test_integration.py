@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 import ddu_ops
+import ddu_ops.flops
 from cases import (
     OPERATORS,
     Case,

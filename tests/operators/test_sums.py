@@ -583,6 +583,8 @@ def test_errors_name_the_argument(call: Callable[..., Any], message: str) -> Non
 def test_flops_are_the_multiply_adds() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
+    import ddu_ops.flops  # noqa: F401
+
     case = next(c for c in CASES if c.name == "lopsided")
     a = make_arguments(case, torch.float32)
     entries = case.batch * case.channels * case.taps * math.prod(case.output_size)

@@ -204,44 +204,6 @@ def test_several_threads_import_and_call_it_first() -> None:
     python("-c", FIRST)
 
 
-FLOPS = """
-import sys, threading, time
-from importlib.machinery import PathFinder
-import torch
-
-found = threading.Event()
-
-class Slow:
-    @staticmethod
-    def find_spec(name, path, target=None):
-        if name != "torch.utils.flop_counter":
-            return None
-        spec = PathFinder.find_spec(name, path, target)
-        def create_module(spec):
-            found.set()
-            while not any(type(finder).__name__ == "_Finder" for finder in sys.meta_path):
-                time.sleep(0.01)
-            time.sleep(0.5)  # ddu_ops has asked to be told: let it go on, if it does
-        spec.loader.create_module = create_module
-        return spec
-
-sys.meta_path.insert(0, Slow)
-thread = threading.Thread(target=lambda: __import__("torch.utils.flop_counter"))
-thread.start()
-assert found.wait(60)
-import ddu_ops
-thread.join()
-with sys.modules["torch.utils.flop_counter"].FlopCounterMode(display=False) as counter:
-    ddu_ops.dynamic_dilation_unfold(torch.ones(1, 1, 3, 3), 3, torch.ones(1, 1, 1, 1))
-assert counter.get_total_flops() == 72, counter.get_total_flops()
-"""
-
-
-def test_another_thread_is_about_to_import_the_flop_counter() -> None:
-    """It has looked for that module before ddu_ops asked to be told, and the operators counted for nothing."""
-    python("-c", FLOPS)
-
-
 @pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python always has the lock")
 def test_the_extension_leaves_the_gil_as_it_was() -> None:
     """A free-threaded Python turns the lock on again when it imports a module that does not say it can do without.

@@ -803,7 +803,7 @@ from torch.utils.flop_counter import FlopCounterMode
 input, rates, weight = torch.rand(2, 4, 6, 6), torch.rand(2, 1, 6, 6), torch.rand(4, 4, 3, 3)
 
 def use():
-    import ddu_ops, ddu_ops.distributed
+    import ddu_ops, ddu_ops.distributed, ddu_ops.flops
     leaves = [t.clone().requires_grad_() for t in (input, rates, weight)]
     with FlopCounterMode(display=False) as counter:
         columns = ddu_ops.dynamic_dilation_unfold(leaves[0], 3, leaves[1], padding=1)

@@ -1,16 +1,24 @@
-"""What :class:`torch.utils.flop_counter.FlopCounterMode` counts for the operators.
+"""Formulas of the operators for :class:`torch.utils.flop_counter.FlopCounterMode`.
 
-As for torch's own, a multiply-add is two operations, and finding out where data lies counts for nothing. An entry of
-the columns is a sum of the ``2 ** N`` pixels around a position by their weights, or is shared out over them: as many
-multiply-adds. A derivative by a parameter of the positions has other weights, found as the others are once for all
-channels of a group; its product with an entry of the columns, added to the gradient of the window or the tap, is one
-more. A sum of windows takes each sample once, multiplies it by what there is of query, mask and weight, and adds it to
-each of the results. A convolution makes its columns, multiplies each entry by the mask, if there is one, and then by as
-many weights as a group has channels of the output; its backward takes the steps that ``output_mask`` asks for. As in
-torch's own convolution, a bias counts for nothing. A kernel with learnable spacings adds each weight to the cells that
-it may reach, the two around it along every axis or, where it has a width, all; its backward multiplies each of these
-with the gradient, once for the weight and once for every position and width along an axis. Its sparse form multiplies
-every output by every tap of its channel, as the dot that it is differentiated by does.
+Import this module to have the operators counted: ``import ddu_ops`` alone does not, because torch's counter imports
+triton.
+
+As with torch's own formulas, a multiply-add counts as two operations, and computing where data lies counts as none.
+
+- An entry of the columns is a weighted sum of the ``2 ** N`` pixels around a position, or is distributed over them:
+  ``2 ** N`` multiply-adds.
+- A derivative with respect to a parameter of the positions uses other weights, which, like the rest, are computed once
+  for all channels of a group. Multiplying it with an entry of the columns and adding the product to the gradient of the
+  window or the tap is one more multiply-add.
+- A sum of windows takes each sample once, multiplies it by the query, mask and weight that there are, and adds it to
+  each of the results.
+- A convolution computes its columns, multiplies each entry by the mask, if there is one, and then by as many weights as
+  a group has output channels. Its backward counts the steps that ``output_mask`` requests. As in torch's own
+  convolution, a bias counts as nothing.
+- A kernel with learnable spacings adds each weight to the cells that it can reach: two along every axis, or all of them
+  where it has a width. Its backward multiplies each of these with the gradient, once for the weight and once for every
+  position and width along an axis. Its sparse form multiplies every output by every tap of its channel, and so does the
+  dot that its derivative uses.
 """
 
 import math
