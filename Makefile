@@ -94,7 +94,7 @@ lint: $(call installed,torch lint)  ## check formatting, style and types of both
 	$(python) -m codespell_lib
 	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-format: $(call installed,lint)  ## format both languages, mend what ruff can
+format: $(call installed,lint)  ## format both languages, fix what ruff can
 	$(python) -m ruff check --fix --exit-zero .
 	$(python) -m ruff format .
 	$(clang_format) -i $(cpp_files)

@@ -1,7 +1,7 @@
 """Dynamic dilation unfold: ``F.unfold`` in which every output position reads its own dilation rate.
 
 Importing the package loads the extension, which registers the operators as ``torch.ops.ddu.*``. Without an extension
-that fits the installed torch there is a warning with the command that mends it, and only ``ddu_ops.reference``.
+that fits the installed torch it warns, with the command that fixes this, and only ``ddu_ops.reference`` works.
 """
 
 import warnings
