@@ -23,7 +23,7 @@ class Composed(nn.Module):
     """A module that is made of others, and starts again as they do."""
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         reset_children(self)
 
 

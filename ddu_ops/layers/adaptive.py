@@ -26,7 +26,7 @@ class AdaptiveDilationConv2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
-        dilation_groups: number of channel groups that have rates and factors of their own. Default: 1.
+        dilation_groups: number of channel groups, each with its own rates and factors. Default: 1.
         bounds, pace: of the rates: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, no upper bound, and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
@@ -85,7 +85,7 @@ class AdaptiveDilationConv2d(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         self.conv.reset_parameters()
         self.mask.reset_parameters()
 

@@ -188,7 +188,7 @@ class FrequencySelection(Composed):
         return f"k_list={self.k_list}, lp_type={self.lp_type!r}, act={self.act!r}, spatial_group={self.spatial_group}"
 
 
-# Where a call looks at the sizes of its arguments, fx, which does not know them, keeps it as one node.
+# fx does not know sizes, so a call that depends on them is kept as one node of the graph.
 
 
 def _odd(size: Any) -> bool:
@@ -462,7 +462,7 @@ class FrequencyAdaptiveConv2d(nn.Module):
             nn.init.zeros_(self.bias)
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         reset_children(self)
         self._start()
 
@@ -636,7 +636,7 @@ class FrequencyAdaptiveConv3d(nn.Module):
             nn.init.zeros_(self.bias)
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         reset_children(self)
         self._start()
 

@@ -54,7 +54,7 @@ class ASPP(Composed):
             (6, 12, 18).
         separable: branches of DeepLabv3+. Default: ``False``.
         dropout: of the output. Default: 0.5.
-        checkpoint: computes the branches again in the backward. Default: ``False``.
+        checkpoint: recomputes the branches in the backward. Default: ``False``.
         axes: the number of axes. Default: 2.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
