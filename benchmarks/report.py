@@ -1,4 +1,4 @@
-"""What comes out: a table, JSON, a plot."""
+"""The output: a table, JSON and a plot."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Builds what is given to others, into dist/, and tries it where nothing else is.
+"""Builds the packages for distribution into dist/, and tests them in a new environment.
 
 python tools/distribute.py wheel              for the torch that is installed, and every CPython from 3.10 on
 python tools/distribute.py sdist
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What stays behind when the tests are copied, so that only the installed package can be imported.
+# Excluded when the tests are copied, so that only the installed package can be imported.
 NOT_BESIDE_THE_TESTS = ("ddu_ops", "setup.py", "build*", "dist", "*.egg-info", ".*", "__pycache__")
 
 
@@ -26,7 +26,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
 
 
 def wheel(dist: Path, source: Path = ROOT) -> Path:
-    """Takes the objects that are in build/, nothing else of an earlier build."""
+    """Uses the objects in build/, but nothing else of an earlier build."""
     for stale in (source / "build").glob("lib*"):
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory() as new:

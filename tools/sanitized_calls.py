@@ -1,6 +1,6 @@
-"""A short set of calls on CUDA for a checker of memory accesses: every operator, type and kernel, on small sizes.
+"""A short set of calls on CUDA for a memory checker: every operator, type and kernel, on small sizes.
 
-Fails if there is a kernel that no call has reached.
+Fails if a kernel was not reached.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""The closed formulas, against what the gradient says."""
+"""The closed formulas for receptive fields, compared with the gradient."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The recorder of rates: what it counts, that it waits for nothing in a forward, and where it writes."""
+"""The recorder of rates: its counts, that it does not synchronise in a forward, and its outputs."""
 
 import math
 import sys

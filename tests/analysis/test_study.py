@@ -1,4 +1,4 @@
-"""The studies of the documentation: they run, and what they found holds."""
+"""The studies of the documentation: they run, and their findings hold."""
 
 import importlib.util
 import json

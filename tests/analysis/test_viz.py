@@ -1,4 +1,4 @@
-"""The pictures: what they show, and that they are drawn where they are told to be."""
+"""The plots: their contents, and the axes that they are drawn on."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""The convolution without columns on CUDA: its sizes, types and layouts, what it refuses, and what it holds."""
+"""The convolution without columns on CUDA: sizes, types, layouts, refusals and memory."""
 
 import math
 from collections.abc import Iterator

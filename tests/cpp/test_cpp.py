@@ -1,4 +1,4 @@
-"""The cases of tests/cpp/test_math.cpp, each as a test of its own: csrc/math by itself, with nothing but a compiler."""
+"""The cases of tests/cpp/test_math.cpp as separate tests: csrc/math, which needs only a compiler."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""torch.compile: what it captures, that it captures everything, and that one capture does for all sizes."""
+"""torch.compile: what it captures, that it captures everything, and that one capture works for all sizes."""
 
 import contextlib
 from collections import Counter

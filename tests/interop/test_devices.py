@@ -1,4 +1,4 @@
-"""Devices other than the CPU and CUDA: what runs there, and that it says so once.
+"""Devices other than the CPU and CUDA: which kernels run, and that there is one warning.
 
 Each test is a process of its own, for what makes a device cannot be unmade.
 """

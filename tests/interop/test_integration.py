@@ -1,4 +1,4 @@
-"""What else of PyTorch a model goes through: checkpoints, profilers, tracers, loaders, subclasses, streams."""
+"""Other PyTorch features: checkpoints, profilers, tracers, loaders, subclasses, streams."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Models exported to ONNX, run by onnxruntime beside PyTorch."""
+"""Models exported to ONNX, run by onnxruntime and compared with PyTorch."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""torch's own checks of every operator, on the table and on drawn problems; and what Meta tensors tell."""
+"""torch's own checks of every operator, on the table and on random problems; and the results on Meta."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Models made adaptive in one call, and made plain again."""
+"""Models converted to adaptive layers in one call, and back."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The modules: those that hold options and nothing else, and what code asks of convolutions by ``isinstance``."""
+"""The modules: those that only store options, and what `isinstance` promises of convolutions."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Options: what tests/robustness/test_contracts.py, which gives numbers of every form to everything public, does not ask."""
+"""Options that tests/robustness/test_contracts.py does not cover."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""What holds for every problem, on problems that hypothesis draws."""
+"""Properties that hold for every problem, on problems drawn by hypothesis."""
 
 import math
 from dataclasses import replace

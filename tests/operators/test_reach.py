@@ -1,4 +1,4 @@
-"""A check counts for the code that it reaches: the kernels for CUDA are counted, and small calls reach every one."""
+"""Which CUDA kernels are counted and reached: a check covers only the code that it runs."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The judge judged: the reference against F.unfold, F.fold, F.grid_sample and loops over the definition."""
+"""The reference itself, compared with F.unfold, F.fold, F.grid_sample and loops over the definition."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""The benchmark runs and writes what it says; the times are nobody's business here."""
+"""The benchmarks run and write their results. The times themselves are not tested."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What users get: a wheel with what it should have, an import that asks nobody, locked tools."""
+"""The package: contents of the wheel, an import without side effects, locked tools."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The release script, in a repository of its own with packages that are not built."""
+"""The release script, in a temporary repository with packages that are not built."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Several at once: threads, forks and streams get the same bits as one alone."""
+"""Threads, forks and streams: concurrent calls give the same bits as single ones."""
 
 import os
 import sysconfig

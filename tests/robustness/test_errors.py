@@ -1,4 +1,4 @@
-"""Bad input: every row of the table in the contract, the same words on every device, and nothing that crashes."""
+"""Invalid arguments: the error texts, the same on every device, and no crashes."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What a newcomer gets wrong: each call is refused by one sentence, which names the layer and the argument.
+"""Common mistakes of new users: each is refused with one sentence that names the layer and the argument.
 
 No array is printed with its numbers, and where two arguments may be swapped the sentence says their order.
 """

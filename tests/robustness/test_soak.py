@@ -1,4 +1,4 @@
-"""Memory stays what it was, call after call: a short one of ``make soak``."""
+"""Memory does not grow from call to call: a short run of ``make soak``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Networks with the structure, and the names, of well-known ones, small enough for tests."""
+"""Small networks with the structure and the names of well-known ones."""
 
 from collections.abc import Sequence
 

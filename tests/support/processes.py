@@ -1,4 +1,4 @@
-"""Other programs, foremost another Python, which imports what this one can import."""
+"""Helpers to run other programs, in particular another Python with the same modules."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Calls that are refused, and with which words.
+"""Helpers to call operators with invalid arguments and to collect the error texts.
 
 A message is one sentence: the operator as it was called, what it expected, and what it got.
 """
