@@ -641,7 +641,7 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 def _changes_of(conv: nn.Module, kind: type[Any]) -> list[str]:
     """What may give a convolution another result than a plain one with the same parameters has."""
     plain = kind(1, 1, 1, device="meta")
-    subclasses = (base for base in type(conv).__mro__ if base not in kind.__mro__)
+    subclasses = (base for base in type(conv).__mro__ if base not in (*kind.__mro__, _Convolution))
     changes = {name for base in subclasses for name in vars(base) if hasattr(plain, name)}
     changes |= {name for name in vars(conv) if hasattr(kind, name) and name not in vars(plain)}
     changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
