@@ -693,7 +693,9 @@ def dynamic_dilation_max_pool3d(
 # fx does not know sizes and types, so a call that depends on them is kept as one node of the graph.
 
 
+# The names of arguments, by the last and the first part of a function's name; where there is none, rates.
 _TENSORS = {"aggregate": ("input", "mask"), "correlate": ("query", "input"), "pool": ("input",)}
+_POSITIONS = {"deform": "offset"}
 
 
 def _call(
@@ -715,10 +717,11 @@ def _call(
         return handle_torch_function(_call, tensors, *arguments, **keywords)
     for tensor, argument in zip(tensors, _TENSORS[name.rstrip("123d").rpartition("_")[2]], strict=True):
         require_tensor(tensor, argument, name)
-    if name.startswith("deform"):
-        require_tensor(positions, "offset", name)
-    else:
+    offset = _POSITIONS.get(name.partition("_")[0])
+    if offset is None:
         _require_rates(positions, name)
+    else:
+        require_tensor(positions, offset, name)
     groups = integer(groups, "groups", name)
     beyond = keywords["padding_mode"]
     input, *window = _window(axes, name, tensors[image], kernel_size, stride, padding, dilation, beyond)

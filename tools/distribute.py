@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("sdist")
     trying = commands.add_parser("try")
     trying.add_argument("--package", type=Path, help="a wheel or a source distribution")
-    trying.add_argument("--torch", default="torch", help="what pip installs for it")
+    trying.add_argument("--torch", default="torch", help="requirement for pip, such as torch==2.13.0")
     trying.add_argument("tests", nargs="*", help="arguments of pytest, after --")
     options = parser.parse_args(arguments)
     options.dist.mkdir(parents=True, exist_ok=True)

@@ -44,7 +44,7 @@ def with_section(changelog: str, version: str, date: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("version", help="such as 1.2.3")
-    parser.add_argument("--torch", default="torch", help="what pip installs for the smoke test")
+    parser.add_argument("--torch", default="torch", help="pip requirement of the smoke test, such as torch==2.13.0")
     options = parser.parse_args(arguments)
     version: str = options.version
 
