@@ -308,8 +308,11 @@ def check_input(name: str, input: Any, axes: int, channels: int) -> None:
 def starts_without(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, name: str) -> None:
     """Adds an untrained predictor of this name to the state of a layer that has none."""
     if not any(key.startswith(f"{prefix}{name}.") for key in state_dict):
+        device = next(value.device for key, value in state_dict.items() if key.startswith(prefix))
         for key, parameter in predictor.named_parameters():
-            state_dict[f"{prefix}{name}.{key}"] = torch.zeros_like(parameter)
+            # A parameter on meta is replaced by what is loaded.
+            zeros = torch.zeros_like(parameter, device=device if parameter.is_meta else parameter.device)
+            state_dict[f"{prefix}{name}.{key}"] = zeros
 
 
 class _StartsAtZero(nn.Module):

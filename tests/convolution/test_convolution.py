@@ -1050,8 +1050,11 @@ def test_state_dict_of_a_convolution() -> None:
     given.load_state_dict(conv.state_dict())
     predicting = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1)
     predicting.load_state_dict(conv.state_dict())
+    empty = ddu_ops.DynamicDilationConv2d(4, 6, 3, padding=1, device="meta")
+    empty.load_state_dict(conv.state_dict(), assign=True)
     input = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(predicting(input), conv(input))
+    torch.testing.assert_close(empty(input), conv(input))
     torch.testing.assert_close(given(input, torch.ones(2, 1, 5, 5)), conv(input))
 
 
