@@ -70,7 +70,7 @@ def quantised(*shape: int) -> Make:
     return lambda device: torch.quantize_per_tensor(torch.zeros(shape, device=device), 0.1, 0, torch.quint8)
 
 
-# How the table writes arguments; a tuple is a tensor of that shape.
+# The names that the table uses for arguments; a tuple is a tensor of that shape.
 WORDS: dict[str, Any] = {
     "expanded": expanded,
     "coo": lambda *shape: sparse(torch.sparse_coo, *shape),
@@ -82,8 +82,8 @@ WORDS: dict[str, Any] = {
 for _name in ("int64", "int32", "uint8", "bool", "complex64", "float8_e4m3fn", "float64", "float16", "bfloat16"):
     WORDS[_name] = partial(tensor, dtype=getattr(torch, _name))
 
-# Operators | arguments in the place of those of CALLS and NAMED | what was expected, but got what. For `*` see everywhere();
-# what operators on columns say otherwise comes after //. With "on" it is one device alone, otherwise every one.
+# Operators | the arguments that replace those of CALLS and NAMED | the text after "expected". `*` is every operator that has
+# the arguments, with the text of operators on columns and of others separated by //, in order. "on" selects a device.
 TABLE = """
 # rank of the input
 unfold, sample, unfold_backward, dot | input=(4, 8, 8) | input of shape (B, C, H, W), but got (4, 8, 8)

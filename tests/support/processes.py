@@ -18,11 +18,12 @@ def run(
     timeout: float = 900,
     **environment: str,
 ) -> str:
-    """What a command prints. It has to succeed, or to fail.
+    """The output of a command, which has to succeed.
 
     Args:
-        both: what it writes to stderr, too, in its place.
-        environment: variables beside those of this process.
+        fails: it has to fail instead.
+        both: include what it writes to stderr.
+        environment: additional environment variables.
     """
     done = subprocess.run(
         [str(part) for part in command],
@@ -46,6 +47,6 @@ def search_path(*first: str | Path) -> str:
 def python(
     *arguments: str | Path, cwd: Path = SUPPORT, fails: bool = False, both: bool = False, **environment: str
 ) -> str:
-    """What another Python prints; not in the checkout, where the package of the checkout would always come first."""
+    """The output of another Python, which does not start in the checkout, whose package would always come first."""
     environment = {"PYTHONPATH": search_path(), **environment}
     return run(sys.executable, *arguments, cwd=cwd, fails=fails, both=both, **environment)

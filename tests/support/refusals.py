@@ -91,7 +91,7 @@ def refusal(name: str, device: str, **changes: Any) -> str:
 
 
 def refusals(function: Callable[..., Any], *calls: tuple[Any, ...], **options: Any) -> str:
-    """What a function refuses each of these arguments with, a line each."""
+    """The error texts of a function for several lists of arguments, one line each."""
     texts = []
     for arguments in calls:
         with pytest.raises(RuntimeError) as caught:
