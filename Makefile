@@ -19,9 +19,9 @@ cpp_files = $(shell find csrc tests tools examples benchmarks -name '*.cpp' -o -
 # $(call installed,build test): the stamps of what a target needs in the virtual environment.
 installed = $(if $(VENV),$(patsubst %,$(VENV)/.installed-%,$(1)))
 
-# What reads and writes the most, and what takes a sanitizer no more than minutes.
-sanitized_tests := -q tests/test_errors.py tests/test_layouts.py tests/test_arithmetic.py -k "not many_taps"
-raced_tests := -q tests/test_forward.py tests/test_backward.py -k "plain or lopsided or deep or wide"
+# Tests with the most memory accesses that take no more than minutes under a sanitizer.
+sanitized_tests := -q tests/robustness/test_errors.py tests/operators/test_layouts.py tests/operators/test_arithmetic.py -k "not many_taps"
+raced_tests := -q tests/operators/test_forward.py tests/operators/test_backward.py -k "plain or lopsided or deep or wide"
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -33,7 +33,7 @@ help:  ## list the targets
 demo: build $(call installed,demo)  ## blur a photograph, recover the map from it, write examples/tilt_shift.png
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/tilt_shift.py $(ARGS)
 
-study: build $(call installed,demo study)  ## train the networks of docs/study.md: a GPU or an afternoon; ARGS="--workers 16"
+study: build $(call installed,demo study)  ## train the networks of docs/study.md, on a GPU or for hours; ARGS="--workers 16"
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/three_sizes.py --seeds 5 --results examples/three_sizes $(ARGS)
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/perspective_digits.py --seeds 5 --results examples/perspective_digits \
 	  --output examples/perspective_digits.png $(ARGS)
@@ -45,10 +45,10 @@ docs: build $(call installed,demo docs)  ## build the documentation into build/d
 test: build $(call installed,test demo onnx study)  ## run the tests
 	$(python) -m pytest $(ARGS)
 
-bench: build $(call installed,demo)  ## time it beside F.unfold and others, on the GPU or else the CPU
+bench: build $(call installed,demo)  ## compare with F.unfold and others, on the GPU if there is one
 	PYTHONPATH=.:$$PYTHONPATH $(python) -m benchmarks $(ARGS)
 
-build: $(call installed,torch build package)  ## compile what changed since the last time
+build: $(call installed,torch build package)  ## compile what changed
 	$(python) setup.py --quiet build_ext --inplace
 
 cuda: $(call installed,torch build)  ## compile the CUDA sources for several architectures, where there is an nvcc
@@ -60,27 +60,27 @@ asan: $(call installed,torch build test)  ## run tests under AddressSanitizer an
 tsan: $(call installed,torch build test)  ## run tests under ThreadSanitizer, which watches the parallel loops
 	$(python) tools/sanitize.py thread -m pytest $(or $(ARGS),$(raced_tests))
 
-fuzz: $(call installed,torch build test)  ## call the operators with anything, under sanitizers, led by coverage
+fuzz: $(call installed,torch build test)  ## call the operators with random arguments, under sanitizers, guided by coverage
 	$(python) tools/sanitize.py address tools/fuzz.py $(or $(ARGS),--seconds 3600)
 
-soak: build  ## random calls for minutes: memory has to be flat
+soak: build  ## random calls for minutes, to check that memory does not grow
 	PYTHONPATH=.:$$PYTHONPATH $(python) tools/soak.py $(ARGS)
 
 packages: build $(call installed,test cmake)  ## build, install and use the CMake package, and the wheel of the source distribution
-	DDU_PACKAGES=1 $(python) -m pytest $(or $(ARGS),-q tests/test_cmake.py tests/test_package.py)
+	DDU_PACKAGES=1 $(python) -m pytest $(or $(ARGS),-q tests/package/test_cmake.py tests/package/test_package.py)
 
 # A free-threaded Python has no limited API to audit.
 wheel: build $(call installed,wheel)  ## dist/*.whl, for the torch that is installed and every CPython from 3.10 on, audited
 	$(python) tools/distribute.py wheel
 	wheel=$$(ls -t dist/*.whl | head -1); case $$wheel in *t-linux*) ;; *) $(python) -m abi3audit --strict $$wheel;; esac
 
-sdist: build  ## dist/*.tar.gz, which builds the same
+sdist: build  ## dist/*.tar.gz, the source distribution
 	$(python) tools/distribute.py sdist
 
 try: wheel  ## install the wheel in a new environment, and run tests there
 	$(python) tools/distribute.py try --torch "$(TORCH)" -- $(or $(ARGS),-q)
 
-lock: $(call installed,lint)  ## after a change of requirements/: write the hashes of what is to be installed
+lock: $(call installed,lint)  ## after a change of requirements/: write the hashes of the packages
 	$(pip_install) --quiet uv
 	for list in requirements/*.txt; do $(python) -m uv pip compile --quiet --universal --python-version 3.10 \
 	  --generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
@@ -94,12 +94,12 @@ lint: $(call installed,torch lint)  ## check formatting, style and types of both
 	$(python) -m codespell_lib
 	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
-format: $(call installed,lint)  ## format both languages, mend what ruff can
+format: $(call installed,lint)  ## format both languages, fix what ruff can
 	$(python) -m ruff check --fix --exit-zero .
 	$(python) -m ruff format .
 	$(clang_format) -i $(cpp_files)
 
-clean:  ## remove what was built, but not the virtual environment
+clean:  ## remove everything that was built, except the virtual environment
 	rm -rf build dist *.egg-info ddu_ops/*.so ddu_ops/_built_for.json docs/auto_tutorials docs/sg_execution_times.rst .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 

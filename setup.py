@@ -1,10 +1,10 @@
-"""Builds the extension ``ddu_ops._C`` from what csrc/build.json lists; everything else is in pyproject.toml.
+"""Builds the extension ``ddu_ops._C`` from the sources in csrc/build.json. All other settings are in pyproject.toml.
 
 An incremental build in the checkout: ``python setup.py build_ext --inplace``.
 
-DDU_WITH_CUDA      1 or 0 forces or forbids the CUDA kernels; a GPU need not be visible
-DDU_RELEASE        1: a wheel for other machines, which says in its version and its requirements which torch it is for
-DDU_SANITIZE       names for the compiler's -fsanitize=: tools/sanitize.py sets it, and builds into a folder of its own
+DDU_WITH_CUDA      1 requires the CUDA kernels, 0 disables them; no GPU has to be visible
+DDU_RELEASE        1: a wheel for other machines, whose version and requirements name the torch that it is for
+DDU_SANITIZE       names for the compiler's -fsanitize=, set by tools/sanitize.py, which builds into a separate folder
 """
 
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def switch(name: str) -> bool | None:
-    """Of an environment variable."""
+    """The value of an environment variable that is a switch."""
     value = os.environ.get(name, "")
     if value not in ("", "0", "1"):
         raise SystemExit(f"expected {name} to be 0, 1 or empty, but got {value!r}")
@@ -29,9 +29,9 @@ def switch(name: str) -> bool | None:
 
 
 def with_cuda() -> bool:
-    """Whether to build for CUDA: if torch and a toolkit are there for it; DDU_WITH_CUDA=1 or 0 forces or forbids it.
+    """Whether to build for CUDA: if torch and a toolkit support it; DDU_WITH_CUDA=1 requires it, 0 disables it.
 
-    A GPU need not be visible. TORCH_CUDA_ARCH_LIST says which ones to build for; its default is those that are there.
+    No GPU has to be visible. TORCH_CUDA_ARCH_LIST selects the architectures; by default those of the visible GPUs.
     """
     wish = switch("DDU_WITH_CUDA")
     missing = [
@@ -59,7 +59,7 @@ TORCH = ".".join(torch.__version__.split(".")[:2])  # its C++ interface changes 
 
 
 def version() -> str:
-    """Of the package, and, in a wheel for others, the build of torch that it is for: 1.2.3+torch2.13.cu130."""
+    """The version of the package; in a wheel for others with the torch that it is for: 1.2.3+torch2.13.cu130."""
     (public,) = re.findall(r'__version__ = "(.*)"', (ROOT / "ddu_ops" / "_version.py").read_text())
     if not RELEASE:
         return public
@@ -72,9 +72,9 @@ def requirements() -> list[str]:
 
 
 class Build(BuildExtension):
-    """Keeps the objects in build/, also for an editable install, so that only what changed is compiled again.
+    """Keeps the objects in build/, also for an editable install, so that only changed files are compiled again.
 
-    Beside the extension goes what it was built for: see ddu_ops/_extension.py.
+    Also records beside the extension which torch it was built for: see ddu_ops/_extension.py.
     """
 
     def initialize_options(self) -> None:

@@ -1,4 +1,4 @@
-"""Times the operator beside what does similar work: ``python -m benchmarks --help``."""
+"""Times the operator and its alternatives: ``python -m benchmarks --help``."""
 
 import os
 

@@ -1,9 +1,9 @@
-"""The operator beside ``F.unfold``, the ``grid_sample`` composite and ``deform_conv2d``: time, memory, ratios.
+"""Compare time and memory of the operator with ``F.unfold``, the ``grid_sample`` composite and ``deform_conv2d``.
 
-With --core other axes, sources and padding modes in place of two axes, rates and zeros.
+With --core, other axes, sources and padding modes in place of two axes, rates and zeros.
 
-Outputs are compared before anything is timed. The floor is the time that the bytes which have to be moved take at the
-bandwidth of a copy, measured in the same run.
+Outputs are compared before anything is timed. The floor is the time in which a copy moves as many bytes as the operator
+has to read and write, with the bandwidth measured in the same run.
 """
 
 import argparse
@@ -38,6 +38,11 @@ def main() -> None:
         finish(rows, report.table(rows, args.before), environment, args.output)
         return
     device = torch.device(args.device)
+    sections = CORE[device.type] if args.core else {"unfold": WORKLOADS[device.type]}
+    names = list(dict.fromkeys(workload.name for here in sections.values() for workload in here))
+    unknown = [name for name in args.workloads or () if name not in names]
+    if unknown:
+        raise SystemExit(f"--workloads: expected some of {', '.join(names)}, but got {', '.join(unknown)}")
     torch.manual_seed(0)
     if device.type == "cpu":
         torch.set_num_threads(args.threads)
@@ -48,12 +53,11 @@ def main() -> None:
     quiet = not sys.stderr.isatty()
 
     if args.overhead is not None:
-        names = args.overhead or list(overhead.modes(device))
-        rows = list(tqdm(overhead.overhead_rows(names, device, args.seconds), total=len(names), disable=quiet))
+        modes = args.overhead or list(overhead.modes(device))
+        rows = list(tqdm(overhead.overhead_rows(modes, device, args.seconds), total=len(modes), disable=quiet))
         finish(rows, overhead.table(rows), environment, args.output)
         return
 
-    sections = CORE[device.type] if args.core else {"unfold": WORKLOADS[device.type]}
     chosen = [(s, w) for s in sections for w in sections[s] if not args.workloads or w.name in args.workloads]
     problems = [(s, w, m, d) for s, w in chosen for d in args.dtypes for m in args.maps]
     rows = []
@@ -79,19 +83,19 @@ def finish(rows: list[report.Row], text: str, environment: dict[str, Any], outpu
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU [%(default)s]")
+    parser.add_argument("--threads", type=int, default=1, help="number of CPU threads [%(default)s]")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32", "float16", "bfloat16"])
     parser.add_argument("--maps", nargs="+", choices=MAPS, default=list(MAPS))
     parser.add_argument("--workloads", nargs="+", help="names of benchmarks/workloads.py [all]")
-    parser.add_argument("--core", action="store_true", help="other axes, sources and padding modes")
-    parser.add_argument("--convolution", action="store_true", help="also as a convolution, beside deform_conv2d")
-    parser.add_argument("--overhead", nargs="*", metavar="MODE", help="only the time of a call in each mode")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each measurement, about [%(default)s]")
+    parser.add_argument("--core", action="store_true", help="time other axes, sources and padding modes")
+    parser.add_argument("--convolution", action="store_true", help="also time the convolution and deform_conv2d")
+    parser.add_argument("--overhead", nargs="*", metavar="MODE", help="time only the overhead of a call in each mode")
+    parser.add_argument("--seconds", type=float, default=1.0, help="approximate time of each measurement [%(default)s]")
     parser.add_argument(
-        "--combine", nargs="+", type=Path, metavar="JSON", help="outputs of one command: their least times"
+        "--combine", nargs="+", type=Path, metavar="JSON", help="merge outputs of the same command: the shortest times"
     )
-    parser.add_argument("--before", type=Path, metavar="JSON", help="an earlier output: also its times ÷ those of now")
-    parser.add_argument("--output", type=Path, help="write this .json, .md and .png")
+    parser.add_argument("--before", type=Path, metavar="JSON", help="an earlier output: show its times ÷ these")
+    parser.add_argument("--output", type=Path, help="path, without suffix, of the .json, .md and .png to write")
     return parser.parse_args()
 
 
@@ -182,7 +186,7 @@ def compare(
     seconds: float,
     tick: Callable[[], None],
 ) -> dict[str, Any]:
-    """Milliseconds (forward, backward) and peak memory of each call, after they were seen to agree."""
+    """Milliseconds (forward, backward) and peak memory of each call, after checking that results agree."""
     calls = {name: call for name, call in calls.items() if takes(call, inputs)}
     check(calls, inputs, workload.source)
     clock = Clock(device)
@@ -210,7 +214,7 @@ def compare(
 
 
 def takes(call: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> bool:
-    """Whether there is such a thing for the type: torchvision has nothing for bfloat16."""
+    """Whether the call supports the type: torchvision does not support bfloat16."""
     try:
         with torch.no_grad():
             call(*inputs)

@@ -1,4 +1,4 @@
-"""Who is timed: the operator, and what people use in its place.
+"""The operator and the alternatives that it is compared with.
 
 Windows have odd kernels, stride 1 and padding by half the kernel. As unfolds, all take (input, positions) and their
 options by name: kernel_size, source and padding_mode.

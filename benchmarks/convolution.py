@@ -1,8 +1,8 @@
-"""The convolution beside the same by columns and beside torch's own with fixed rates: time and memory, both directions.
+"""Compare time and memory of the convolution with columns and with torch's convolution at fixed rates.
 
-Each row is a layer, its map smooth, with a mask unless it says otherwise. "columns" is the unfold, the product with the
-mask and the matrix product; the layout of its result is that of the input. Results are compared before anything is
-timed.
+Each row is a layer with a smooth map, and with a mask unless it says otherwise. "columns" is the unfold, the product
+with the mask and the matrix product; its result has the layout of the input. Results are compared before anything is
+timed. Times are forward / backward.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Two processes or more against one: the same numbers, how long a step takes, how often they exchange anything.
+"""Compare several processes with one: results, the time of a step, and the number of collectives.
 
     torchrun --nproc-per-node 2 -m benchmarks.distributed --output benchmarks/results/distributed_cuda
 

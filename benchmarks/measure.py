@@ -1,4 +1,4 @@
-"""How it is timed: all contenders in turn, round by round, so that what disturbs one disturbs all."""
+"""Measurements: all contenders take turns, so that disturbances affect all of them."""
 
 import itertools
 import statistics
@@ -75,7 +75,7 @@ def time_all(calls: dict[str, Callable[[], object]], clock: Clock, seconds: floa
 
 
 def peak_memory(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes above what was there before, at the worst moment of a call."""
+    """Peak memory of a call, in bytes beyond what was allocated before."""
     call()
     if device.type == "cuda":
         synchronize(device)

@@ -1,4 +1,4 @@
-"""Which ONNX operators to translate the unfold into: what onnxruntime runs, how exactly, and how fast.
+"""Compare ONNX operators for the translation of the unfold: what onnxruntime supports, its accuracy and speed.
 
     python -m benchmarks.onnx_operators
 

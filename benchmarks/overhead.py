@@ -1,4 +1,4 @@
-"""What a call costs where the work is next to nothing: in every mode of PyTorch, beside ``F.unfold`` in the same mode.
+"""The overhead of a call with almost no work, in every mode of PyTorch, compared with ``F.unfold`` in the same mode.
 
 A mode is a function that takes what is called, an image and a map, and returns a call without arguments.
 """

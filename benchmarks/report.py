@@ -1,4 +1,4 @@
-"""What comes out: a table, JSON, a plot."""
+"""The output: a table, JSON and a plot."""
 
 import json
 from pathlib import Path
@@ -21,9 +21,10 @@ def table(rows: list[Row], before: Path | None = None) -> str:
         names = list(dict.fromkeys(name for row in here for name in row["ms"]))
         head = ["workload", "type", "map"]
         first, *others = names
-        head += ["floor", "÷ floor"] if floored else []
+        head += ["floor ms", "÷ floor"] if floored else []
         head += ["before ÷ now"] if earlier else []
-        head += names + [f"÷ {name}" for name in others] + [f"memory {name}" for name in names]
+        head += [f"{name} ms" for name in names] + [f"÷ {name}" for name in others]
+        head += [f"memory {name}" for name in names]
         head += ["÷ input"] if floored else []
         lines += [f"### {section}", "", row_of(head), row_of(["---"] * len(head))]
         for row in here:

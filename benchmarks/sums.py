@@ -1,8 +1,8 @@
-"""Sums of windows beside what people use in their place: ``python -m benchmarks.sums``.
+"""Compare the sums of windows with their alternatives: ``python -m benchmarks.sums``.
 
-For each piece of work the time of the forward and of the backward, all gradients, and the memory of both beyond the
-arguments. ``floor`` is the time that the arguments and results of the forward take at the bandwidth of a copy.
-Contenders are compared before they are timed.
+For each task: the time of the forward and of the backward with all gradients, and their memory beyond the arguments.
+``floor`` is the time in which a copy moves the arguments and results of the forward. Results are compared before
+anything is timed.
 """
 
 import argparse

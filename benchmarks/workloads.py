@@ -1,4 +1,4 @@
-"""What is timed: problem sizes and positions. The one table of them."""
+"""The problem sizes and positions that are timed."""
 
 import math
 from dataclasses import dataclass, replace

@@ -76,6 +76,7 @@ struct Check {
   const char* positions_name = "positions";
   bool unbatched = false;
   bool axes_known = true;  // to the caller, or from an argument
+  at::Tensor weight = {};  // of a convolution that a model calls
 
   // ---- options
 
@@ -194,7 +195,7 @@ struct Check {
     or_float = or_float && (lead_type == at::kHalf || lead_type == at::kBFloat16);
     TORCH_CHECK(
         type == lead_type || (or_float && type == at::kFloat), op, "(): expected ", argument, " of type ",
-        name(lead_type), or_float ? " or float32" : "", ", for ", lead_name, " is ", name(lead_type), ", but got ",
+        name(lead_type), or_float ? " or float32" : "", ", because ", lead_name, " is ", name(lead_type), ", but got ",
         name(type));
   }
 
@@ -404,7 +405,17 @@ struct Check {
     TORCH_CHECK(
         covers(shape, several_shape, true), op, "(): expected ", positions_name, " of shape ",
         written(one ? one_shape : several_shape), one && most > 1 ? " or " : "",
-        one && most > 1 ? written(several_shape) : "", ", but got ", tuple(tensor.sym_sizes()));
+        one && most > 1 ? written(several_shape) : "", ", but got ", tuple(tensor.sym_sizes()), maybe_swapped(tensor));
+  }
+
+  // The order of a convolution's arguments, where the positions are smaller than the weight.
+  std::string maybe_swapped(const at::Tensor& tensor) const {
+    if (!weight.defined() || tensor.dim() != weight.dim() || tensor.sym_size(-1) >= weight.sym_size(-1)) {
+      return "";
+    }
+    const bool rates = std::string(positions_name) == "dilation_map";
+    return std::string("; the order of the arguments is ") +
+        (rates ? "input, weight, dilation_map" : "input, offset, weight");
   }
 
   void order(SymParams& params, c10::IntArrayRef order) const {
@@ -430,6 +441,10 @@ struct Check {
     TORCH_CHECK(
         params.channels % params.groups == 0, op, "(): expected ", groups_name, " to divide the ", params.channels,
         " channels of ", lead_name, ", but got ", params.groups);
+    TORCH_CHECK(
+        !unbatched || positions.dim() != params.axes + 2, op, "(): expected ", lead_name,
+        " with a batch dimension, because ", positions_name, " of shape ", tuple(positions.sym_sizes()),
+        " has one, but got shape ", tuple(lead.sym_sizes()));
     grid(params, size);
     located(params, positions);
     order(params, options.order);
@@ -579,6 +594,7 @@ SymParams check_convolution(
   TORCH_CHECK(
       per_image || weight.dim() == axes + 2, op, "(): expected weight of shape (", kernel_pattern, ") or (B, ",
       kernel_pattern, "), but got ", tuple(weight.sym_sizes()));
+  check.weight = caller.model ? weight : at::Tensor();
   const auto params = check_input(check, input, positions, options);
   TORCH_CHECK(
       !per_image || !check.unbatched, op, "(): expected weight of shape (", kernel_pattern,
@@ -719,8 +735,8 @@ void check_convolution_gradient(
   check.shaped("grad_output", grad_output, check.over_grid(params, out_channels));
   check.agrees("grad_output", grad_output, "input", input, /*or_float=*/false);
   TORCH_CHECK(
-      has_mask || !needs_mask, op, "(): expected mask to be a tensor, for output_mask asks for its gradient, but got ",
-      "None");
+      has_mask || !needs_mask, op,
+      "(): expected mask to be a tensor, because output_mask asks for its gradient, but got ", "None");
 }
 
 Shape check_dcls(
@@ -854,7 +870,7 @@ void check_dcls_gradient(
   check.agrees("grad_output", grad_output, "weight", weight, /*or_float=*/false);
   TORCH_CHECK(
       has_sigma || !needs_sigma, op,
-      "(): expected sigma to be a tensor, for output_mask asks for its gradient, but got None");
+      "(): expected sigma to be a tensor, because output_mask asks for its gradient, but got None");
 }
 
 namespace {

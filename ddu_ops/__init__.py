@@ -1,7 +1,7 @@
 """Dynamic dilation unfold: ``F.unfold`` in which every output position reads its own dilation rate.
 
 Importing the package loads the extension, which registers the operators as ``torch.ops.ddu.*``. Without an extension
-that fits the installed torch there is a warning with the command that mends it, and only ``ddu_ops.reference``.
+that fits the installed torch it warns, with the command that fixes this, and only ``ddu_ops.reference`` works.
 """
 
 import warnings
@@ -30,7 +30,6 @@ if _extension.problem is None:
         DynamicDilationMaxPool2d,
         DynamicDilationMaxPool3d,
     )
-    from ddu_ops._when_imported import when_imported
     from ddu_ops.conversion import adapt, to_fixed
     from ddu_ops.functional import (
         deform_conv1d,
@@ -89,9 +88,6 @@ if _extension.problem is None:
         dynamic_dilation_max_pool2d,
         dynamic_dilation_max_pool3d,
     )
-
-    # It imports triton, where that is, or warns that it is not: not everybody's matter.
-    when_imported("torch.utils.flop_counter", then="ddu_ops._flops")
 else:
     warnings.warn(_extension.problem, RuntimeWarning, stacklevel=2)
 

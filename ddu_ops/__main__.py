@@ -1,7 +1,7 @@
-"""``python -m ddu_ops``: what is installed, how it was compiled, and whether it computes what it should here.
+"""``python -m ddu_ops``: reports what is installed and how it was compiled, and runs a self-test.
 
-The self-test holds every operator against the reference, in every type and on every device, for about ten seconds. The
-exit status is 0 if all agree. A bug report is best begun with what this prints.
+The self-test compares every operator with the reference, in every type and on every device, for about ten seconds. The
+exit status is 0 if all agree. Please include the output in bug reports.
 """
 
 import argparse
@@ -26,7 +26,7 @@ TYPES = {  # of the image, and of the map
 
 
 def environment() -> Iterator[tuple[str, str]]:
-    """What a bug report should say, as pairs of a name and a text."""
+    """The facts that a bug report needs, as pairs of a name and a text."""
     build = _C.build()
     yield "ddu_ops", __version__
     yield "torch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}"
@@ -41,13 +41,13 @@ def environment() -> Iterator[tuple[str, str]]:
 
 
 def devices() -> list[str]:
-    """Those that the extension was compiled for and that are there."""
+    """The devices that are present and that the extension was compiled for."""
     found = range(torch.cuda.device_count()) if _C.build()["cuda"] else range(0)
     return ["cpu", *(f"cuda:{index}" for index in found)]
 
 
 def disagreement(rng: random.Random, dtype: torch.dtype, map_dtype: torch.dtype, device: str) -> str | None:
-    """Tries all operators on a problem that is drawn; the name of one that is not near the reference, if there is."""
+    """Tries all operators on a random problem; returns the name of one that differs from the reference, if any."""
     groups, rates, kernel_size = rng.randint(1, 2), rng.randint(1, 2), (rng.randint(1, 4), rng.randint(1, 4))
     stride, dilation, aligned = rng.randint(1, 2), rng.randint(1, 2), rng.random() < 0.7
     padding_mode = rng.choice(("zeros", "border", "reflection"))
@@ -96,7 +96,7 @@ def disagreement(rng: random.Random, dtype: torch.dtype, map_dtype: torch.dtype,
 
 
 def self_test(seconds: float) -> bool:
-    """Prints a line for every device and type; whether all agree with the reference."""
+    """Prints a line for every device and type; returns whether all agree with the reference."""
     runs = [(device, name) for device in devices() for name in TYPES]
     good = True
     for device, name in runs:
@@ -110,7 +110,7 @@ def self_test(seconds: float) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report; the exit status."""
+    """Prints the report and returns the exit status."""
     parser = argparse.ArgumentParser("python -m ddu_ops", description="Versions, how it was compiled, a self-test.")
     parser.add_argument("--seconds", type=float, default=10.0, help="for the self-test")
     seconds: float = parser.parse_args(arguments).seconds

@@ -1,4 +1,4 @@
-"""The operators in terms of ATen's, for what knows no others."""
+"""The operators in terms of ATen's, for backends that know no others."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,24 +8,23 @@ import torch
 from torch import DispatchKey
 from torch._ops import OpOverload
 
-# The kernel, registered for one of these two keys, that is written in terms of other operators: of the public
-# operators those of the family, of the family ATen's. It is called without the dispatcher's choice of another.
+# The keys of kernels that call other operators: those of public operators call the family, those of the family call
+# ATen. They are called directly, so that the dispatcher does not select another kernel.
 _WRITTEN_IN_OTHERS = (DispatchKey.CompositeImplicitAutograd, DispatchKey.CompositeExplicitAutograd)
 
 
 def decompositions() -> dict[OpOverload, Callable[..., Any]]:
-    """Decompositions of every operator of the library into ATen operators.
+    """Return decompositions of every operator of the library into ATen operators.
 
-    Compiled and exported programs hold the library's operators as they are. This table takes them apart, exactly: the
+    Compiled and exported programs contain the library's operators as they are. This table decomposes them exactly: the
     values, types, gradients and errors are those of the kernels, half types are computed in float32 and rounded once,
-    and no size becomes a constant. It is meant for backends that know ATen alone; where the operators have kernels,
-    those are faster and need less memory. The same functions run, without being asked for, on devices that have no
-    kernels.
+    and no size becomes a constant. It is meant for backends that support only ATen; where the operators have kernels,
+    those are faster and need less memory. On devices without kernels the same functions run automatically.
 
     Returns:
         A table for :meth:`torch.export.ExportedProgram.run_decompositions`, for the ``decomposition_table`` of
-        :func:`torch.fx.experimental.proxy_tensor.make_fx` and for the ``decompositions`` of AOTAutograd. The caller
-        may change it.
+        :func:`torch.fx.experimental.proxy_tensor.make_fx` and for the ``decompositions`` of AOTAutograd. It is a new
+        dictionary, which the caller may change.
 
     Example:
         >>> class Model(torch.nn.Module):

@@ -1,22 +1,24 @@
-"""Options as callers give them: whole numbers, one for all axes or one per axis, slowest axis first."""
+"""Options as callers pass them: ints, one for all axes or one per axis, slowest axis first."""
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from operator import index
 from typing import Any, SupportsIndex
 
 import torch
+from torch.overrides import has_torch_function
 
-#: One number for all axes or one per axis. A number is what ``operator.index`` takes, such as NumPy's.
+#: One number for all axes or one per axis. A number is anything that ``operator.index`` accepts, such as NumPy's ints.
 Ints = SupportsIndex | Sequence[SupportsIndex]
 
 
 def integer(
     value: Any, name: str, function: str, error: type[Exception] = RuntimeError, *, least: int | None = None
 ) -> int:
-    """A number. Of a symbolic one it is the value that it has now."""
+    """An int. A symbolic one is replaced by its current value."""
     number = _index(value)
     if number is None:
-        raise error(f"{function}(): expected {name} to be an int, but got {value!r}")
+        raise error(f"{function}(): expected {name} to be an int, but got {described(value, function)}")
     _check(least, (number,), number, name, function, error)
     return number
 
@@ -32,15 +34,15 @@ def ints(
     least: int | None = None,
     symbolic: bool = False,
 ) -> tuple[int, ...]:
-    """A number for every axis: on two axes ``3``, ``(3,)`` and ``(3, 3)`` mean the same.
+    """An int for every axis: on two axes ``3``, ``(3,)`` and ``(3, 3)`` mean the same.
 
     Args:
-        name, function: what the message calls the argument and where it was given.
-        words: what else the argument may be, for the message.
-        least: refuses smaller numbers, for modules; the functions leave that to the operators.
-        symbolic: leaves symbolic numbers as they are, also those of ``torch.jit.trace``, which are tensors.
+        name, function: the names of the argument and of the function, for the message.
+        words: strings that the argument may also be, for the message.
+        least: the smallest value, checked by modules; functions leave this check to the operators.
+        symbolic: keep symbolic numbers, including those of ``torch.jit.trace``, which are tensors.
     """
-    if not symbolic and least is None:  # the usual forms, at less cost
+    if not symbolic and least is None:  # a faster path for the usual forms
         try:
             if type(value) is tuple and len(value) == axes:
                 return tuple(map(index, value))
@@ -53,7 +55,35 @@ def ints(
         return numbers if len(numbers) == axes else numbers * axes
     count = "one int" if axes == 1 else f"one or {('two', 'three')[axes - 2]} ints"
     takes = " or ".join(", ".join([count, *map(repr, words)]).rsplit(", ", 1))
-    raise error(f"{function}(): expected {name} to be {takes}, but got {value if numbers is None else numbers!r}")
+    got = described(value, function) if numbers is None else repr(numbers)
+    raise error(f"{function}(): expected {name} to be {takes}, but got {got}")
+
+
+def require_tensor(value: Any, name: str, function: str, takes: str = "a tensor") -> None:
+    """Refuses what is not a tensor. The dispatcher would print every number of an array."""
+    if isinstance(value, torch.Tensor) or has_torch_function((value,)):  # such as an fx proxy
+        return
+    raise RuntimeError(f"{function}(): expected {name} to be {takes}, but got {described(value, function, name)}")
+
+
+def described(value: Any, function: str, name: str | None = None) -> str:
+    """Describes a wrong argument: by its value, or an array by its shape; with the order if two may be swapped.
+
+    Args:
+        name: the name of the argument if a tensor was expected.
+    """
+    array = isinstance(getattr(value, "shape", None), tuple) and getattr(value, "ndim", 0) > 0
+    operator = getattr(torch.ops.ddu, function, None)
+    names = [] if operator is None else [a.name for a in operator.default._schema.arguments if not a.kwarg_only]
+    order = f"; the order of the arguments is {', '.join(names)}"
+    if array:
+        kind = "tensor" if isinstance(value, torch.Tensor) else f"{type(value).__module__}.{type(value).__name__}"
+        got = f"a {kind} of shape {tuple(value.shape)}"
+        if name is None:
+            return got + order * bool(names)
+        return got + "; torch.from_numpy() makes a tensor of it" * (kind == "numpy.ndarray")
+    got = reprlib.repr(value)
+    return got + order * (name is not None and name in names[1:] and not isinstance(value, str))
 
 
 def windows(
@@ -77,7 +107,7 @@ def one_or_more(
     *,
     least: int | None = None,
 ) -> Ints:
-    """The same, in the form in which it was given: a number stays one."""
+    """The same, but a single number stays a number."""
     numbers = ints(value, axes, name, function, error, least=least)
     return numbers[0] if _index(value) is not None else numbers
 
@@ -91,10 +121,10 @@ def several(
     least: int | None = None,
     some: bool = False,
 ) -> tuple[int, ...]:
-    """A list of numbers, as many as there are.
+    """A list of ints of any length.
 
     Args:
-        some: refuses an empty one.
+        some: refuse an empty list.
     """
     numbers = None if _index(value) is not None else _numbers(value, False)
     if numbers is None or (some and not numbers):
@@ -105,7 +135,7 @@ def several(
 
 
 def length_of_ints(value: Any) -> int:
-    """How many numbers there are; 0 where something is none."""
+    """The number of ints; 0 if an entry is not an int."""
     return len(_numbers(value, False) or ())
 
 
@@ -117,7 +147,7 @@ def _check(
 
 
 def _numbers(value: Any, symbolic: bool) -> tuple[int, ...] | None:
-    """All of them, or ``None`` where something is no number."""
+    """All ints, or ``None`` if an entry is not an int."""
     number = _index(value, symbolic)
     if number is not None:
         return (number,)
@@ -140,5 +170,5 @@ def _index(value: Any, symbolic: bool = False) -> int | None:
     try:
         return index(value)
     except TypeError:
-        # While fx traces, a number may be one of its proxies.
+        # While fx traces, a number may be a proxy.
         return value if isinstance(value, torch.fx.Proxy) else None  # type: ignore[return-value]

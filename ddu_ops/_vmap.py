@@ -1,13 +1,14 @@
 """``torch.func.vmap`` of the operators.
 
-Where all tensors begin with the batch, the mapped dimension is folded into it and taken out of it again. What is not
-mapped is expanded. The weight of a convolution has no batch: where it is mapped, or its gradient is asked for, every
-image gets one of its own. A dimension of size 0 gets one index of zeros, which the result loses again, because nothing
-else tells its shape. The composite operators are taken apart first (csrc/dispatch/composite.cpp).
+If all tensors begin with the batch, the mapped dimension is merged into the batch and split off again afterwards.
+Tensors that are not mapped are expanded. The weight of a convolution has no batch: if it is mapped, or its gradient is
+needed, every image gets its own weight. A dimension of size 0 is replaced by one index of zeros, which is removed from
+the result again, because the operator has to run to determine the shape. Composite operators are decomposed first
+(csrc/dispatch/composite.cpp).
 
-The first rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would add half as much
-time again to a small call. They are not in C++, for torch ships the header of the current level without what that
-includes.
+The first rules are kernels like those of torch's own operators: ``torch.library.register_vmap`` would make a small call
+take 1.5 times as long. They are not in C++ because torch ships the header of the current level without the headers that
+it includes.
 """
 
 from collections.abc import Callable
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-# The rules live as long as this does. It is kept with the operators, which an import can't make twice: whoever imports
-# the package again, or reloads it, replaces the rules.
+# The rules live as long as this object. It is stored with the operators, which cannot be registered twice, so that
+# importing the package again or reloading it replaces the rules.
 _kept = vars(torch.ops.ddu)
 if "rules_of_vmap" in _kept:
     _kept["rules_of_vmap"]._destroy()
@@ -27,7 +28,7 @@ _key = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 
 
 def _with_one_index(value: Tensor, dim: int) -> Tensor:
-    """Of a dimension of size 0."""
+    """The rule for a dimension of size 0."""
     return torch.cat([value, value.new_zeros([1 if i == dim else n for i, n in enumerate(value.shape)])], dim)
 
 
@@ -126,7 +127,7 @@ for _name in ("convolution", "convolution_backward"):
 
 
 def _register_dcls(name: str) -> None:
-    """The mapped dimension is folded into the (output) channels, which every tensor has."""
+    """Merges the mapped dimension into the (output) channels, which every tensor has."""
     operator = getattr(torch.ops.ddu, name).default
     parameters = [argument.name for argument in operator._schema.arguments]
 
@@ -168,7 +169,7 @@ for _name in ("dcls_kernel", "dcls_kernel_backward", "dcls_sparse_sum", "dcls_sp
 
 
 def _inside(info: Any, in_dims: tuple[int | None, ...], positions: Tensor, kernel_size: Any) -> tuple[Tensor, int]:
-    """Every position for itself: the mapped dimension goes where it is not looked at."""
+    """Positions are independent, so the mapped dimension goes where the operator does not look at it."""
     assert in_dims[0] is not None
     return torch.ops.ddu.dcls_inside(positions.movedim(in_dims[0], -1), kernel_size), -1
 

@@ -1,4 +1,4 @@
-"""A model made adaptive in one call, and layers made plain again whose rates hardly move."""
+"""Convert the convolutions of a model into adaptive layers, and adaptive layers with constant rates back."""
 
 import copy
 import fnmatch
@@ -36,12 +36,12 @@ _WORDS: dict[str, Any] = {mode: word for word, mode in _PADDING_MODES.items()}
 
 @dataclass(frozen=True)
 class Change:
-    """A layer that was replaced, or why it was not.
+    """A layer that was replaced, or the reason why it was not.
 
     Attributes:
-        name: of the layer in the model; of a layer that is in several places the first one.
-        before, after: the layers; ``after`` is ``before`` where nothing was changed.
-        note: what there is to say.
+        name: the name of the layer in the model; the first one if the layer is used in several places.
+        before, after: the layers; ``after`` is ``before`` if nothing was changed.
+        note: what was changed, or why not.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Change:
 
 @dataclass(frozen=True, repr=False)
 class Conversion:
-    """What became of a model.
+    """The result of a conversion.
 
     Attributes:
-        model: the model, the same object, unless it was itself a layer that was replaced.
-        changes: a :class:`Change` for each layer that was looked at; printed, a conversion is a table of them.
-        added: the parameters that are new, a group of their own for an optimiser.
+        model: the same object that was passed, unless it was itself a layer that was replaced.
+        changes: a :class:`Change` for each layer that was considered. Printing the conversion shows them as a table.
+        added: the new parameters, for a separate group of an optimiser.
     """
 
     model: nn.Module
@@ -65,10 +65,10 @@ class Conversion:
     added: list[nn.Parameter] = field(default_factory=list)
 
     def parameter_groups(self, **options: Any) -> list[dict[str, Any]]:
-        """Two groups for an optimiser: the parameters that there were, and the new ones with options of their own.
+        """Two groups for an optimiser: the existing parameters, and the new ones with separate options.
 
         Args:
-            options: of the new group, such as ``lr``.
+            options: options of the new group, such as ``lr``.
         """
         new = {id(parameter) for parameter in self.added}
         rest = [parameter for parameter in self.model.parameters() if id(parameter) not in new]
@@ -98,31 +98,32 @@ def adapt(
     source: str = "rates",
     **options: Any,
 ) -> Conversion:
-    """Replace convolutions of a model by adaptive ones, which start with the same results.
+    """Replace convolutions of a model by adaptive layers, which start with the same results.
 
-    The layers that are chosen become a :class:`~ddu_ops.DynamicDilationConv2d`, or its like for signals and volumes, or
-    a :class:`~ddu_ops.DeformConv2d`. They keep their parameters, the same objects, and so every optimiser, tie and
-    ``requires_grad``; hooks, with the handles that remove them; device, type and mode; the padding modes ``replicate``
-    and ``reflect``. The predictors begin at rates of one, or offsets of zero, so the model computes what it did, to
-    rounding. Layers that are adaptive already stay what they are: adapting twice is adapting once.
+    Each selected layer becomes a :class:`~ddu_ops.DynamicDilationConv2d`, or its counterpart for signals and volumes,
+    or a :class:`~ddu_ops.DeformConv2d`. The layers keep their parameter objects, and so optimiser state, ties and
+    ``requires_grad``; hooks, with the handles that remove them; device, type and mode; and the padding modes
+    ``replicate`` and ``reflect``. The predictors start at rates of one or offsets of zero, so the results of the model
+    are unchanged up to rounding. Layers that are already adaptive are left unchanged, so calling this twice has no
+    further effect.
 
     Args:
         model: changed in place. Adapt it before it is compiled or wrapped for several processes.
-        names: patterns of the names of layers, one of which has to match, as of files: ``"layer[34].*"``. Default: all.
-        types: kinds of layers. Default: the convolutions that are not transposed, and all of their subclasses.
-        where: whether to replace a layer, of its name and itself. Default: those with a kernel of three taps or more on
-            some axis.
+        names: glob patterns, one of which has to match the name of a layer: ``"layer[34].*"``. Default: all names.
+        types: classes of layers. Default: convolutions that are not transposed, including all subclasses.
+        where: a function of a layer's name and the layer that returns whether to replace it. Default: layers whose
+            kernel has three or more taps on some axis.
         source: what the new layers predict: ``"rates"`` or ``"offsets"``. Default: ``"rates"``.
         options: keyword arguments of the new layers, such as ``bounds``.
 
     Returns:
-        A :class:`~ddu_ops.conversion.Conversion`: the model, the new parameters, and a table when it is printed.
+        A :class:`~ddu_ops.conversion.Conversion` with the model and the new parameters, which prints as a table.
 
     Raises:
-        ValueError: for another ``source``.
-        TypeError: for layers among the chosen ones whose results can't be kept, by name and with the reason:
-            ``circular`` padding, subclasses with a forward of their own, parametrised weights, lazy layers. The model
-            is as it was then; ``names`` and ``where`` can leave them out.
+        ValueError: for an unknown ``source``.
+        TypeError: for selected layers whose results would change, with names and reasons: ``circular`` padding,
+            subclasses with their own ``forward``, parametrised weights, lazy layers. The model is then unchanged; use
+            ``names`` and ``where`` to exclude such layers.
 
     Example:
         >>> model = torch.nn.Sequential(
@@ -173,7 +174,7 @@ def adapt(
 
 
 def _adaptive(conv: Any, source: str, options: dict[str, Any]) -> nn.Module:
-    """An adaptive layer, as yet without the parameters and hooks of the one that it stands for."""
+    """An adaptive layer, without the parameters and hooks of the layer that it replaces."""
     others = _others(conv)
     if others:
         raise TypeError(f"expected parameters weight and bias, but got {', '.join(others)}, too")
@@ -183,12 +184,12 @@ def _adaptive(conv: Any, source: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _others(layer: nn.Module, *known: str) -> list[str]:
-    """What it has beside the parameters of a convolution."""
+    """The parameters that a plain convolution does not have."""
     return sorted({*layer._parameters, *layer._buffers, *layer._modules} - {"weight", "bias", *known})
 
 
 def _bare(layer: Any) -> Any:
-    """The layer without its hooks, which are taken over."""
+    """The layer without its hooks, which are moved separately."""
     bare = copy.copy(layer)
     for key in _hooks(layer):
         vars(bare)[key] = type(vars(layer)[key])()
@@ -200,7 +201,7 @@ def _hooks(module: nn.Module) -> list[str]:
 
 
 def _take_over(old: nn.Module, new: nn.Module) -> None:
-    """Parameters and hooks as the same objects, and what else users attached to a layer."""
+    """Moves parameters and hooks, as the same objects, and other attributes that users added to the layer."""
     for key in ("weight", "bias"):
         setattr(new, key, getattr(old, key))
     for key in (*_hooks(old), "_is_full_backward_hook"):
@@ -223,7 +224,7 @@ def _replaced(model: nn.Module, made: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 class _Rates:
-    """What the rates of a layer were, per map, and whether its calls could have been a plain convolution's."""
+    """The rates of a layer, per map, and whether its calls could be those of a plain convolution."""
 
     def __init__(self, axes: int) -> None:
         self.axes = axes
@@ -251,26 +252,26 @@ class _Rates:
 def to_fixed(
     model: nn.Module, images: Tensor | Iterable[Tensor], *, tolerance: float = 0.1, names: str | Sequence[str] = "*"
 ) -> Conversion:
-    """Replace adaptive layers whose rates hardly move by plain convolutions of the nearest dilation.
+    """Replace adaptive layers with nearly constant rates by plain convolutions with the nearest dilation.
 
-    The model runs on images twice, in evaluation mode: the first time the rates are looked at; the second time the
-    results of each layer that can be replaced are compared with those of the convolution that would replace it. What is
-    replaced is faster, and any program that knows convolutions runs it.
+    The model runs on the images twice, in evaluation mode. The first run collects the rates. The second compares the
+    results of each replaceable layer with those of the convolution that would replace it. The plain layers are faster
+    and run in any program that supports convolutions.
 
     Args:
         model: changed in place.
-        images: a batch, or several, of what the model will see.
-        tolerance: how far rates may be from the nearest whole dilation, as the root of the mean square over all
-            positions, in pixels between two taps. Default: 0.1.
+        images: one or more batches of typical inputs of the model.
+        tolerance: the largest root mean square distance of the rates, over all positions, from the nearest whole
+            dilation, in pixels between two taps. Default: 0.1.
         names: patterns of the names of layers, as in :func:`adapt`. Default: all.
 
     Returns:
-        A :class:`~ddu_ops.conversion.Conversion`. Its table tells of every adaptive layer what its rates were, and what
-        is lost with them, the change of the layer's output; or why it stays: layers whose results would be others, such
-        as subclasses with a forward of their own and parametrised or pruned layers, are left as they are.
+        A :class:`~ddu_ops.conversion.Conversion`. For every adaptive layer its table shows the rates and how much the
+        output of the layer changes, or why the layer was kept. Layers whose results would change in other ways, such as
+        subclasses with their own ``forward`` and parametrised or pruned layers, are kept.
 
     Raises:
-        TypeError: for images that are neither a batch nor several.
+        TypeError: if ``images`` is not one or more batches.
 
     Example:
         >>> model = adapt(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())).model
@@ -341,7 +342,7 @@ def _compares(fixed: nn.Module, lost: list[float]) -> Callable[..., None]:
 
 
 def _own(layer: Any) -> str | None:
-    """Why a layer stays, whatever its rates are."""
+    """Why a layer is kept, whatever its rates are."""
     others = _others(layer, "rate")
     if others:
         return f"stays: it has {', '.join(others)}, too"
@@ -359,7 +360,7 @@ def _own(layer: Any) -> str | None:
 
 
 def _fixed(layer: Any, rates: _Rates, tolerance: float) -> tuple[nn.Module | None, str]:
-    """The plain convolution, and what the rates were; or none, and why not."""
+    """The plain convolution and a note on the rates; or ``None`` and the reason."""
     if not rates.count:
         return None, "stays: its images are empty" if rates.called else "stays: the model did not call it"
     if not rates.plain:

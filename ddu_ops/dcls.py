@@ -1,18 +1,18 @@
-"""Dilated convolution with learnable spacings (DCLS): kernels whose few weights lie at learned, real positions.
+"""Dilated convolution with learnable spacings (DCLS): kernels with few weights at learned, fractional positions.
 
 The layers of I. Khalfaoui-Hassani, T. Pellegrini and T. Masquelier, "Dilated convolution with learnable spacings",
 ICLR 2023, and "Dilated Convolution with Learnable Spacings: beyond bilinear interpolation", 2023, with the arguments,
-parameters and state dicts of the package ``DCLS``. They differ from it where it is wrong or leaves work to its caller:
+parameters and state dicts of the package ``DCLS``. They differ from the package in the following:
 
-- The positions stay inside the kernel by themselves: there is nothing to call after a step.
-- Kernels that are not square: the package centres ``P[0]`` by the size of the first axis, whichever axis ``P[0]`` is.
+- The positions stay inside the kernel automatically, without a call after every step.
+- Kernels that are not square: the package centres ``P[0]`` with the size of the first axis, whichever axis ``P[0]`` is.
   Here every axis has its own centre. :func:`published_positions` converts.
-- Kernels of an even size: the package lets positions go one cell beyond the last, where weight is lost. Here they stop
-  at the last cell, unless ``keep_inside=False``.
-- ``Dcls2_1d`` of version ``gauss`` adds 1 to ``|SIG|`` in the package, all others add 0.27. Here it is 0.27; a state
-  dict of the package's ``Dcls2_1d``, which its buffers tell, is converted when it is loaded.
-- ``SIG`` of version ``max`` starts at 0, where the package's gradient of ``|SIG|`` is 0: it never moves. Here the
-  derivative is the one from the right, as at every kink.
+- Kernels of an even size: the package allows positions up to one cell beyond the last, where weight is lost. Here they
+  stop at the last cell, unless ``keep_inside=False``.
+- With version ``gauss`` the package's ``Dcls2_1d`` adds 1 to ``|SIG|``, the other layers 0.27. Here all add 0.27; a
+  state dict of the package's ``Dcls2_1d``, which is recognised by its buffers, is converted when it is loaded.
+- With version ``max``, ``SIG`` starts at 0, where the gradient of ``|SIG|`` is 0 in the package, so that it never
+  moves. Here the derivative is the one from the right, as at every kink.
 """
 
 import math
@@ -33,20 +33,20 @@ _extension.require()
 VERSIONS = ("v0", "v1", "max", "gauss")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
-#: Where the sparse form pays: how many cells the kernel has to have for every tap that takes their place. A weight is
-#: two taps along each axis. By device; on others the kernel is always dense.
+#: The sparse form is used if the kernel has at least this many cells for each of its taps; a weight is two taps along
+#: each axis. By device; on other devices the kernel is always dense.
 CELLS_PER_TAP = {"cpu": 2.0, "cuda": 1.0}
 
-#: What SIG starts at, by the versions that have one.
+#: The initial value of SIG, for the versions that have it.
 _INITIAL_SIG = {"gauss": 0.23, "max": 0.0}
 
 
 def dcls_kernel(
     weight: Tensor, positions: Tensor, kernel_size: Ints, sigma: Tensor | None = None, *, version: str = "v1"
 ) -> Tensor:
-    r"""Spread weights at real positions over a dense kernel.
+    r"""Spread weights at fractional positions over a dense kernel.
 
-    A weight shares itself out over the cells around its position. With :math:`x_a` the distance of a cell from the
+    A weight is distributed over the cells around its position. With :math:`x_a` the distance of a cell from the
     position along axis :math:`a`, the share is
 
     ======== ============================================================== ==================================
@@ -58,20 +58,20 @@ def dcls_kernel(
     gauss    :math:`\exp(-\frac12 \sum_a (x_a / (0.27 + |\sigma_a|))^2)`    yes
     ======== ============================================================== ==================================
 
-    where the sum has 1e-7 added to it. The interpolations v0, v1 and max are those of the first paper and its package,
-    gauss is that of the second.
+    where 1e-7 is added to the sum. The interpolations v0, v1 and max are from the first paper and its package, gauss
+    is from the second.
 
-    Memory is in proportion to the arguments and the result, for gradients of the first order too; the gradient of a
-    gradient takes a table with an entry for every point and cell of an axis. Derivatives of any order exist; at a kink
-    the one by the position and by ``sigma`` is the one from the right. Under autocast the kernel is computed as it is
-    without: positions and small weights are not to be rounded.
+    Memory is proportional to the arguments and the result, also for first-order gradients; higher orders need a table
+    with an entry for every point and cell of an axis. Derivatives of any order exist. At a kink, those with respect to
+    positions and ``sigma`` are the ones from the right. Autocast does not change how the kernel is computed, so that
+    positions and small weights are not rounded.
 
     Args:
         weight: the weights.
-        positions: where they lie, in cells, relative to the cell ``kernel_size // 2``, slowest axis first. In float32
-            beside a half weight if you like. One that is not finite makes the kernel of its channels NaN.
+        positions: their positions in cells, relative to the cell ``kernel_size // 2``, slowest axis first. They may be
+            float32 if the weight has a half type. A position that is not finite makes the kernel of its channels NaN.
         kernel_size: of the dense kernel: an int, or one for each of the :math:`N = 1, 2, 3` axes.
-        sigma: how far a weight reaches, in cells, in the type of the positions. For the versions max and gauss alone.
+        sigma: the width of each weight, in cells, in the type of the positions. Only for the versions max and gauss.
         version: ``"v0"``, ``"v1"``, ``"max"`` or ``"gauss"``.
 
     Shape:
@@ -80,8 +80,8 @@ def dcls_kernel(
         - Output: :math:`(O, I, *\text{kernel\_size})`, of the type of the weight.
 
     Raises:
-        RuntimeError: for an argument of a shape, type or device that does not fit, an unknown version, or a sigma that
-            is missing or that the version has no use for.
+        RuntimeError: if an argument has the wrong shape, type or device, for an unknown version, and if sigma is
+            missing or the version does not use it.
 
     Example:
         >>> weight = torch.tensor([[[1.0, 2.0]]])
@@ -107,10 +107,10 @@ def _order(version: str, axes: int) -> tuple[int, ...]:
 
 
 def published_positions(positions: Tensor, kernel_size: Ints, version: str) -> Tensor:
-    """A parameter ``P`` of the package ``DCLS`` as the layers here take it, for kernels that are not square.
+    """Convert a parameter ``P`` of the package ``DCLS`` for the layers here, for kernels that are not square.
 
-    The package centres ``P[i]`` by axis ``i`` of the kernel, and yet reads it as the position along another axis. Both
-    parameters mean the same cells; for square kernels they are the same numbers.
+    The package centres ``P[i]`` with the size of axis ``i`` of the kernel, but uses it as the position along another
+    axis. The result denotes the same cells; for square kernels it has the same numbers.
 
     Args:
         positions: ``P``, :math:`(N, O, I, ..., count)`, in the order of the package, which is kept.
@@ -224,7 +224,7 @@ class _Dcls(nn.Module):
         return limits
 
     def reset_parameters(self) -> None:
-        """Draw new parameters, as a new layer does."""
+        """Reset the parameters to random initial values."""
         nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             bound = 1 / math.sqrt(self.weight[0].numel())
@@ -240,15 +240,15 @@ class _Dcls(nn.Module):
 
     @torch.no_grad()
     def clamp_parameters(self) -> None:
-        """Move the parameter ``P`` itself inside the kernel, as training loops for the package do after every step.
+        """Clamp the parameter ``P`` to the kernel, as training loops for the package do after every step.
 
-        Nothing depends on it here: the forward reads positions inside the kernel whatever ``P`` holds.
+        This is optional here: the forward clamps the positions that it reads.
         """
         limits = self._limits()
         self.P.copy_(torch.minimum(torch.maximum(self.P, -limits), limits))
 
     def positions(self) -> Tensor:
-        """Where the weights lie: ``P``, slowest axis first, inside the kernel: :math:`(N, O, I, ..., count)`."""
+        """The positions of the weights: ``P``, slowest axis first, inside the kernel: :math:`(N, O, I, ..., count)`."""
         positions = self._slowest_first(self.P)
         if self.keep_inside:
             positions = torch.ops.ddu.dcls_inside(positions, self.dilated_kernel_size)
@@ -262,7 +262,7 @@ class _Dcls(nn.Module):
         return parameter if in_order else torch.stack([parameter[place] for place in order])
 
     def kernel(self) -> Tensor:
-        """The dense kernel, as ``F.conv`` takes it: :math:`(O, I, *dense, *dilated)`."""
+        """The dense kernel, in the layout of ``F.conv``: :math:`(O, I, *dense, *dilated)`."""
         positions, sigma = self.positions(), None
         if self.SIG is not None:
             sigma = self._flat(self._slowest_first(self.SIG), 2)
@@ -272,10 +272,10 @@ class _Dcls(nn.Module):
         return kernel.unflatten(1, (-1, *self._dense())) if self._dense() else kernel
 
     def is_sparse(self, device: torch.device) -> bool:
-        """Whether the forward samples its input at the positions, and builds no dense kernel.
+        """Whether the forward samples its input at the positions instead of building a dense kernel.
 
-        Both forms compute the same. The sparse one is for depthwise layers of stride 1, in the versions whose weights
-        lie on the cells next to their positions, v0 and v1; it pays where these are few among all cells.
+        Both forms compute the same. The sparse form is for depthwise layers of stride 1 in the versions v0 and v1,
+        whose weights cover only the cells next to their positions; it is faster if these are a small part of all cells.
         """
         sizes = self.dilated_kernel_size
         taps = 2**self._learned * self.kernel_count
@@ -506,7 +506,7 @@ class Dcls1d(_DclsNd):
 class Dcls2d(_DclsNd):
     """A 2-D convolution with learnable spacings: few weights, at learned positions in a large kernel.
 
-    The package's argument ``use_implicit_gemm`` is taken and has no effect.
+    The package's argument ``use_implicit_gemm`` is accepted and ignored.
     """
 
     _axes, _learned = 2, 2
@@ -588,23 +588,23 @@ class Dcls3_2d(_DclsNMd):  # noqa: N801
 
 
 def layers(model: nn.Module) -> Iterator[_Dcls]:
-    """The layers of this module that a model has."""
+    """The layers of this module in a model."""
     return (module for module in model.modules() if isinstance(module, _Dcls))
 
 
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float = 0.0, *, pace: float = 5.0
 ) -> list[dict[str, Any]]:
-    """The parameters of a model in groups for an optimizer: positions and reach learn faster, and do not decay.
+    """Group the parameters of a model for an optimiser: positions and widths learn faster and do not decay.
 
     As in the ConvNeXt of the DCLS paper, ``P`` has five times the learning rate and no weight decay, which would pull
-    the weights to the centre; ``SIG``, which means a width and not a weight, likewise. A parameter that layers share is
-    there once.
+    the positions to the centre. The same applies to ``SIG``, which is a width. A parameter that layers share is listed
+    once.
 
     Args:
-        model: what is trained.
+        model: the model to train.
         lr, weight_decay: of all other parameters.
-        pace: what ``lr`` is multiplied by for ``P`` and ``SIG``.
+        pace: the factor of ``lr`` for ``P`` and ``SIG``.
 
     Returns:
         Two groups, the other parameters first.
@@ -623,9 +623,9 @@ def parameter_groups(
 
 
 def repulsion_loss(positions: nn.Module | Iterable[Tensor]) -> Tensor:
-    r"""What pushes positions apart that are closer than one cell, as in the training of the DCLS paper's ConvNeXt.
+    r"""A loss that pushes apart positions closer than one cell, as in the training of the DCLS paper's ConvNeXt.
 
-    The square of the mean, over the parameters :math:`P`, of
+    It is the square of the mean, over the parameters :math:`P`, of
 
     .. math::
         \frac{2}{O \, I \, n \, (n - 1)} \sum_{o, i} \sum_{a < b} \max(0, 1 - \lVert p_a - p_b \rVert)
@@ -633,10 +633,10 @@ def repulsion_loss(positions: nn.Module | Iterable[Tensor]) -> Tensor:
     with :math:`n` weights in each of the :math:`O \times I` kernels.
 
     Args:
-        positions: a model, whose layers' ``P`` count, each once; or the parameters themselves, :math:`(N, ..., n)`.
+        positions: a model, of which every ``P`` counts once; or the parameters themselves, :math:`(N, ..., n)`.
 
     Returns:
-        A 0-d tensor; zero where there is none, or no pair.
+        A 0-d tensor; zero if there are no positions, or no pairs.
 
     Example:
         >>> dcls.repulsion_loss([torch.tensor([[[[0.0, 0.5, 3.0]]]])])

@@ -1,22 +1,23 @@
 """Sharding of the operators over a mesh of devices, for :class:`torch.distributed.tensor.DTensor`.
 
-Importing this module registers it; ``import ddu_ops`` does not, for that would load ``torch.distributed.tensor`` for
-everyone. Every operator and every derivative then computes without communication on tensors that are sharded
+Import this module to register the sharding rules: ``import ddu_ops`` alone does not load ``torch.distributed.tensor``.
+Every operator and every derivative then runs without communication on tensors that are sharded
 
 - along the batch, or
-- along the channels, where each shard holds whole groups and their part of the map; of a single group, whole channels
-  beside a replicated map, whose gradient is then a pending sum (``Partial``);
+- along the channels, if each shard has whole groups and their part of the map. With a single group, shards have whole
+  channels and the map is replicated; its gradient is then a pending sum (``Partial``).
 
-and passes a pending sum on where it is linear. So do the sums of windows, where each shard of the channels also holds
-whole groups of the mask, but for pending sums. The convolution and its backward compute without communication, too,
+Operators that are linear also accept pending sums. The same holds for the sums of windows, if each shard of the
+channels also has whole groups of the mask, but without pending sums. The convolution and its backward run without
+communication
 
-- along the batch, beside a replicated weight, whose gradient is a pending sum, or each image's own;
-- along the channels of input and output, where each shard holds whole groups of the weight and, of the positions and
-  the mask, whole groups or the only one, whose gradient is a pending sum;
-- with one group, along the channels of the output, beside a replicated input.
+- along the batch, with a replicated weight, whose gradient is a pending sum, or with a weight for each image;
+- along the channels of input and output, if each shard has whole groups of the weight and, of the positions and the
+  mask, whole groups or the only group, whose gradient is then a pending sum;
+- with one group, along the channels of the output, with a replicated input.
 
-What is placed in another way, along the image for example, or has groups that do not divide evenly, is redistributed
-first, in the cheapest way that DTensor knows.
+Tensors with other placements, such as along the image, or with groups that do not divide evenly, are redistributed
+first, in the way that DTensor considers cheapest.
 
 Example:
     >>> import torch.distributed as dist
@@ -66,7 +67,7 @@ class _Arguments:
 
 
 def _shards(spec: Any, dim: int) -> int:
-    """Into how many parts a dimension is cut."""
+    """The number of parts that a dimension is split into."""
     return math.prod(spec.mesh.size(i) for i, placement in enumerate(spec.placements) if placement.is_shard(dim))
 
 
@@ -77,15 +78,15 @@ def _register(
     units: Callable[[_Arguments], int],
     divided: Callable[[_Arguments], Sequence[str]],
 ) -> None:
-    """Registers how the tensors of an operator may lie on the processes.
+    """Registers the placements that an operator supports.
 
     Args:
         op: the operator.
-        shardings: those that need no communication.
-        lead: the place, among the tensors as among the arguments, of the one whose shards count, and the dimension that
-            they are cut along in a call.
-        units: how many of what is cut into shards, of which all shards have to have as many.
-        divided: the options of which a shard has its part, where there is more than one.
+        shardings: the placements that need no communication.
+        lead: the index of the tensor that determines the sharding, among the tensors and among the arguments, and the
+            dimension that it is sharded along in a call.
+        units: the number of units that are sharded, of which every shard must have equally many.
+        divided: the options that are divided by the number of shards if they are larger than one.
     """
     lead_at, lead_dim = lead
 
@@ -99,7 +100,7 @@ def _register(
         return OpStrategy(list(filter(even, strategy(schema).strategies)))
 
     def dispatch(op: OpOverload, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        """What DTensor does with an operator, but with the groups of the shard in place of all groups."""
+        """Does what DTensor does with an operator, with the groups of the shard in place of all groups."""
         call = _dispatcher.unwrap_to_op_info(op, args, kwargs)
         _propagator.propagate(call)
         sharding = call.output_sharding

@@ -1,7 +1,9 @@
-"""The public functions: one call of the operator of the same name each."""
+"""The public functions. Each calls the operator of the same name."""
 
 import math
 import numbers
+import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ddu_ops import _extension, reference
-from ddu_ops._options import Ints, integer, ints, windows
+from ddu_ops._options import Ints, integer, ints, require_tensor, windows
 
 _extension.require()
 
@@ -21,7 +23,7 @@ Number = int | float
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half types are cast up, because positions are not to be rounded."""
+    """Casts half types up, so that positions are not rounded."""
     if has_torch_function((tensor,)):  # fx does not know the type yet
         return handle_torch_function(at_least_float32, (tensor,), tensor)
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -41,53 +43,54 @@ def dynamic_dilation_unfold(
 ) -> Tensor:
     r"""Extract sliding windows whose dilation rate is read from a map, position by position.
 
-    This is :func:`torch.nn.functional.unfold` with the dilation :math:`d` multiplied by :math:`D`, what
-    ``dilation_map[b, g, i, j]`` holds for output position :math:`(i, j)`. Tap :math:`(m, n)` of the window is
-    the bilinear sample of the input, zero outside unless ``padding_mode`` says otherwise, at
+    This is :func:`torch.nn.functional.unfold` with the dilation :math:`d` multiplied by :math:`D`, the value of
+    ``dilation_map[b, g, i, j]`` at output position :math:`(i, j)`. Tap :math:`(m, n)` of the window is a bilinear
+    sample of the input, which is zero outside unless ``padding_mode`` says otherwise, at
 
     .. math::
         y &= i \, s_h - p_h + d_h \tfrac{k_h - 1}{2} + (m - \tfrac{k_h - 1}{2}) \, d_h \, D_h \\
         x &= j \, s_w - p_w + d_w \tfrac{k_w - 1}{2} + (n - \tfrac{k_w - 1}{2}) \, d_w \, D_w
 
-    and the output has the size that ``F.unfold`` gives it, whatever the map holds:
-    :math:`H_{out} = \lfloor (H + 2 p_h - d_h (k_h - 1) - 1) / s_h \rfloor + 1`, :math:`W_{out}` alike. A map of ones
-    makes it ``F.unfold`` itself. Gradients of every order flow to ``input`` and to ``dilation_map``. Where a tap
-    falls on a whole pixel, its derivative is the one from the right in the position: by the rate it is from the right
-    for the taps right of the kernel's centre or below it, and from the left for those left of it or above it.
+    The output has the same size as that of ``F.unfold``, whatever the map contains:
+    :math:`H_{out} = \lfloor (H + 2 p_h - d_h (k_h - 1) - 1) / s_h \rfloor + 1`, and likewise :math:`W_{out}`. With a
+    map of ones the result equals that of ``F.unfold``. Gradients of every order flow to ``input`` and ``dilation_map``.
+    Where a tap falls exactly on a pixel, the derivative with respect to the position is the one from the right. With
+    respect to the rate it is therefore the one from the right for taps to the right of the kernel's centre or below it,
+    and the one from the left for taps to the left of it or above it.
 
     Args:
         input: the image.
         kernel_size: taps of the window, an int or a pair (height, width).
-        dilation_map: the dilation rates, any real number: fractional, zero (all taps on the centre), negative (the
-            window is mirrored). A rate that is not finite makes its window NaN. A number, or a tensor without
-            dimensions, which keeps its gradient, is one rate everywhere.
+        dilation_map: the dilation rates. Any real number is valid: fractional, zero (all taps at the centre) or
+            negative (the window is mirrored). A rate that is not finite makes its window NaN. A number or a 0-d tensor
+            is one rate for all positions; the tensor keeps its gradient.
         stride: step of the window, an int or a pair. Default: 1.
-        padding: how far windows reach beyond every side of the input, an int or a pair; or ``"valid"`` for not at all,
-            or ``"same"`` for an output of the size of the input, as in ``F.conv2d``. Default: 0.
+        padding: how many pixels windows extend beyond every side of the input, an int or a pair; or ``"valid"`` for
+            no padding, or ``"same"`` for an output of the size of the input, as in ``F.conv2d``. Default: 0.
         dilation: multiplier of the map, an int or a pair. Default: 1.
-        groups: number of channel groups that have a map of their own; channel ``c`` reads the map of group
+        groups: number of channel groups, each with its own map; channel ``c`` reads the map of group
             ``c // (C / groups)``. Default: 1.
         aligned: ``True`` centres a window where ``F.unfold`` centres its own; ``False`` centres it on ``F.unfold``'s
             first tap (the term :math:`d (k - 1) / 2` is dropped). Default: ``True``.
-        padding_mode: what lies outside the input: ``"zeros"``; ``"border"``, its outermost pixels continued; or
-            ``"reflection"``, the input reflected at the centres of its outermost pixels, as often as needed. As in
-            ``F.grid_sample`` with ``align_corners=True``. Default: ``"zeros"``.
+        padding_mode: the values outside the input: ``"zeros"``; ``"border"``, which repeats the outermost pixels; or
+            ``"reflection"``, which reflects the input at the centres of its outermost pixels, as often as needed. Same
+            as in ``F.grid_sample`` with ``align_corners=True``. Default: ``"zeros"``.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})`, one rate for both axes, or :math:`(B, 2G, H_{out}, W_{out})`,
           a rate per axis: channel :math:`2g` for the height, :math:`2g + 1` for the width of group :math:`g`. Without
-          :math:`B` where the input has none; a batch size of 1 is broadcast, and so is a grid of :math:`1 \times 1`.
+          :math:`B` if the input has none. A batch size of 1 and a grid of :math:`1 \times 1` are broadcast.
         - Output: :math:`(B, C \, k_h k_w, L)` or :math:`(C \, k_h k_w, L)`, :math:`L = H_{out} W_{out}`, contiguous.
           Row :math:`(c \, k_h + m) \, k_w + n` is channel :math:`c` at tap :math:`(m, n)`, the order of ``F.unfold``.
 
     Types:
-        float64 with a float64 map, float32 with float32, float16 and bfloat16 with a map of the same type or float32.
-        Positions and sums of the half types are computed in float32.
+        float64 with a float64 map, float32 with a float32 map, float16 and bfloat16 with a map of the same type or
+        float32. For the half types, positions and sums are computed in float32.
 
     Raises:
-        RuntimeError: for an argument of the wrong shape, type, device or value; the message names the argument, what
-            it got and what it takes.
+        RuntimeError: if an argument has the wrong shape, type, device or value. The message names the argument, what
+            was expected and what was passed.
 
     Example:
         >>> input = torch.arange(25.0).view(1, 1, 5, 5)
@@ -117,13 +120,13 @@ def dynamic_dilation_fold(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add windows into an image, each with the dilation rate that the map holds for it.
+    r"""Sum windows into an image, each with the dilation rate that the map has for it.
 
-    The adjoint of :func:`dynamic_dilation_unfold` by its input,
+    The adjoint of :func:`dynamic_dilation_unfold` with respect to its input,
     :math:`\langle \mathrm{unfold}(x, D), g \rangle = \langle x, \mathrm{fold}(g, D) \rangle`: every entry of
-    ``columns`` is shared out over the four pixels around its tap, by the bilinear weights; what falls outside the image
-    is dropped. A map of ones makes it :func:`torch.nn.functional.fold`. Gradients of every order flow to ``columns``
-    and to ``dilation_map``.
+    ``columns`` is distributed over the four pixels around its tap with the bilinear weights. What falls outside the
+    image is dropped. With a map of ones the result equals that of :func:`torch.nn.functional.fold`. Gradients of every
+    order flow to ``columns`` and ``dilation_map``.
 
     Args:
         columns: the windows.
@@ -133,7 +136,7 @@ def dynamic_dilation_fold(
     Shape:
         - columns: :math:`(B, C \, k_h k_w, L)` or :math:`(C \, k_h k_w, L)`.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})` with
-          :math:`H_{out} W_{out} = L`; without :math:`B` where ``columns`` has none; a batch size of 1 is broadcast.
+          :math:`H_{out} W_{out} = L`; without :math:`B` if ``columns`` has none. A batch size of 1 is broadcast.
         - Output: :math:`(B, C, H, W)` or :math:`(C, H, W)`, where :math:`(H, W)` is ``output_size``; contiguous.
 
     Raises:
@@ -168,28 +171,28 @@ def dynamic_dilation_conv2d(
     r"""Convolve with a kernel whose dilation rate is read from a map, position by position.
 
     This is :func:`torch.nn.functional.conv2d` with the windows of :func:`dynamic_dilation_unfold`: at output position
-    :math:`(i, j)`, with the taps :math:`x_{c,m,n}(i, j)` at the places given there,
+    :math:`(i, j)`, with the taps :math:`x_{c,m,n}(i, j)` sampled as described there,
 
     .. math::
         \text{out}[b, o, i, j] = \text{bias}[o] + \sum_{c, m, n} \text{weight}[o, c, m, n] \;
         \text{mask}[b, g k_h k_w + m k_w + n, i, j] \; x_{c,m,n}(i, j)
 
-    where :math:`g` is the mask's group of channel :math:`c`. A map of ones makes it ``F.conv2d``, up to the order of
-    the additions. Gradients of every order flow to all five tensors. The windows are never in memory as a whole, but
-    where gradients are themselves differentiated, and in forward mode, as by :func:`torch.func.jvp`.
+    where :math:`g` is the mask's group of channel :math:`c`. With a map of ones the result equals that of ``F.conv2d``,
+    up to the order of additions. Gradients of every order flow to all five tensors. The windows are never in memory as
+    a whole, except when gradients are themselves differentiated, and in forward mode, as with :func:`torch.func.jvp`.
 
     Args:
         input: the image.
-        weight: the kernels, the same for every image or each image's own.
+        weight: the kernels, shared by all images or separate for each image.
         dilation_map: the dilation rates, as in :func:`dynamic_dilation_unfold`.
-        bias: added to every output channel. Default: none.
+        bias: one value for each output channel, added to the result. Default: none.
         stride: step of the window, an int or a pair (height, width). Default: 1.
-        padding: how far windows reach beyond every side of the input, an int or a pair; or ``"valid"`` for not at all,
-            or ``"same"`` for an output of the size of the input, as in ``F.conv2d``. Default: 0.
+        padding: how many pixels windows extend beyond every side of the input, an int or a pair; or ``"valid"`` for
+            no padding, or ``"same"`` for an output of the size of the input, as in ``F.conv2d``. Default: 0.
         dilation: multiplier of the map, an int or a pair. Default: 1.
         groups: groups of the convolution, as in ``F.conv2d``. Default: 1.
-        dilation_groups: number of channel groups that have a map of their own. The groups of the convolution, of the
-            map and of the mask each divide the channels, and need not divide one another. Default: 1.
+        dilation_groups: number of channel groups, each with its own map. The groups of the convolution, of the map and
+            of the mask must each divide the channels; they are otherwise independent. Default: 1.
         mask: factors of the taps, one for every tap and output position of each of its groups. Default: none.
         aligned: ``True`` centres a window where ``F.conv2d`` centres its own, ``False`` on its first tap, as in
             :func:`dynamic_dilation_unfold`. Default: ``True``.
@@ -198,24 +201,24 @@ def dynamic_dilation_conv2d(
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
         - weight: :math:`(C_{out}, C / \text{groups}, k_h, k_w)`, or :math:`(B, C_{out}, C / \text{groups}, k_h, k_w)`
-          with an input that has :math:`B`; a batch size of 1 is broadcast.
+          if the input has :math:`B`. A batch size of 1 is broadcast.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})`, where :math:`G` is
           ``dilation_groups``, as in :func:`dynamic_dilation_unfold`.
-        - bias: :math:`(C_{out})`, or with a weight for each image also :math:`(B, C_{out})`.
+        - bias: :math:`(C_{out})`, or also :math:`(B, C_{out})` with a weight for each image.
         - mask: :math:`(B, M \, k_h k_w, H_{out}, W_{out})`, where :math:`M`, its number of groups, is any divisor of
-          :math:`C`. Without :math:`B` where the input has none; a batch size of 1 is broadcast.
-        - Output: :math:`(B, C_{out}, H_{out}, W_{out})` or :math:`(C_{out}, H_{out}, W_{out})`; channels-last where
-          the input is, otherwise contiguous.
+          :math:`C`. Without :math:`B` if the input has none. A batch size of 1 is broadcast.
+        - Output: :math:`(B, C_{out}, H_{out}, W_{out})` or :math:`(C_{out}, H_{out}, W_{out})`; channels-last if the
+          input is, otherwise contiguous.
 
     Types:
-        float64, float32, float16 or bfloat16 for ``input``, ``weight`` and ``bias`` alike; a mask of the same type or,
-        beside a half type, float32; a map as in :func:`dynamic_dilation_unfold`. Under autocast all are cast as a
-        convolution's would be, but for the map. On CUDA the products of float32 are as exact as torch's switches for
-        TF32 say.
+        ``input``, ``weight`` and ``bias`` have the same type: float64, float32, float16 or bfloat16. The mask has that
+        type too, or float32 with half types; the map is as in :func:`dynamic_dilation_unfold`. Under autocast all of
+        them are cast as for a convolution, except the map. On CUDA, torch's TF32 switches set the precision of float32
+        products.
 
     Raises:
-        RuntimeError: for an argument of the wrong shape, type, device or value; the message names the argument, what
-            it got and what it takes.
+        RuntimeError: if an argument has the wrong shape, type, device or value. The message names the argument, what
+            was expected and what was passed.
 
     Example:
         >>> input, weight = torch.randn(2, 8, 6, 7), torch.randn(4, 8, 3, 3)
@@ -242,11 +245,11 @@ def dynamic_dilation_unfold1d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Extract windows of a signal, each with the dilation rate that the map holds for it.
+    r"""Extract windows of a signal, each with the dilation rate that the map has for it.
 
     :func:`dynamic_dilation_unfold` along one axis: ``input`` is :math:`(B, C, W)`, ``dilation_map``
-    :math:`(B, G, W_{out})`, the output :math:`(B, C \, k, W_{out})`; unbatched without the :math:`B`. All else, the
-    errors included, is as there.
+    :math:`(B, G, W_{out})`, the output :math:`(B, C \, k, W_{out})`; unbatched without the :math:`B`. Everything
+    else, including errors, is the same.
 
     Example:
         >>> signal = torch.arange(6.0).view(1, 1, 6)
@@ -268,12 +271,12 @@ def dynamic_dilation_unfold3d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Extract windows of a volume, each with the dilation rate that the map holds for it.
+    r"""Extract windows of a volume, each with the dilation rate that the map has for it.
 
-    :func:`dynamic_dilation_unfold` along three axes, with samples that are trilinear: ``input`` is
+    :func:`dynamic_dilation_unfold` along three axes, with trilinear samples: ``input`` is
     :math:`(B, C, D, H, W)`, ``dilation_map`` :math:`(B, G, D_{out}, H_{out}, W_{out})` or, with a rate per axis,
     :math:`(B, 3G, D_{out}, H_{out}, W_{out})`, depth first, the output :math:`(B, C \, k_d k_h k_w, L)`; unbatched
-    without the :math:`B`. All else, the errors included, is as there.
+    without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> volume = torch.randn(2, 4, 5, 6, 7)
@@ -297,9 +300,9 @@ def dynamic_dilation_fold1d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """Add windows into a signal: the adjoint of :func:`dynamic_dilation_unfold1d` with respect to its input.
+    """Sum windows into a signal: the adjoint of :func:`dynamic_dilation_unfold1d` with respect to its input.
 
-    Shapes are those of :func:`dynamic_dilation_unfold1d`; all else, the errors included, is as in
+    Shapes are those of :func:`dynamic_dilation_unfold1d`. Everything else, including errors, is as in
     :func:`dynamic_dilation_fold`.
 
     Example:
@@ -324,9 +327,9 @@ def dynamic_dilation_fold3d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """Add windows into a volume: the adjoint of :func:`dynamic_dilation_unfold3d` with respect to its input.
+    """Sum windows into a volume: the adjoint of :func:`dynamic_dilation_unfold3d` with respect to its input.
 
-    Shapes are those of :func:`dynamic_dilation_unfold3d`; all else, the errors included, is as in
+    Shapes are those of :func:`dynamic_dilation_unfold3d`. Everything else, including errors, is as in
     :func:`dynamic_dilation_fold`.
 
     Example:
@@ -350,7 +353,7 @@ def deform_unfold1d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Extract windows of a signal whose taps are moved by an offset each.
+    r"""Extract windows of a signal, with an offset for every tap.
 
     :func:`deform_unfold2d` along one axis: ``input`` is :math:`(B, C, W)`, ``offset`` :math:`(B, G \, k, W_{out})`,
     the output :math:`(B, C \, k, W_{out})`; unbatched without the :math:`B`.
@@ -374,29 +377,29 @@ def deform_unfold2d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Extract sliding windows whose taps are moved by an offset each: the windows of a deformable convolution.
+    r"""Extract sliding windows with an offset for every tap: the windows of a deformable convolution.
 
-    Tap :math:`(m, n)` of the window at output position :math:`(i, j)` is the bilinear sample of the input at
+    Tap :math:`(m, n)` of the window at output position :math:`(i, j)` is a bilinear sample of the input at
 
     .. math::
         y = i \, s_h - p_h + m \, d_h + \Delta y, \qquad x = j \, s_w - p_w + n \, d_w + \Delta x,
 
     with the offset :math:`(\Delta y, \Delta x)` of that tap, in pixels, as in J. Dai et al., "Deformable Convolutional
-    Networks", ICCV 2017. Values and layout are those of ``torchvision.ops.deform_conv2d``; with offsets of zero it is
-    :func:`torch.nn.functional.unfold`. Gradients of every order flow to ``input`` and to ``offset``.
+    Networks", ICCV 2017. Values and layout are those of ``torchvision.ops.deform_conv2d``. With offsets of zero the
+    result equals that of :func:`torch.nn.functional.unfold`. Gradients of every order flow to ``input`` and ``offset``.
 
     Args:
         input: the image.
         kernel_size: taps of the window, an int or a pair (height, width).
-        offset: the displacements, any real number. One that is not finite makes its tap NaN.
+        offset: the displacements in pixels, any real numbers. One that is not finite makes its tap NaN.
         stride, padding, dilation, padding_mode: as in :func:`dynamic_dilation_unfold`.
-        groups: number of channel groups that have offsets of their own. Default: 1.
+        groups: number of channel groups, each with its own offsets. Default: 1.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
-        - offset: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the one
-          to the right. Without :math:`B` where the input has none; a batch of 1 is broadcast, and so is a grid of
-          :math:`1 \times 1`.
+        - offset: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the
+          offset to the right. Without :math:`B` if the input has none. A batch size of 1 and a grid of
+          :math:`1 \times 1` are broadcast.
         - Output: :math:`(B, C \, k_h k_w, L)` or :math:`(C \, k_h k_w, L)`, as of :func:`dynamic_dilation_unfold`.
 
     Raises:
@@ -421,7 +424,7 @@ def deform_unfold3d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Extract windows of a volume whose taps are moved by an offset each.
+    r"""Extract windows of a volume, with an offset for every tap.
 
     :func:`deform_unfold2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``offset``
     :math:`(B, 3 G \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`, for every group and tap the offset along the depth, the
@@ -455,7 +458,7 @@ def dynamic_dilation_conv1d(
     :func:`dynamic_dilation_conv2d` along one axis: ``input`` is :math:`(B, C, W)`, ``weight``
     :math:`(C_{out}, C / \text{groups}, k)` or :math:`(B, C_{out}, C / \text{groups}, k)`, ``dilation_map``
     :math:`(B, G, W_{out})`, ``mask`` :math:`(B, M \, k, W_{out})`, the output :math:`(B, C_{out}, W_{out})`, always
-    contiguous; unbatched without the :math:`B`. All else, the errors included, is as there.
+    contiguous; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> signal, difference = torch.arange(6.0).view(1, 1, 6), torch.tensor([[[-1.0, 0.0, 1.0]]])
@@ -487,8 +490,8 @@ def dynamic_dilation_conv3d(
     :math:`(C_{out}, C / \text{groups}, k_d, k_h, k_w)`, with a :math:`B` in front for one per image,
     ``dilation_map`` as in :func:`dynamic_dilation_unfold3d`, ``mask``
     :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`, the output
-    :math:`(B, C_{out}, D_{out}, H_{out}, W_{out})`; unbatched without the :math:`B`. All else, the errors included,
-    is as there.
+    :math:`(B, C_{out}, D_{out}, H_{out}, W_{out})`; unbatched without the :math:`B`. Everything else,
+    including errors, is the same.
 
     Example:
         >>> volume, weights = torch.randn(2, 4, 5, 6, 7), torch.randn(2, 3, 4, 3, 3, 3)  # one for each volume
@@ -512,7 +515,7 @@ def deform_conv1d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Convolve a signal with a kernel whose taps are moved by an offset each.
+    r"""Convolve a signal, with an offset for every tap of the kernel.
 
     :func:`deform_conv2d` along one axis: ``input`` is :math:`(B, C, W)`, ``offset`` :math:`(B, G \, k, W_{out})`,
     ``weight`` :math:`(C_{out}, C / \text{groups}, k)`, ``mask`` :math:`(B, M \, k, W_{out})`, the output
@@ -539,7 +542,7 @@ def deform_conv2d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Convolve with a kernel whose taps are moved by an offset each: the deformable convolution, modulated or not.
+    r"""Convolve with an offset for every tap of the kernel: a deformable convolution, optionally modulated.
 
     Arguments, layouts and values are those of ``torchvision.ops.deform_conv2d``. With the samples
     :math:`x_{c,m,n}(i, j)` of :func:`deform_unfold2d`,
@@ -549,30 +552,31 @@ def deform_conv2d(
         \text{mask}[b, g k_h k_w + m k_w + n, i, j] \; x_{c,m,n}(i, j)
 
     where :math:`g` is the mask's group of channel :math:`c`, as in X. Zhu et al., "Deformable ConvNets v2: More
-    Deformable, Better Results", CVPR 2019. Offsets of zero make it :func:`torch.nn.functional.conv2d`, up to the order
-    of the additions. Gradients of every order flow to all five tensors. The windows are never in memory as a whole, but
-    where gradients are themselves differentiated, and in forward mode, as by :func:`torch.func.jvp`.
+    Deformable, Better Results", CVPR 2019. With offsets of zero the result equals that of
+    :func:`torch.nn.functional.conv2d`, up to the order of additions. Gradients of every order flow to all five tensors.
+    The windows are never in memory as a whole, except when gradients are themselves differentiated, and in forward
+    mode, as with :func:`torch.func.jvp`.
 
     Args:
         input: the image.
-        offset: the displacements in pixels, any real number. One that is not finite makes its tap NaN. The number of
-            groups that have offsets of their own follows from its channels.
-        weight: the kernels, the same for every image or each image's own. The number of groups of the convolution
-            follows from its channels.
-        bias: added to every output channel. Default: none.
+        offset: the displacements in pixels, any real numbers. One that is not finite makes its tap NaN. Its channels
+            determine how many groups of channels have their own offsets.
+        weight: the kernels, shared by all images or separate for each image. Their channels determine the number of
+            groups of the convolution.
+        bias: one value for each output channel, added to the result. Default: none.
         stride, padding, dilation, padding_mode: as in :func:`dynamic_dilation_conv2d`.
-        mask: factors of the taps, one for every tap and output position of each of its groups, of which there may be
-            another number than of the offsets. Default: none.
+        mask: factors of the taps, one for every tap and output position of each of its groups, whose number is
+            independent of that of the offsets. Default: none.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
-        - offset: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the one
-          to the right. Without :math:`B` where the input has none; a batch of 1 is broadcast, and so is a grid of
-          :math:`1 \times 1`.
+        - offset: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the
+          offset to the right. Without :math:`B` if the input has none. A batch size of 1 and a grid of
+          :math:`1 \times 1` are broadcast.
         - weight, bias, mask, output: as in :func:`dynamic_dilation_conv2d`.
 
     Types:
-        As in :func:`dynamic_dilation_conv2d`, with offsets in the place of the map.
+        As in :func:`dynamic_dilation_conv2d`, with offsets in place of the map.
 
     Raises:
         RuntimeError: as in :func:`dynamic_dilation_conv2d`.
@@ -600,7 +604,7 @@ def deform_conv3d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Convolve a volume with a kernel whose taps are moved by an offset each.
+    r"""Convolve a volume, with an offset for every tap of the kernel.
 
     :func:`deform_conv2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``offset`` as in
     :func:`deform_unfold3d`, ``weight`` :math:`(C_{out}, C / \text{groups}, k_d, k_h, k_w)`, ``mask``
@@ -618,17 +622,17 @@ def deform_conv3d(
 def grid_size(
     size: Ints, kernel_size: Ints, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1
 ) -> tuple[int, ...]:
-    r"""The size of the output grid, for whoever makes a map.
+    r"""Return the size of the output grid, which is the size of a dilation map.
 
     On every axis :math:`\lfloor (\text{size} + 2 p - d (k - 1) - 1) / s \rfloor + 1`, as in ``F.unfold``.
 
     Args:
-        size: of the image, one number for each axis, or one for all that the other arguments name.
+        size: of the image, one number per axis, or one number for as many axes as the other arguments have.
         kernel_size, stride, padding, dilation: as in :func:`dynamic_dilation_unfold`.
 
     Raises:
-        RuntimeError: for options that are no numbers, not one for each axis, or too small; for a stride other than 1
-            with ``padding="same"``.
+        RuntimeError: if an option is not an int or one int per axis, or is too small; for a stride other than 1 with
+            ``padding="same"``.
 
     Example:
         >>> grid_size((480, 640), 3, stride=2, padding=1)
@@ -658,7 +662,7 @@ def grid_size(
 
 
 def _length(value: Any) -> int:
-    """The number of axes that an option is for, 1 for a number."""
+    """The number of axes that an option has values for; 1 for a number."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return len(value)
     return value.shape[0] if getattr(value, "ndim", 0) == 1 else 1
@@ -671,7 +675,7 @@ def _check_same(name: str, stride: Sequence[int]) -> None:
 
 # ---- For any number of axes ----
 #
-# Where a call looks at the sizes or the type of its arguments, fx, which does not know them, keeps it as one node.
+# fx does not know sizes and types, so a call that depends on them is kept as one node of the graph.
 
 _UNFOLD = ("dynamic_dilation_unfold1d", "dynamic_dilation_unfold", "dynamic_dilation_unfold3d")
 _FOLD = ("dynamic_dilation_fold1d", "dynamic_dilation_fold", "dynamic_dilation_fold3d")
@@ -696,6 +700,8 @@ def _unfold(
         arguments = (axes, input, kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
         return handle_torch_function(_unfold, (input,), *arguments)
     name = _UNFOLD[axes - 1]
+    _require_image(input, "input", name)
+    _require_rates(dilation_map, name)
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(
@@ -724,6 +730,8 @@ def _deform_unfold(
         arguments = (axes, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
         return handle_torch_function(_deform_unfold, (input,), *arguments)
     name = _DEFORM_UNFOLD[axes - 1]
+    _require_image(input, "input", name)
+    require_tensor(offset, "offset", name)
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(input, window[0], offset, *window[1:], groups, padding_mode=padding_mode)
@@ -748,6 +756,8 @@ def _conv(
         options = (bias, stride, padding, dilation, groups, dilation_groups, mask, aligned, padding_mode)
         return handle_torch_function(_conv, (input, weight), axes, input, weight, dilation_map, *options)
     name = _CONV[axes - 1]
+    _require_tensors(name, input, weight, bias, mask)
+    _require_rates(dilation_map, name)
     input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
     groups, dilation_groups = integer(groups, "groups", name), integer(dilation_groups, "dilation_groups", name)
     return getattr(torch.ops.ddu, name)(
@@ -780,6 +790,8 @@ def _deform_conv(
         options = (bias, stride, padding, dilation, mask, padding_mode)
         return handle_torch_function(_deform_conv, (input, weight), axes, input, offset, weight, *options)
     name = _DEFORM_CONV[axes - 1]
+    _require_tensors(name, input, weight, bias, mask)
+    require_tensor(offset, "offset", name)
     input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(input, offset, weight, bias, *steps, mask, padding_mode=padding_mode)
 
@@ -802,6 +814,8 @@ def _fold(
         window = (kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode)
         return handle_torch_function(_fold, (columns, output_size), axes, columns, output_size, *window)
     name = _FOLD[axes - 1]
+    _require_image(columns, "columns", name)
+    _require_rates(dilation_map, name)
     groups = integer(groups, "groups", name)
     size = ints(output_size, axes, "output_size", name, symbolic=True)
     taps = ints(kernel_size, axes, "kernel_size", name)
@@ -826,9 +840,9 @@ def _fold_to_traced_size(
     steps: tuple[tuple[int, ...], ...],
     *options: Any,
 ) -> Tensor:
-    """The fold for ``torch.jit.trace``, which follows no sizes into an operator, but those of a new tensor.
+    """The fold for ``torch.jit.trace``, which can pass a traced size only to the constructor of a tensor.
 
-    It is the gradient of the unfold by an image of that size.
+    It is computed as the gradient of the unfold with respect to an image of that size.
     """
     if columns.dim() == 2:
         return _fold_to_traced_size(columns[None], output_size, kernel_size, dilation_map[None], steps, *options)[0]
@@ -840,13 +854,38 @@ def _fold_to_traced_size(
     return torch.ops.ddu.unfold_backward(columns, image, kernel_size, dilation_map, *steps, *options)[0]
 
 
+def _require_image(value: Any, argument: str, name: str) -> None:
+    """The tensor that windows are extracted from, or summed from."""
+    if type(value) is Tensor:
+        return
+    require_tensor(value, argument, name)
+    if torch.onnx.is_in_onnx_export() and "ddu_ops.onnx" not in sys.modules:
+        # The exporter would ignore an error here: it traces again in another way.
+        warnings.warn(f"{name}() has no ONNX translation before `import ddu_ops.onnx`", stacklevel=2)
+
+
+def _require_tensors(name: str, input: Any, weight: Any, bias: Any, mask: Any) -> None:
+    """The tensors of a convolution, except the positions."""
+    _require_image(input, "input", name)
+    require_tensor(weight, "weight", name)
+    if bias is not None:
+        require_tensor(bias, "bias", name, "a tensor or None")
+    if mask is not None:
+        require_tensor(mask, "mask", name, "a tensor or None")
+
+
+def _require_rates(dilation_map: Any, name: str) -> None:
+    if not _is_number(dilation_map):
+        require_tensor(dilation_map, "dilation_map", name, "a tensor or a number")
+
+
 def _looks_at_sizes(positions: Any, padding: Any = 0) -> bool:
-    """A number in the place of a map, or a padding that depends on the kernel and that may have to be made."""
+    """Whether the call needs the sizes of its arguments: for a number in place of a map, or ``padding="same"``."""
     return _is_number(positions) or (isinstance(padding, str) and padding == "same")
 
 
 def _is_number(positions: Any) -> bool:
-    """Also an array of NumPy's without dimensions."""
+    """Includes 0-d NumPy arrays."""
     if isinstance(positions, (Tensor, torch.fx.Proxy)):
         return False
     kind = getattr(getattr(positions, "dtype", None), "kind", "")
@@ -863,7 +902,7 @@ def _window(
     dilation: Ints,
     padding_mode: str,
 ) -> tuple[Any, ...]:
-    """The input and its window in numbers."""
+    """The input and the options of its window, as numbers."""
     kernel_size = ints(kernel_size, axes, "kernel_size", name)
     stride = ints(stride, axes, "stride", name)
     dilation = ints(dilation, axes, "dilation", name)
@@ -882,7 +921,7 @@ def _steps(
     dilation: Ints,
     padding_mode: str,
 ) -> tuple[Any, ...]:
-    """The same of a convolution, whose weight has the size of the window."""
+    """The same for a convolution, whose weight determines the kernel size."""
     in_words = isinstance(padding, str) and padding == "same"
     kernel_size = tuple(weight.shape[-axes:]) if in_words else (1,) * axes
     input, _, *steps = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
@@ -899,10 +938,10 @@ def _in_numbers(
     dilation: Sequence[int],
     padding_mode: str,
 ) -> tuple[Tensor, Sequence[int]]:
-    """What ``F.conv2d`` means by a padding in words: the input, and the padding on every side of it.
+    """The input and its padding as numbers, with the meaning that ``F.conv2d`` gives to "valid" and "same".
 
-    Of an odd number of pixels the one that is left over goes to the end of the axis. It becomes part of the input: a
-    zero, or the outermost pixel once more, beyond which a border goes on as before. A reflection would turn elsewhere.
+    If the padding of an axis is an odd number of pixels, the extra one goes to the end of the axis and becomes part of
+    the input: a zero, or a repeated outermost pixel, which leaves ``"border"`` unchanged. A reflection would change.
     """
     if padding == "valid":
         return input, (0,) * axes
@@ -917,7 +956,7 @@ def _in_numbers(
         if padding_mode != "zeros":
             raise RuntimeError(
                 f"{name}(): expected padding='same' to add as much on both sides with padding_mode={padding_mode!r}, "
-                f"because an image that is longer is reflected elsewhere, but got dilation * (kernel_size - 1) = "
+                f"because padding one side more would move the reflection, but got dilation * (kernel_size - 1) = "
                 f"{tuple(reach)}"
             )
         input = F.pad(input, [side for one in reversed(odd) for side in (0, one)])
@@ -925,8 +964,8 @@ def _in_numbers(
 
 
 def _rates(axes: int, dilation_map: Any, lead: Any, groups: int, batched_dim: int | None = None) -> Tensor:
-    """A map from a number or from a tensor without dimensions, which keeps its gradient: one rate everywhere."""
-    unknown = isinstance(dilation_map, torch.fx.Proxy)  # perhaps a number, when the graph runs
+    """A map with one rate everywhere, from a number or from a 0-d tensor, which keeps its gradient."""
+    unknown = isinstance(dilation_map, torch.fx.Proxy)  # could be a number when the graph runs
     one = isinstance(dilation_map, Tensor) and dilation_map.dim() == 0
     if unknown or (one and isinstance(lead, torch.fx.Proxy)):
         tensors = (dilation_map, lead)
@@ -955,30 +994,30 @@ def to_offsets(
 ) -> Tensor:
     r"""Offsets with which a deformable convolution or :func:`deform_unfold2d` takes the samples of a dilation map.
 
-    With them, and the same stride, padding, dilation and mask, ``torchvision.ops.deform_conv2d`` computes what
-    :func:`dynamic_dilation_conv2d` does. It moves every tap on its own; here all taps of a window move away from its
-    centre together. The offset of tap :math:`(m, n)` is
+    With these offsets, and the same stride, padding, dilation and mask, ``torchvision.ops.deform_conv2d`` computes the
+    same result as :func:`dynamic_dilation_conv2d`. A deformable convolution moves every tap independently; a dilation
+    rate moves all taps of a window away from its centre together. The offset of tap :math:`(m, n)` is
 
     .. math::
         \bigl((m - \tfrac{k_h - 1}{2}) \, d_h \, (D_h - 1), \; (n - \tfrac{k_w - 1}{2}) \, d_w \, (D_w - 1)\bigr)
 
-    less :math:`(d_h \tfrac{k_h - 1}{2}, d_w \tfrac{k_w - 1}{2})` where ``aligned`` is false. Along one and three axes
-    it is alike.
+    minus :math:`(d_h \tfrac{k_h - 1}{2}, d_w \tfrac{k_w - 1}{2})` if ``aligned`` is false; likewise along one and
+    three axes.
 
     Args:
         dilation_map: the dilation rates. The offsets of a window with a rate that is not finite are NaN.
         kernel_size: taps of the window, an int or one per axis.
         dilation: the dilation that both are called with, an int or one per axis. Default: 1.
-        dilation_groups: the number of groups that the map is for. Default: 1.
+        dilation_groups: number of groups of the map. Default: 1.
         aligned: as in :func:`dynamic_dilation_unfold`. Default: ``True``.
 
     Shape:
         - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})`.
         - Output: :math:`(B, 2 G \, k_h k_w, H_{out}, W_{out})`: for every group and tap the offset down, then the one
-          to the right, as torchvision has them.
+          to the right, as in torchvision.
 
     Raises:
-        RuntimeError: for a map of another shape.
+        RuntimeError: if the map has another shape.
 
     Example:
         >>> to_offsets(torch.tensor(3.0).view(1, 1, 1, 1), (1, 3)).flatten()
@@ -1003,7 +1042,7 @@ def to_offsets(
     def places(rates: Tensor, groups: int, aligned: bool) -> list[tuple[Tensor, Tensor]]:
         return reference.positions(rates, "rates", kernel_size, dilation=dilation, groups=groups, aligned=aligned)
 
-    rates = at_least_float32(dilation_map)  # and rounded once, at the end
+    rates = at_least_float32(dilation_map)  # the result is rounded once, at the end
     moved, resting = places(rates, dilation_groups, aligned), places(rates.new_ones(1, 1, *rates.shape[2:]), 1, True)
     offsets = [
         (pixel - pixel_at_rest) + (displacement - displacement_at_rest)

@@ -1,4 +1,4 @@
-"""The public modules: they hold the options and delegate to :mod:`ddu_ops.functional`."""
+"""The public modules, which store the options and call :mod:`ddu_ops.functional`."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, integer, ints, one_or_more, several
+from ddu_ops._options import Ints, integer, ints, one_or_more, require_tensor, several
 from ddu_ops.functional import (
     PADDING_WORDS,
     at_least_float32,
@@ -37,7 +37,7 @@ _CONVOLVE: tuple[Callable[..., Tensor], ...] = (F.conv1d, F.conv2d, F.conv3d)
 def _window(
     axes: int, name: str, kernel_size: Ints, stride: Ints, padding: Ints | str, dilation: Ints
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | str, tuple[int, ...]]:
-    """The options that a module of this name was given, as the constructor of torch's convolution takes them."""
+    """The options of the module of this name, in the form that torch's convolutions take."""
 
     def each(value: Ints | str, argument: str, least: int = 1, words: Sequence[str] = ()) -> tuple[int, ...]:
         return ints(value, axes, argument, name, ValueError, words=words, least=least)
@@ -51,7 +51,7 @@ def _window(
     )
 
 
-# The words of torch.nn's convolutions for what lies outside the image, beside those of the operators.
+# The padding modes of the operators, and the names that torch.nn's convolutions use for them.
 _PADDING_MODES = {
     **{mode: mode for mode in ("zeros", "border", "reflection")},
     "replicate": "border",
@@ -60,7 +60,7 @@ _PADDING_MODES = {
 
 
 def _padding_mode(word: str, name: str) -> str:
-    """The operators' word for a padding mode."""
+    """The operators' name for a padding mode."""
     if not isinstance(word, str) or word not in _PADDING_MODES:
         words = ", ".join(map(repr, _PADDING_MODES))
         raise ValueError(f"{name}(): expected padding_mode to be one of {words}, but got {word!r}")
@@ -68,7 +68,7 @@ def _padding_mode(word: str, name: str) -> str:
 
 
 class _Window(nn.Module):
-    """The options of a window. A subclass names the number of its axes, and the function that it is the module of."""
+    """The options of a window. A subclass sets its number of axes and the function that it calls."""
 
     _axes: int
     _function: Callable[..., Tensor]
@@ -144,9 +144,9 @@ class _Unfold(_RateWindow):
 class DynamicDilationUnfold(_Unfold):
     """Extract sliding windows whose dilation rate is read from a map.
 
-    The module form of :func:`~ddu_ops.dynamic_dilation_unfold`, with its arguments, shapes and errors; the map is an
-    argument of the call, for it usually comes from the network. As ``padding_mode`` it also takes the words of
-    :class:`torch.nn.Conv2d`, ``"replicate"`` and ``"reflect"``.
+    The module form of :func:`~ddu_ops.dynamic_dilation_unfold`, with its arguments, shapes and errors. The map is an
+    argument of the call because it usually comes from the network. ``padding_mode`` also accepts the names that
+    :class:`torch.nn.Conv2d` uses, ``"replicate"`` and ``"reflect"``.
 
     Example:
         >>> unfold = DynamicDilationUnfold(3, padding=1)
@@ -210,7 +210,7 @@ class _Fold(_RateWindow):
 
 
 class DynamicDilationFold(_Fold):
-    """Add windows into an image, each with the dilation rate that the map holds for it.
+    """Sum windows into an image, each with the dilation rate that the map has for it.
 
     The module form of :func:`~ddu_ops.dynamic_dilation_fold`, with its arguments, shapes and errors.
 
@@ -269,10 +269,10 @@ class DeformUnfold1d(_DeformUnfold):
 
 
 class DeformUnfold2d(_DeformUnfold):
-    """Extract sliding windows whose taps are moved by an offset each.
+    """Extract sliding windows, with an offset for every tap.
 
     The module form of :func:`~ddu_ops.deform_unfold2d`, with its arguments, shapes and errors; the offsets are an
-    argument of the call. As ``padding_mode`` it also takes ``"replicate"`` and ``"reflect"``.
+    argument of the call. ``padding_mode`` also accepts ``"replicate"`` and ``"reflect"``.
 
     Example:
         >>> unfold = DeformUnfold2d(3, padding=1)
@@ -297,11 +297,29 @@ class DeformUnfold3d(_DeformUnfold):
     _function = staticmethod(deform_unfold3d)
 
 
+def check_input(name: str, input: Any, axes: int, channels: int) -> None:
+    """Checks the input of a layer before its predictor sees it, whose own error would be about the wrong weight."""
+    if not isinstance(input, Tensor):
+        require_tensor(input, "input", name)
+    elif axes < input.dim() < axes + 3 and input.shape[-axes - 1] != channels:
+        raise RuntimeError(f"{name}(): expected input with {channels} channels, but got shape {tuple(input.shape)}")
+
+
+def starts_without(predictor: nn.Module, state_dict: dict[str, Any], prefix: str, name: str) -> None:
+    """Adds an untrained predictor of this name to the state of a layer that has none."""
+    if not any(key.startswith(f"{prefix}{name}.") for key in state_dict):
+        device = next(value.device for key, value in state_dict.items() if key.startswith(prefix))
+        for key, parameter in predictor.named_parameters():
+            # A parameter on meta is replaced by what is loaded.
+            zeros = torch.zeros_like(parameter, device=device if parameter.is_meta else parameter.device)
+            state_dict[f"{prefix}{name}.{key}"] = zeros
+
+
 class _StartsAtZero(nn.Module):
     """A convolution whose parameters start at zero.
 
-    It is none of :mod:`torch.nn`'s, and its name does not sound like one: loops that initialise the convolutions of
-    a model, found by their type or by their name, leave it alone.
+    It is not one of the classes of :mod:`torch.nn` and is not named like one, so that loops that initialise all
+    convolutions of a model, by type or by name, skip it.
     """
 
     def __init__(
@@ -350,14 +368,14 @@ class _StartsAtZero(nn.Module):
 
 
 def predictors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The parts of a model that predict where taps lie and what they count, with their names.
+    """Iterate over the parts of a model that predict rates, offsets and masks, with their names.
 
-    They are no :class:`torch.nn.Conv2d`, so loops that initialise or group the parameters of convolutions leave them
-    alone. Whoever treats parameters by their shape or their name finds here what to treat otherwise, or to put right
-    afterwards.
+    They are not instances of :class:`torch.nn.Conv2d`, so loops that initialise or group the parameters of convolutions
+    skip them. Use this function where parameters are selected by shape or by name, to treat these parts differently or
+    to reset them afterwards.
 
     Args:
-        model: a model that has layers of this library in it, or one of them.
+        model: a model that contains layers of this library, or one such layer.
 
     Example:
         >>> model = torch.nn.Sequential(DynamicDilationConv2d(3, 8, 3, padding=1), torch.nn.ReLU())
@@ -366,7 +384,7 @@ def predictors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         ...         _ = torch.nn.init.xavier_uniform_(parameter)
         >>> for name, predictor in predictors(model):
         ...     print(name)
-        ...     predictor.reset_parameters()  # the rates are one again
+        ...     predictor.reset_parameters()  # all rates are one again
         0.rate
         >>> kept = {id(p) for _, predictor in predictors(model) for p in predictor.parameters()}
         >>> groups = [
@@ -382,41 +400,41 @@ def predictors(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 class DilationPredictor(_StartsAtZero):
     r"""A convolution that predicts a dilation map.
 
-    The weights start at zero, and the result :math:`z` of the convolution goes through a function :math:`f` with
-    :math:`f(0) = 1` exactly, in every type. So all rates start at one: what reads the map starts as what it is without
-    one. With ``bounds`` :math:`(l, u)` and ``pace`` :math:`p`,
+    The weights start at zero, and the result :math:`z` of the convolution is passed to a function :math:`f` with
+    :math:`f(0) = 1` exactly, in every type. So all rates start at one, and a layer with this map starts with the same
+    results as without it. With ``bounds`` :math:`(l, u)` and ``pace`` :math:`p`,
 
     .. math::
         f(z) = 1 + s \tanh(p z / s), \qquad s = u - 1 \text{ for } z > 0, \text{ else } 1 - l,
 
     which has slope :math:`p` at 0 from both sides. On the side of an infinite bound it is :math:`1 + p z`.
 
-    The pace keeps the rates behind the weights. Early in training smaller rates smooth, which pays at once, and rates
-    near zero find no way back. On digits at three sizes, with AdamW, two thirds of all rates fell below a half with a
-    pace of 1, and one in a hundred with 0.1. The head with 0.1 was better than the fixed one by 0.06 in mIoU with AdamW
-    and by 0.02 to 0.04 with SGD, with all parameters in one group. In the place of :math:`f`, :math:`\exp(p z)` did as
-    well, and :math:`1 + |p z|`, which only grows, gained nothing. ``docs/study.md`` has the tables.
+    The pace slows the rates down relative to the weights. Early in training, smaller rates smooth the input, which
+    reduces the loss at once, and rates near zero do not recover. On digits at three sizes, with AdamW, two thirds of
+    all rates fell below 0.5 with a pace of 1, and 1 % with a pace of 0.1. The head with 0.1 was better than the fixed
+    one by 0.06 in mIoU with AdamW and by 0.02 to 0.04 with SGD, with all parameters in one group. In place of
+    :math:`f`, :math:`\exp(p z)` worked as well, and :math:`1 + |p z|`, which only grows, gained nothing.
+    ``docs/study.md`` has the tables.
 
     Args:
         in_channels: channels of the input.
-        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`. With those of the layer that reads the
-            map, the map has the size that the layer expects.
-        dilation_groups: number of channel groups that get a map of their own. Default: 1.
-        per_axis: a rate for each axis. Default: one for all.
-        axes: spatial axes of the input, one to three. Default: 2.
+        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`. Use those of the layer that reads the
+            map to get a map of the size that it expects.
+        dilation_groups: number of channel groups, each with its own map. Default: 1.
+        per_axis: ``True`` for a rate for each axis, ``False`` for one rate for all axes. Default: ``False``.
+        axes: number of spatial axes of the input, 1 to 3. Default: 2.
         bounds: lower and upper bound of the rates, around 1; either may be infinite. ``None`` is (0, inf).
             Default: (0, 4).
-        pace: how fast the rates leave one: the slope of :math:`f` at 0. Default: 0.1.
+        pace: the slope of :math:`f` at 0, which sets how fast the rates move away from one. Default: 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
-        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, or as many axes as ``axes`` says.
-        - Output: :math:`(B, G, H_{out}, W_{out})`, or :math:`2G` channels with ``per_axis``; in float32 where the
-          input is of a half type, because positions are not to be rounded.
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, with ``axes`` spatial axes.
+        - Output: :math:`(B, G, H_{out}, W_{out})`, or :math:`2G` channels with ``per_axis``; in float32 if the input
+          has a half type, so that positions are not rounded.
 
     Raises:
-        ValueError: for bounds that are not two numbers on both sides of 1, and for a pace that is not positive and
-            finite.
+        ValueError: if ``bounds`` are not two numbers with 1 between them, or ``pace`` is not positive and finite.
 
     Example:
         >>> predictor = DilationPredictor(8, 3, padding=1)
@@ -459,6 +477,7 @@ class DilationPredictor(_StartsAtZero):
         self.pace = _positive(pace, "pace", "DilationPredictor")
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("DilationPredictor", input, self.axes, self.in_channels)
         z = super().forward(input)
         z = self.pace * at_least_float32(z)
         lower, upper = self.bounds or (0.0, math.inf)
@@ -490,7 +509,7 @@ def _positive(value: Any, option: str, name: str) -> float:
 
 def _real(value: Any) -> float:
     if isinstance(value, str):
-        raise TypeError("a text is no number, even if float takes it")
+        raise TypeError("a string is not a number, even if float() converts it")
     return float(value)
 
 
@@ -501,31 +520,31 @@ def _saturate(z: Tensor, span: float) -> Tensor:
 class OffsetPredictor(_StartsAtZero):
     r"""A convolution that predicts the offsets of the taps of a window, and factors for them.
 
-    The weights start at zero, and with them the offsets; the factors start at one. So what reads them starts as the
-    plain convolution. A single layer that is zero learns from the first step on: its gradient is the input's product
-    with that of the offsets.
+    The weights and the offsets start at zero and the factors at one, so a layer that reads them starts as a plain
+    convolution. Weights of zero do not stop the training: their gradient is the product of the input and the gradient
+    of the offsets.
 
     Args:
         in_channels: channels of the input.
-        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`; those of the layer that reads the
-            offsets, which then have the size that the layer expects.
-        offset_groups: number of channel groups that get offsets of their own. Default: 1.
-        mask: how the factors are made of the results :math:`z` of the convolution: ``"sigmoid"``,
-            :math:`2 \sigma(z)`, as in DCNv2 but for the 2; ``"softmax"``, :math:`K \, \mathrm{softmax}(z)` over the
-            :math:`K` taps, as in DCNv3 but for the :math:`K`; or ``None``, no factors. Default: ``"sigmoid"``.
-        bound: the largest offset, in pixels: the offsets are :math:`b \tanh(z / b)`. Default: none.
-        moved: the axes along which taps move, counted from 0, slowest first; along the others the offsets are zero.
-            ``(1, 2)`` of a video moves them within its frames. Default: all.
-        axes: spatial axes of the input, one to three. Default: 2.
+        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`. Use those of the layer that reads the
+            offsets to get offsets of the size that it expects.
+        offset_groups: number of channel groups, each with its own offsets. Default: 1.
+        mask: how the factors are computed from the results :math:`z` of the convolution: ``"sigmoid"``,
+            :math:`2 \sigma(z)`, as in DCNv2 except for the 2; ``"softmax"``, :math:`K \, \mathrm{softmax}(z)` over the
+            :math:`K` taps, as in DCNv3 except for the :math:`K`; or ``None``, no factors. Default: ``"sigmoid"``.
+        bound: the largest offset :math:`b`, in pixels: the offsets are :math:`b \tanh(z / b)`. Default: none.
+        moved: the axes along which taps move, counted from 0, slowest first; offsets along the others are zero. For a
+            video, ``(1, 2)`` keeps taps within their frame. Default: all.
+        axes: number of spatial axes of the input, 1 to 3. Default: 2.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
-        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, or as many axes as ``axes`` says.
-        - Output: the offsets, as in :func:`~ddu_ops.deform_conv2d`, in float32 where the input is of a half type; and
-          the factors, :math:`(B, G K, H_{out}, W_{out})`, or ``None``.
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, with ``axes`` spatial axes.
+        - Output: the offsets, as in :func:`~ddu_ops.deform_conv2d`, in float32 if the input has a half type; and the
+          factors, :math:`(B, G K, H_{out}, W_{out})`, or ``None``.
 
     Raises:
-        ValueError: for another ``mask``, a bound that is not positive and finite, and axes that there are not.
+        ValueError: for an unknown ``mask``, a bound that is not positive and finite, or axes that do not exist.
 
     Example:
         >>> predictor = OffsetPredictor(8, 3, padding=1)
@@ -583,6 +602,7 @@ class OffsetPredictor(_StartsAtZero):
         self.moved = along
 
     def forward(self, input: Tensor) -> tuple[Tensor, Tensor | None]:  # type: ignore[override]
+        check_input("OffsetPredictor", input, self.axes, self.in_channels)
         z, channels = super().forward(input), -self.axes - 1
         places = self.offset_groups * math.prod(self.kernel_size)
         offset = at_least_float32(z.narrow(channels, 0, places * len(self.moved)))
@@ -612,7 +632,7 @@ class OffsetPredictor(_StartsAtZero):
         )
 
 
-# What a subclass or an object may define anew, and the result is still the base class's. (Python's own first.)
+# Attributes that a subclass or an object may redefine without changing the result. (Python's own first.)
 _HARMLESS = {
     *("__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__", "__firstlineno__"),
     *("__module__", "__static_attributes__", "__weakref__"),
@@ -622,9 +642,9 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def _changes_of(conv: nn.Module, kind: type[Any]) -> list[str]:
-    """What may make the result of a convolution another one than that of a plain one with its parameters."""
+    """What may give a convolution another result than a plain one with the same parameters has."""
     plain = kind(1, 1, 1, device="meta")
-    subclasses = (base for base in type(conv).__mro__ if base not in kind.__mro__)
+    subclasses = (base for base in type(conv).__mro__ if base not in (*kind.__mro__, _Convolution))
     changes = {name for base in subclasses for name in vars(base) if hasattr(plain, name)}
     changes |= {name for name in vars(conv) if hasattr(kind, name) and name not in vars(plain)}
     changes |= {name.lstrip("_") for name in _HOOKS if getattr(conv, name)}
@@ -632,7 +652,7 @@ def _changes_of(conv: nn.Module, kind: type[Any]) -> list[str]:
 
 
 def _check_weight(conv: Any) -> None:
-    """Refuses a weight that the layer does not take, though its convolution would run."""
+    """Refuses a weight that torch's convolution accepts but the layer does not."""
     shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
     if conv.weight.shape != shape:
         raise ValueError(
@@ -647,7 +667,7 @@ def _check_weight(conv: Any) -> None:
 
 
 def _may_be_left_out(argument: Any) -> bool:
-    """Whether fx traces a module of its own, which it calls with proxies for its optional arguments, too."""
+    """Whether fx traces the module as its root, and so passes proxies for optional arguments, too."""
     return isinstance(argument, torch.fx.Proxy) and argument.node.op == "placeholder" and argument.node.args == (None,)
 
 
@@ -658,7 +678,7 @@ def _given_or(argument: Tensor | None, default: Tensor) -> Tensor:
 
 
 class _Convolution(nn.modules.conv._ConvNd):
-    """One of torch's convolutions with windows that are moved. A subclass names what it has of its own."""
+    """One of torch's convolutions, with windows that adapt. A subclass sets the following."""
 
     _axes: int
     _function: Callable[..., Tensor]
@@ -674,7 +694,7 @@ class _Convolution(nn.modules.conv._ConvNd):
         padding_mode: str,
         options: dict[str, Any],
     ) -> None:
-        """As torch's own constructor."""
+        """Calls torch's constructor with checked options."""
         in_channels = integer(channels[0], "in_channels", name, ValueError, least=0)
         out_channels = integer(channels[1], "out_channels", name, ValueError, least=0)
         groups = integer(groups, "groups", name, ValueError, least=1)
@@ -684,29 +704,36 @@ class _Convolution(nn.modules.conv._ConvNd):
         self.padding_mode = mode  # type: ignore[assignment]
 
     def reset_parameters(self) -> None:
-        """Starts again as torch's convolution does, with windows that are not moved."""
+        """Reset the parameters as torch's convolution does, and the predictor to windows that are not moved."""
         super().reset_parameters()
-        predictor = getattr(self, self._predictor, None)  # not yet there when the constructor calls
+        predictor = getattr(self, self._predictor, None)  # does not exist yet when the constructor calls
         if predictor is not None:
             predictor.reset_parameters()
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Also loads the state of a plain convolution."""
+        predictor = getattr(self, self._predictor)
+        if predictor is not None and f"{prefix}weight" in state_dict:
+            starts_without(predictor, state_dict, prefix, self._predictor)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     @classmethod
     def from_conv(cls, conv: nn.Module, **options: Any) -> Any:
-        """Make an adaptive layer of a trained one: it starts with its results, or the call is refused.
+        """Convert a trained convolution into an adaptive layer that starts with the same results.
 
-        Converting twice is converting once: a layer that is one already is returned as it is, whatever the options.
+        Conversion is idempotent: a layer of this class is returned unchanged, whatever the options.
 
         Args:
-            conv: a convolution of :mod:`torch.nn` on as many axes. Its parameters are copied. A subclass will do if it
-                leaves everything as it is that makes the result.
+            conv: a convolution of :mod:`torch.nn` with the same number of axes. Its parameters are copied. Subclasses
+                are accepted if they do not change the result.
             options: the keyword arguments of the constructor.
 
         Raises:
-            TypeError: for another kind of layer, a transposed convolution among them; for a subclass that changes the
+            TypeError: for another kind of layer, including transposed convolutions; for a subclass that changes the
                 result, such as one with standardised weights or an activation, or a lazy one before its first call; for
-                a parametrised convolution, and for one with hooks or a ``forward`` of its own, which would be lost; and
-                for a padding that is circular, or that is not of zeros and wider on one side than on the other.
-            ValueError: for a weight of a type or shape that the layer can't have.
+                a parametrised convolution, or one with hooks or its own ``forward``, which would be lost; and for
+                circular padding, or padding other than zeros that is wider on one side than on the other.
+            ValueError: for a weight of a type or shape that the layer cannot have.
 
         Example:
             >>> conv = torch.nn.Conv2d(8, 4, 3, stride=2, padding=1)
@@ -824,6 +851,7 @@ class _DynamicDilationConv(_Convolution):
             )
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.rate is None:
             if dilation_map is None:
                 raise RuntimeError(
@@ -865,42 +893,42 @@ class DynamicDilationConv1d(_DynamicDilationConv, nn.Conv1d):
 
 
 class DynamicDilationConv2d(_DynamicDilationConv, nn.Conv2d):
-    """A convolution whose dilation rate differs from position to position, and that can predict it.
+    """A convolution with a dilation rate for every position, which it can predict itself.
 
-    The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`. In the place of a :class:`torch.nn.Conv2d`, whose
-    arguments come first and whose parameters it has, it predicts the dilation map from its input by a
-    :class:`DilationPredictor` with the window of the layer. The rates start at one, so the layer starts as the
-    ``Conv2d`` with the same weights, up to the order of the additions.
+    The module form of :func:`~ddu_ops.dynamic_dilation_conv2d`, and a replacement for :class:`torch.nn.Conv2d`: it has
+    the same parameters, and its first arguments are the same. It predicts the dilation map from its input with a
+    :class:`DilationPredictor` that has the window of the layer. The rates start at one, so the layer starts as the
+    ``Conv2d`` with the same weights, up to the order of additions.
 
-    It is a ``Conv2d``, so code that finds convolutions by ``isinstance`` finds its weight: what
-    initialises weights, groups them for weight decay, or prunes them. What replaces every ``Conv2d`` by another layer
-    has to leave it out, as :meth:`from_conv` does.
+    It is a subclass of ``Conv2d``, so code that finds convolutions by ``isinstance`` to initialise weights, to group
+    them for weight decay or to prune them also finds this layer. Code that replaces every ``Conv2d`` by another layer
+    has to skip it, as :meth:`from_conv` does.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
-        dilation_groups: number of channel groups that have a map of their own. Default: 1.
-        per_axis: predict a rate for each axis. Default: one for all.
+        dilation_groups: number of channel groups, each with its own map. Default: 1.
+        per_axis: ``True`` to predict a rate for each axis, ``False`` for one rate for all axes. Default: ``False``.
         bounds, pace: of the predicted rates: see :class:`DilationPredictor`. Default: (0, 4) and 0.1.
-        predict: ``False`` leaves the predictor out; every call then brings its map. Default: ``True``.
+        predict: ``False`` for a layer without a predictor; every call then needs a map. Default: ``True``.
         aligned: as in :func:`~ddu_ops.dynamic_dilation_conv2d`.
-        padding_mode: as there, or in the words of :class:`torch.nn.Conv2d`, ``"replicate"`` and ``"reflect"``. The
-            predictor pads with zeros.
+        padding_mode: as in that function, or the names that :class:`torch.nn.Conv2d` uses, ``"replicate"`` and
+            ``"reflect"``. The predictor pads with zeros.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
-        weight, bias: as in :class:`torch.nn.Conv2d`, so that its ``state_dict`` can be loaded; with a predictor, by
-            ``strict=False``.
+        weight, bias: as in :class:`torch.nn.Conv2d`, whose ``state_dict`` the layer loads with all rates one.
         rate: the predictor, or ``None``.
 
     Shape:
-        As in :func:`~ddu_ops.dynamic_dilation_conv2d`. ``forward(input, dilation_map=None, mask=None)`` takes the map
-        from the predictor where none is given.
+        As in :func:`~ddu_ops.dynamic_dilation_conv2d`. ``forward(input, dilation_map=None, mask=None)`` predicts the
+        map if none is given.
 
     Raises:
-        RuntimeError: in a call, as :func:`~ddu_ops.dynamic_dilation_conv2d`; without a predictor and without a map.
-        ValueError: from the constructor, for channels that ``groups`` or ``dilation_groups`` do not divide, for bounds
-            that do not lie on both sides of 1, and for an unknown ``padding_mode``, ``"circular"`` among them.
+        RuntimeError: in a call, as :func:`~ddu_ops.dynamic_dilation_conv2d`; or if there is neither a predictor nor a
+            map.
+        ValueError: from the constructor, if ``groups`` or ``dilation_groups`` do not divide the channels, if 1 does not
+            lie between the bounds, and for an unsupported ``padding_mode``, such as ``"circular"``.
 
     Example:
         >>> layer = DynamicDilationConv2d(8, 4, 3, padding=1)
@@ -981,6 +1009,7 @@ class _DeformConv(_Convolution):
             )
 
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.offset is None:
             if offset is None:
                 raise RuntimeError(
@@ -1024,17 +1053,19 @@ class DeformConv2d(_DeformConv, nn.Conv2d):
 
     The module form of :func:`~ddu_ops.deform_conv2d`. Its first arguments and its parameters are those of
     :class:`torch.nn.Conv2d`, and so those of ``torchvision.ops.DeformConv2d``, whose ``state_dict`` it loads. With
-    ``predict`` it makes offsets and mask of its input by an :class:`OffsetPredictor` with the window of the layer, and
-    starts as the ``Conv2d`` with the same weights, up to the order of the additions; :func:`convert_mmcv` makes the
-    ``state_dict`` of such a layer out of mmcv's. It is a ``Conv2d``, as :class:`DynamicDilationConv2d` is.
+    ``predict=True`` it predicts offsets and mask from its input with an :class:`OffsetPredictor` that has the window of
+    the layer, and starts as the ``Conv2d`` with the same weights, up to the order of additions. :func:`convert_mmcv`
+    converts the ``state_dict`` of mmcv's layer for it. Like :class:`DynamicDilationConv2d` it is a subclass of
+    ``Conv2d``.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`.
-        predict: predict offsets and mask where a call brings none. Default: every call brings its offsets.
-        offset_groups, mask, bound, moved: of what is predicted: see :class:`OffsetPredictor`.
-        padding_mode: as in :func:`~ddu_ops.deform_conv2d`, or in the words of :class:`torch.nn.Conv2d`, ``"replicate"``
-            and ``"reflect"``. The predictor pads with zeros.
+        predict: ``True`` to predict offsets and mask if a call has none; with ``False`` every call needs offsets.
+            Default: ``False``.
+        offset_groups, mask, bound, moved: of the predictor: see :class:`OffsetPredictor`.
+        padding_mode: as in :func:`~ddu_ops.deform_conv2d`, or the names that :class:`torch.nn.Conv2d` uses,
+            ``"replicate"`` and ``"reflect"``. The predictor pads with zeros.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
@@ -1042,13 +1073,12 @@ class DeformConv2d(_DeformConv, nn.Conv2d):
         offset: the predictor, or ``None``.
 
     Shape:
-        As in :func:`~ddu_ops.deform_conv2d`. ``forward(input, offset=None, mask=None)`` takes from the predictor what
-        is not given.
+        As in :func:`~ddu_ops.deform_conv2d`. ``forward(input, offset=None, mask=None)`` predicts what is not given.
 
     Raises:
-        RuntimeError: in a call, as :func:`~ddu_ops.deform_conv2d`; without a predictor and without offsets.
-        ValueError: from the constructor, for channels that ``groups`` or ``offset_groups`` do not divide, for an
-            unknown ``padding_mode``, and as :class:`OffsetPredictor`.
+        RuntimeError: in a call, as :func:`~ddu_ops.deform_conv2d`; or if there are neither a predictor nor offsets.
+        ValueError: from the constructor, if ``groups`` or ``offset_groups`` do not divide the channels, for an
+            unsupported ``padding_mode``, and as :class:`OffsetPredictor`.
 
     Example:
         >>> layer = DeformConv2d(8, 4, 3, padding=1, predict=True)
@@ -1078,15 +1108,15 @@ class DeformConv3d(_DeformConv, nn.Conv3d):
 
 
 def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ``state_dict`` of a model whose ``ModulatedDeformConv2dPack`` from mmcv were replaced by ours.
+    """Convert the ``state_dict`` of a model with mmcv's ``ModulatedDeformConv2dPack`` for :class:`DeformConv2d`.
 
-    Ours is ``DeformConv2d(..., offset_groups=deform_groups, predict=True)``. Its predictor has the channels of mmcv's
-    ``conv_offset`` in the same order. The factors of mmcv are sigmoids, which start at a half, ours are twice as large;
-    so the weights of these layers are halved, which is exact. All else stays as it is. Names of mmcv's first version,
-    ``conv2_offset`` beside ``conv2``, are understood.
+    The replacement is ``DeformConv2d(..., offset_groups=deform_groups, predict=True)``. Its predictor has the channels
+    of mmcv's ``conv_offset`` in the same order. mmcv's factors are sigmoids, which start at 0.5; those of
+    :class:`DeformConv2d` are twice as large, so the weights of these layers are halved, which is exact. Everything else
+    is unchanged. The names of mmcv's first version, ``conv2_offset`` beside ``conv2``, are also converted.
 
     Args:
-        state_dict: of a layer or of a whole model.
+        state_dict: the state of a layer or of a whole model.
 
     Example:
         >>> theirs = {"weight": torch.ones(4, 8, 3, 3), "bias": torch.zeros(4)}

@@ -1,10 +1,10 @@
-"""Translations of the operators for ``torch.onnx.export``.
+"""Translations of the operators to ONNX. Importing this module registers them for ``torch.onnx.export``.
 
-On one and two axes a convolution is ONNX's ``DeformConv`` (opset 19), whose offsets hold the dilation rates, and an
-unfold is one whose weights pick out one tap each. On three axes, and with a padding mode other than zeros, an unfold is
-a ``GridSample`` (opset 20). There, and with a weight for each image, a convolution is an unfold and a ``MatMul``. The
-fold adds up the neighbours of every tap by ``ScatterElements``. Exporting needs the packages of ``ddu_ops[onnx]``;
-onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
+On one and two axes a convolution becomes ONNX's ``DeformConv`` (opset 19), with offsets computed from the dilation
+rates, and an unfold becomes a ``DeformConv`` whose weights select one tap each. On three axes, and with a padding mode
+other than zeros, an unfold becomes a ``GridSample`` (opset 20). There, and with a weight for each image, a convolution
+becomes an unfold and a ``MatMul``. The fold adds the neighbours of every tap with ``ScatterElements``. Exporting needs
+the packages of ``ddu_ops[onnx]``; onnxruntime has a ``DeformConv`` for CPUs from 1.26 on.
 """
 
 import itertools
@@ -21,27 +21,28 @@ _LIMIT = 2.0**30  # a tap so far away lies outside of every image, and its posit
 
 
 def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """ONNX translations of the operators, for opset 19 and above, and from 20 on for volumes and padding modes.
+    """Return the ONNX translations of the operators.
 
-    Batch and image size may be dynamic. Rates and offsets that are not finite make NaN of what they move, as
-    everywhere. In the columns of the unfold a pixel that is not finite does so, too, to all taps of the windows that
-    see it, because a ``DeformConv`` adds them up, all but one times zero. What the operators check, the exported
-    program does not.
+    They need opset 19 or above; for three axes and padding modes other than zeros, 20 or above. Batch and image size
+    may be dynamic. As everywhere, rates and offsets that are not finite make the taps that they move NaN. In the
+    columns of an unfold, a pixel that is not finite makes all taps of every window that contains it NaN, because a
+    ``DeformConv`` sums them, all but one multiplied by zero. The exported program does not check its arguments.
+
+    Importing the module registers the translations for the default ``dtype``. Pass this table for the other.
 
     Args:
-        dtype: what the program computes in, ``torch.float64`` or ``torch.float32``. The positions of ``DeformConv``
-            are sums of pixels and offsets, and those of ``GridSample`` are divided by the size, so in float32 they
-            lose precision as images grow, about one part in ten million of the image's size; but that takes half the
-            time, and is what runtimes other than onnxruntime on a CPU may know.
+        dtype: the type that the program computes in, ``torch.float64`` or ``torch.float32``. The positions of
+            ``DeformConv`` are sums of pixels and offsets, and those of ``GridSample`` are divided by the size, so in
+            float32 they lose precision as images grow, about one ten-millionth of the size of the image. float32 takes
+            half the time, and may be the only type that runtimes other than onnxruntime on a CPU support.
 
     Returns:
         A table for the ``custom_translation_table`` of :func:`torch.onnx.export`.
 
     Raises:
         ValueError: for another ``dtype``.
-        ModuleNotFoundError: without onnxscript.
-        RuntimeError: in the export, for an opset below 19 or, with three axes or a ``padding_mode`` other than
-            ``"zeros"``, below 20; and for derivatives.
+        ModuleNotFoundError: if onnxscript is not installed.
+        RuntimeError: during the export, if the opset is too low, and for derivatives.
 
     Example:
         >>> import ddu_ops.onnx
@@ -52,7 +53,6 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         ...     dynamo=True,
         ...     opset_version=19,
         ...     verbose=False,
-        ...     custom_translation_table=ddu_ops.onnx.translations(),
         ... )
         >>> "DeformConv" in {node.op_type for node in program.model.graph}
         True
@@ -222,7 +222,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         )
 
     def check(needs: int = opset19.version) -> None:
-        """Refuse an opset that is too low. The exporter itself takes it for the lowest that it has."""
+        """Refuses an opset that is too low, which the exporter itself replaces with the lowest that it has."""
         version = evaluator.default().opset.version
         if version < needs:
             of = "" if needs == opset19.version else " for three axes and padding modes other than 'zeros'"
@@ -430,3 +430,19 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         torch.ops.ddu.fold.default: fold,
         torch.ops.ddu.convolution.default: convolution,
     }
+
+
+def _register() -> None:
+    """Registers the translations, so that exports need no table, as long as torch has this private registry."""
+    try:
+        from torch.onnx._internal.exporter import _registration
+        from torch.onnx._internal.exporter._torchlib import _torchlib_registry
+
+        known, meta = _torchlib_registry._registry, _registration.OnnxDecompMeta
+        own = [meta(function, operator, None) for operator, function in translations().items()]
+    except (ImportError, AttributeError, TypeError):
+        return
+    known[:] = [entry for entry in known if not str(entry.fx_target).startswith("ddu.")] + own
+
+
+_register()

@@ -1,17 +1,17 @@
 r"""Closed formulas for the receptive field of a layer, of a stack and of a traced model, and for the holes in it.
 
-A layer with kernel size :math:`k`, stride :math:`s`, padding :math:`p`, dilation :math:`d` and the rate :math:`D` of a
-position reads, for output position :math:`i` along an axis, between
+For output position :math:`i` along an axis, a layer with kernel size :math:`k`, stride :math:`s`, padding :math:`p`,
+dilation :math:`d` and rate :math:`D` at this position reads between
 
 .. math::
     c - \tfrac{k - 1}{2} d \, |D| \quad \text{and} \quad c + \tfrac{k - 1}{2} d \, |D|, \qquad
     c = i \, s - p + d \, \tfrac{k - 1}{2},
 
-where linear taps touch the whole pixels on either side of both ends. In a stack of layers these half widths add up,
+and linear interpolation touches the pixels on both sides of both ends. In a stack of layers these half widths add up,
 each multiplied by the strides of the layers below it; the formulas for fixed rates are those of A. Araujo, W. Norris
 and J. Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill, 2019.
 
-How far a stack reaches does not tell which pixels it reads on the way. :func:`coverage` counts them.
+The size of a receptive field does not tell which of its pixels are read. :func:`coverage` counts them.
 """
 
 import math
@@ -39,15 +39,15 @@ _OPTIONS = ("kernel_size", "stride", "padding", "dilation")
 
 @dataclass(frozen=True)
 class Layer:
-    """The window of a layer, and the largest rate that it has; 1 for a plain convolution.
+    """The window of a layer and its largest rate, which is 1 for a plain convolution.
 
     Args:
-        kernel_size, stride, padding, dilation: as of the layer, on any number of axes: an int, or one per axis.
-        rate: the rate; of a dynamic layer the largest absolute one, as in ``dilation_map.abs().max().item()``.
+        kernel_size, stride, padding, dilation: as in the layer, on any number of axes: an int, or one per axis.
+        rate: the rate; for a dynamic layer the largest absolute rate, as in ``dilation_map.abs().max().item()``.
         aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
 
     Raises:
-        ValueError: for options that are no ints, or are for different numbers of axes.
+        ValueError: if options are not ints, or are for different numbers of axes.
 
     Example:
         >>> receptive_field.Layer(3, padding=1, rate=2.5)
@@ -88,16 +88,16 @@ class Layer:
 
 
 def interval(layer: Layer, position: Interval, axis: int = 0, rate: float | None = None) -> Interval:
-    """What a layer reads for the output positions between two, taps that lie between pixels taken as they are.
+    """Return the interval that a layer reads for a range of output positions, which may end between pixels.
 
     Args:
         layer: the layer.
         position: the first and the last output position.
         axis: slowest first: in two dimensions 0 for the height, 1 for the width.
-        rate: the rate to use in the place of the layer's.
+        rate: a rate to use in place of that of the layer.
 
     Returns:
-        The first and the last place of a tap, in pixels of the layer's input. It may lie outside.
+        The first and the last position of a tap, in pixels of the layer's input, possibly outside of it.
 
     Example:
         >>> receptive_field.interval(receptive_field.Layer(3, padding=1), (4, 4), rate=2.5)
@@ -112,7 +112,7 @@ def interval(layer: Layer, position: Interval, axis: int = 0, rate: float | None
 
 
 def pixels(places: Interval, size: int | None = None) -> tuple[int, int]:
-    """The pixels that linear samples between two places can touch, cut off at the edges of the image.
+    """Return the pixels that linear samples between two positions can touch, clipped to the image.
 
     Example:
         >>> receptive_field.pixels((1.5, 6.5))
@@ -127,10 +127,10 @@ def pixels(places: Interval, size: int | None = None) -> tuple[int, int]:
 
 
 def size(layers: Sequence[Layer], axis: int = 0) -> float:
-    r"""Width of what one output position reads, in pixels.
+    r"""Return the width of the receptive field of one output position, in pixels.
 
-    It is :math:`1 + \sum_l (k_l - 1) \, d_l \, |D_l| \prod_{m < l} s_m`, exactly so where no tap lies between pixels.
-    With the largest rates of dynamic layers it is the largest receptive field that they have anywhere.
+    It is :math:`1 + \sum_l (k_l - 1) \, d_l \, |D_l| \prod_{m < l} s_m`, which is exact if no tap lies between pixels.
+    With the largest rates of dynamic layers it is their largest receptive field.
 
     Args:
         layers: the stack, the layer that reads the image first.
@@ -158,26 +158,26 @@ def stack_interval(
     dilation_maps: Sequence[Tensor | None] | None = None,
     sizes: Sequence[int] | None = None,
 ) -> tuple[int, int]:
-    """The first and the last pixel of the image that an output position of a stack can read.
+    """Return the first and the last pixel of the image that an output position of a stack can read.
 
-    From the top down: what a position reads of a layer's input are positions of the layer below. Where the map of a
-    layer is given, the rates between them decide, position by position; without maps, the layers' own rates do. It is
-    a bound: a pixel in between may be skipped (gridding) or carry no weight.
+    The interval is followed from the last layer to the first, because what a layer reads are output positions of the
+    layer before it. If a layer has a map, the rates within the interval are used, otherwise the layer's own rate. The
+    result is a bound: a pixel in between may be skipped (gridding) or have no weight.
 
     Args:
         layers: the stack, the layer that reads the image first.
-        position: of the output, along the axis.
+        position: the output position along the axis.
         axis: slowest first: in two dimensions 0 for the height, 1 for the width.
         dilation_maps: for each layer ``None`` or its rates along the axis, :math:`(n)`, one for each of its output
-            positions; of a two-dimensional map, the largest rate of every row or column.
-        sizes: of each layer's input along the axis; then what lies outside is left out.
+            positions; for a two-dimensional map, use the largest rate of every row or column.
+        sizes: the size of each layer's input along the axis, to exclude positions outside of it.
 
     Returns:
-        The first and the last pixel; (0, -1) if there are none: where all windows lie outside, or their rates are not
-        finite.
+        The first and the last pixel, or (0, -1) if there are none, because all windows lie outside or their rates are
+        not finite.
 
     Raises:
-        ValueError: for maps or sizes that are not as many as the layers.
+        ValueError: if the number of maps or sizes is not the number of layers.
 
     Example:
         >>> layers = [receptive_field.Layer(3, padding=1)] * 2
@@ -334,26 +334,25 @@ def _together(branches: Sequence[Field], where: str) -> Field:
 
 
 def trace(model: nn.Module, input: Tensor | None = None) -> dict[str, Field]:
-    """Receptive field, jump and start of the outputs of all parts of a model, with branches, on any number of axes.
+    """Compute receptive field, jump and start of the outputs of all parts of a model, on any number of axes.
 
-    The model runs once, in evaluation mode and without gradients, and every operator that it calls is followed.
-    Dynamic layers count with the largest rates, or offsets, that they have in this run. What an output may read is
-    bounded from outside: statistics that norms take in training do not count, and what is not known to read locally,
-    such as attention, is taken to read the whole image. Up to the end of a branch a position counts as the position of
-    the branch's input, as far as a change of the layout goes.
+    The model, which may have branches, runs once, in evaluation mode and without gradients, and every operator that it
+    calls is followed. Dynamic layers count with the largest rates or offsets of this run. The result is an upper bound:
+    operators that are not known to be local, such as attention, count as reading the whole image. Batch statistics of
+    norms, which are used in training, do not count. Within a branch, positions keep their meaning when the layout
+    changes.
 
     Args:
-        model: the model, whose first argument is the image.
-        input: an image to run it on, batched. Default: zeros with 64 pixels per axis, made for the first convolution
-            that the model has.
+        model: the model. Its first argument is the image.
+        input: a batched image to run it on. Default: zeros with 64 pixels per axis and the channels of the first
+            convolution of the model.
 
     Returns:
-        For every module that returns a tensor, by its name in the model, what it returned last; the model itself, whose
-        name is empty, comes last.
+        The :class:`Field` of the last output of every module that returns a tensor, by the name of the module; the
+        model itself, whose name is empty, comes last.
 
     Raises:
-        ValueError: where branches come together whose positions are not equally far apart; without ``input``, for a
-            model without a convolution.
+        ValueError: if branches with different jumps are combined; without ``input``, if the model has no convolution.
 
     Example:
         >>> model = torch.nn.Sequential(
@@ -588,30 +587,30 @@ class Coverage:
         return tuple(index for index, count in enumerate(self.multiplicity) if not count)
 
     def share(self, axes: int = 2) -> float:
-        """The part of the receptive field that is read, with the same stack on so many axes."""
+        """The fraction of the receptive field that is read, with the same stack on this many axes."""
         return (self.covered / self.size) ** axes
 
 
 def coverage(rates: Sequence[int | Layer], kernel_size: int = 3, axis: int = 0) -> Coverage:
     r"""Count the paths from every pixel through a stack of fixed rates to one output position.
 
-    Exact: the taps of a layer are :math:`d` apart in its input, and positions of that :math:`j` pixels, its jump. So
-    the product of the polynomials :math:`\sum_m z^{m d_l j_l}` counts the paths.
+    The count is exact: the taps of a layer are :math:`d` positions of its input apart, and these positions are
+    :math:`j` pixels apart, the jump. So the product of the polynomials :math:`\sum_m z^{m d_l j_l}` counts the paths.
 
-    Beside it stands the criterion of P. Wang et al., "Understanding Convolution for Semantic Segmentation", WACV 2018,
-    hybrid dilated convolution (HDC): with :math:`M_n = r_n` and
+    The result also has the criterion of P. Wang et al., "Understanding Convolution for Semantic Segmentation", WACV
+    2018, hybrid dilated convolution (HDC): with :math:`M_n = r_n` and
     :math:`M_i = \max(M_{i + 1} - 2 r_i, \, 2 r_i - M_{i + 1}, \, r_i)`, :math:`M_2 \le k`. It is not
-    sufficient: the rates 2, 2, 2, 2 pass it and leave nearly half of every line out. Where the two disagree, the count
-    is right, and there is a warning.
+    sufficient: the rates 2, 2, 2, 2 fulfil it and skip nearly half of the pixels of every line. If the criterion
+    contradicts the count, which is right, there is a warning.
 
     Args:
-        rates: of each layer, the one that reads the image first: a rate, or a :class:`Layer` with strides and a kernel
-            of its own.
+        rates: for each layer, starting with the one that reads the image, a rate, or a :class:`Layer` if it has a
+            stride or another kernel size.
         kernel_size: of the layers that are given as rates. Default: 3.
-        axis: along which :class:`Layer`\ s are looked at.
+        axis: the axis of each :class:`Layer` that is used.
 
     Raises:
-        ValueError: for a :class:`Layer` whose rate is not a whole number.
+        ValueError: if the rate of a :class:`Layer` is not a whole number.
 
     Example:
         >>> found = receptive_field.coverage([1, 2, 5])

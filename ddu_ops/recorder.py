@@ -1,9 +1,9 @@
 """Watch the dilation rates of a model while it trains.
 
-Rates that leave their useful range do it quietly: the loss still falls. A :class:`RateRecorder` counts the rates of
-every :class:`~ddu_ops.DilationPredictor` of a model in its forward, on the device where they are, and reads the counts
-at an interval: a histogram for each layer over the steps, and the share of rates that are below one half or at a bound.
-It warns once where a layer has collapsed. :func:`ddu_ops.viz.draw_rates` draws what was recorded.
+Rates can leave their useful range unnoticed, because the loss still falls. A :class:`RateRecorder` counts the rates of
+every :class:`~ddu_ops.DilationPredictor` of a model during the forward, on their device, and reads the counts at an
+interval. It records a histogram for each layer over the steps, and the share of rates that are below one half or at a
+bound, and warns once if a layer has collapsed. :func:`ddu_ops.viz.draw_rates` plots the record.
 """
 
 import math
@@ -18,22 +18,22 @@ from torch import Tensor, nn
 from ddu_ops._options import integer
 from ddu_ops.modules import DilationPredictor
 
-#: A rate is at a bound if it is nearer to it than this part of the way from one to the bound.
+#: A rate is at a bound if its distance from it is less than this fraction of the distance between one and the bound.
 AT_A_BOUND = 0.01
 
 
 @dataclass
 class RateHistory:
-    r"""What was recorded of one layer, one entry for each interval.
+    r"""The record of one layer, with one entry for each interval.
 
     Attributes:
-        edges: of the bins of the histogram, :math:`(\text{bins} + 1)`. The outermost bins also count what lies beyond.
+        edges: the edges of the bins, :math:`(\text{bins} + 1)`. The outermost bins also count rates beyond them.
         steps: the last step of each interval.
-        histograms: the share of the rates in each bin, :math:`(\text{bins})` each, of all rates that are finite.
-        mean: of the rates that are finite.
-        below_half: the share of rates whose absolute value is below one half: their windows hardly reach beyond the
-            pixels around their centre.
-        at_lower, at_upper: the share of rates at each bound; 0 where there is none.
+        histograms: the share of the finite rates in each bin, :math:`(\text{bins})` each.
+        mean: the mean of the finite rates.
+        below_half: the share of rates with an absolute value below one half, whose windows hardly extend beyond the
+            pixels next to their centre.
+        at_lower, at_upper: the share of rates at each bound; 0 if there is no bound.
         not_finite: the share of rates that are NaN or infinite.
     """
 
@@ -109,27 +109,28 @@ def _is_traced(output: Tensor) -> bool:
 
 
 class RateRecorder:
-    """Records the dilation rates of a model while it trains.
+    """Record the dilation rates of a model while it trains.
 
-    Every forward in training mode counts. In the forward nothing waits for the device: the counts are read by
-    :meth:`step`, once every so many steps. Forwards that checkpointing runs again count again, which leaves the shares
-    as they are. A recorder that is made before ``torch.compile`` becomes part of the compiled model. Under
-    ``torch.func``'s transforms nothing is counted, nor in what ``torch.export`` and ``torch.jit.trace`` make.
+    Every forward in training mode counts, without synchronising the device; :meth:`step` reads the counts at the
+    interval ``every``. Forwards that are repeated by checkpointing count again, which does not change the shares. To
+    record a compiled model, create the recorder before calling ``torch.compile``. Nothing is counted under the
+    transforms of ``torch.func``, nor in programs made by ``torch.export`` and ``torch.jit.trace``.
 
     Args:
-        model: a model, or a layer of it; all its :class:`~ddu_ops.DilationPredictor` are watched.
-        every: steps from one record to the next. Default: 100.
-        bins: of the histograms, which reach from bound to bound, or to -4 and 8 where there is none. Default: 64.
-        collapse: a layer has collapsed if more than this share of its rates is below one half, or at one bound.
+        model: a model or a layer. Every :class:`~ddu_ops.DilationPredictor` in it is recorded.
+        every: number of steps between records. Default: 100.
+        bins: number of bins of the histograms, which extend from bound to bound, or to -4 and 8 without bounds.
+            Default: 64.
+        collapse: a layer has collapsed if more than this share of its rates is below one half or at one bound.
             Default: 0.5.
-        writer: where records are written beside: a ``SummaryWriter`` of TensorBoard, or what has its ``add_scalar`` and
-            ``add_histogram_raw``; or the folder of a new one. Default: none.
+        writer: a TensorBoard ``SummaryWriter``, or another object with ``add_scalar`` and ``add_histogram_raw``, that
+            also receives the records; or the folder of a new ``SummaryWriter``. Default: none.
 
     Attributes:
-        history: what was recorded, a :class:`RateHistory` for each layer by its name in the model.
+        history: a :class:`RateHistory` for each layer, by its name in the model.
 
     Raises:
-        ValueError: for a model without a predictor, and for options that are out of range.
+        ValueError: if the model has no predictor, or an option is out of range.
 
     Example:
         >>> model = torch.nn.Sequential(DynamicDilationConv2d(3, 4, 3, padding=1))
@@ -176,17 +177,17 @@ class RateRecorder:
         return {layer.name: layer.history for layer in self._layers}
 
     def step(self, step: int | None = None) -> None:
-        """Call it after each step of the optimizer; every so many times it reads the counts.
+        """Count a step and, at the interval, read the counts. Call it after each step of the optimiser.
 
         Args:
-            step: the number of the step. Default: one more than the last.
+            step: the number of the step. Default: the last number plus one.
         """
         self._step = self._step + 1 if step is None else step
         if self._step - self._read_at >= self.every:
             self.read()
 
     def read(self) -> None:
-        """Make a record of what was counted since the last one. It waits for the device."""
+        """Make a record of the counts since the last one. This synchronises the device."""
         self._read_at = self._step
         for device in {layer.counts.device for layer in self._layers}:
             layers = [layer for layer in self._layers if layer.counts.device == device]
@@ -237,7 +238,7 @@ class RateRecorder:
                 )
 
     def close(self) -> None:
-        """Make the last record and leave the model as it was. Calling it again does nothing."""
+        """Make the last record and remove the recorder from the model. Further calls have no effect."""
         if self._handles:
             self.read()
             for handle in self._handles:
@@ -256,13 +257,13 @@ class RateRecorder:
 
 
 def lightning_callback(**options: Any) -> Any:
-    """A callback for a Lightning ``Trainer`` that records the rates while it fits.
+    """Create a callback for a Lightning ``Trainer`` that records the rates during ``fit``.
 
-    Where the trainer's logger is TensorBoard's, records are written there. Needs the package ``lightning`` or
+    If the trainer has a TensorBoard logger, records are also written there. Needs the package ``lightning`` or
     ``pytorch_lightning``.
 
     Args:
-        options: of :class:`RateRecorder`.
+        options: the options of :class:`RateRecorder`.
 
     Returns:
         A ``Callback``. Its ``recorder`` is the :class:`RateRecorder` of the last fit.

@@ -1,12 +1,12 @@
 """The operators in plain PyTorch: slow, readable, on any device and in any precision.
 
-The executable specification: everything else in the package is judged by it, in float64. It computes in the type of
-its arguments, half types included, and autograd differentiates it to any order. Arguments are as in
+This is the executable specification: the tests compare everything else in the package with it, in float64. It computes
+in the type of its arguments, half types included, and autograd differentiates it to any order. Arguments are as in
 :mod:`ddu_ops.functional` and are not checked.
 
 :func:`sample` and :func:`splat` are the windows and their adjoint for any number of axes and any source of positions;
-:func:`convolution` is made of it. The other functions are these three under the names that models call.
-:func:`positions` says where the taps lie.
+:func:`convolution` uses them. The other functions are these three under their public names. :func:`positions`
+computes the positions of the taps.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddu_ops._options import Ints, integer, ints, windows
 
-#: How far a result may be from the reference's, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
+#: The largest error allowed for a result, by its type: ``‖result - reference‖ / ‖reference‖``, with the reference
 #: computed in float64 from the same, rounded, arguments.
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -42,7 +42,7 @@ def sample(
     """The windows of an image: ``(B, C * K, L)``.
 
     Args:
-        parameters: of the positions; its rank tells the number of axes, N.
+        parameters: the parameters of the positions. Their rank determines the number of axes, N.
         source: what the parameters are: ``"rates"``, ``(B, G, *out)`` or ``(B, G * N, *out)``, or ``"offsets"``,
             ``(B, G * K * N, *out)``.
     """
@@ -74,7 +74,7 @@ def splat(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """The adjoint of :func:`sample` by its input: ``(B, C, *output_size)``."""
+    """The adjoint of :func:`sample` with respect to its input: ``(B, C, *output_size)``."""
     batch, rows, places = columns.shape
     groups = integer(groups, "groups", "reference")
     window = kernel_size, stride, padding, dilation
@@ -114,11 +114,11 @@ def convolution(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    """Every product of the definition: ``(B, O, *out)``.
+    """The convolution, directly from its definition: ``(B, O, *out)``.
 
     Args:
         weight: ``(O, C / groups, *kernel)``, or one per image, ``(B, O, C / groups, *kernel)``.
-        parameters, source: of the positions, as in :func:`sample`, for ``parameter_groups`` groups of channels.
+        parameters, source: as in :func:`sample`, for ``parameter_groups`` groups of channels.
         bias: ``(O,)`` or ``(B, O)``.
         mask: ``(B, M * K, *out)``, for any number ``M`` of groups of channels.
     """
@@ -155,11 +155,11 @@ def positions(
     groups: int = 1,
     aligned: bool = True,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Where the taps of all windows lie: for every axis a pixel, and the displacement from it.
+    """The positions of the taps of all windows: for every axis a pixel and the displacement from it.
 
-    A position is the sum of the two. Apart they say exactly in which cell it lies, for an integer holds a pixel of any
-    image and the displacement of a tap is small. Both broadcast to ``(B, G, *kernel_size, *out)``. What a parameter
-    that is not finite moves is displaced by NaN, and so are its gradients.
+    A position is the sum of the two. Keeping them apart determines the cell exactly, because an integer can represent a
+    pixel of any image and the displacement of a tap is small. Both broadcast to ``(B, G, *kernel_size, *out)``. A
+    parameter that is not finite displaces its taps by NaN, and their gradients are NaN, too.
     """
     axes, out = parameters.dim() - 2, parameters.shape[2:]
     kernel, stride, padding, dilation = (_per_axis(option, axes) for option in (kernel_size, stride, padding, dilation))
@@ -237,7 +237,7 @@ def _neighbours(
 
 
 def _integers(cell: Tensor, size: int, padding_mode: str) -> Tensor:
-    """Whole numbers of any size as integers that look up the same pixels."""
+    """Integral floats of any size, as integers that select the same pixels."""
     cell = cell.to(torch.promote_types(cell.dtype, torch.float32))
     if padding_mode == "reflection":
         cell = cell.fmod(_period(size))
@@ -246,7 +246,7 @@ def _integers(cell: Tensor, size: int, padding_mode: str) -> Tensor:
 
 
 def _look_up(index: Tensor, size: int, padding_mode: str) -> tuple[Tensor, Tensor]:
-    """Which pixel of an axis an index means, and whether it counts."""
+    """The pixel of an axis that an index selects, and whether it counts."""
     if padding_mode == "border":
         index = index.clamp(0, size - 1)
     elif padding_mode == "reflection":
@@ -264,9 +264,9 @@ def _period(size: int) -> int:
 
 
 def aggregate(input: Tensor, mask: Tensor, parameters: Tensor, source: str, kernel_size: Ints, *options: Any) -> Tensor:
-    """Every window's taps, times the mask ``(B, M * K, *out)``, added up: ``(B, C, *out)``.
+    """The sum of the taps of every window times the mask ``(B, M * K, *out)``: ``(B, C, *out)``.
 
-    Arguments are those of :func:`sample` otherwise, for this and the next two.
+    The other arguments of this function and the next two are those of :func:`sample`.
     """
     out, taps = _by_tap(input, parameters, source, kernel_size, *options)
     groups = mask.shape[1] // taps.shape[2]
@@ -283,7 +283,7 @@ def correlate(
     *options: Any,
     mask_groups: int = 1,
 ) -> Tensor:
-    """Every window times the query ``(B, C, *out)``, added up over each group of channels: ``(B, M * K, *out)``."""
+    """Every window times the query ``(B, C, *out)``, summed over each group of channels: ``(B, M * K, *out)``."""
     out, taps = _by_tap(input, parameters, source, kernel_size, *options)
     products = taps * query.flatten(2).unsqueeze(2)
     return products.unflatten(1, (mask_groups, -1)).sum(2).flatten(1, 2).unflatten(2, out)
@@ -694,7 +694,7 @@ def deform_conv3d(
 def dcls_kernel(
     weight: Tensor, positions: Tensor, kernel_size: Ints, sigma: Tensor | None = None, *, version: str = "v1"
 ) -> Tensor:
-    """The dense kernel: see :func:`ddu_ops.dcls.dcls_kernel`. It holds every cell's share of every point."""
+    """The dense kernel: see :func:`ddu_ops.dcls.dcls_kernel`. It stores the share of every point in every cell."""
     axes = positions.shape[0]
     size = _per_axis(kernel_size, axes)
     least = 0.27 if version == "gauss" else 1.0

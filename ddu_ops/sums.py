@@ -1,6 +1,6 @@
 """Sums of windows: aggregation, correlation and pooling, which need no columns.
 
-Each is one call of the operator of the same name. What a window is, and what the options mean, stands at
+Each function calls the operator of the same name. Windows and options are described at
 :func:`ddu_ops.dynamic_dilation_unfold`.
 """
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ddu_ops._options import Ints, integer
-from ddu_ops.functional import Number, _looks_at_sizes, _rates, _window
+from ddu_ops._options import Ints, integer, require_tensor
+from ddu_ops.functional import Number, _looks_at_sizes, _rates, _require_rates, _window
 
 
 def dynamic_dilation_aggregate2d(
@@ -27,7 +27,7 @@ def dynamic_dilation_aggregate2d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window, each multiplied by a factor of its own.
+    r"""Sum the taps of every window, each multiplied by its own factor.
 
     With the samples :math:`x_{c,t}(i, j)` of :func:`ddu_ops.dynamic_dilation_unfold`, tap :math:`t` of channel
     :math:`c` at output position :math:`(i, j)`,
@@ -35,25 +35,25 @@ def dynamic_dilation_aggregate2d(
     .. math::
         \text{out}[b, c, i, j] = \sum_t \text{mask}[b, m \, k_h k_w + t, i, j] \; x_{c,t}(i, j)
 
-    where :math:`m` is the group of the mask that channel :math:`c` reads. Attention over a window is this, with the
-    softmax of :func:`dynamic_dilation_correlate2d` as the mask; so is involution. No columns are made: beside its
-    arguments and results a call takes memory in proportion to them, forward and backward. Gradients of every order flow
-    to all three tensors.
+    where :math:`m` is the group of the mask that channel :math:`c` reads. With the softmax of
+    :func:`dynamic_dilation_correlate2d` as the mask this is attention over a window; involution is another use. No
+    columns are stored: the memory that a call needs is proportional to its arguments and results, forward and backward.
+    Gradients of every order flow to all three tensors.
 
     Args:
         input: the image.
-        mask: the factors. How many groups of channels have factors of their own follows from its shape; it need not be
-            the number that have a map of their own. In float32 beside an input of a half type, as a softmax leaves it,
-            it is cast to that.
+        mask: the factors. Its shape determines how many groups of channels have their own factors, independently of
+            ``groups``. If it is float32 and the input has a half type, as after a softmax under autocast, it is cast to
+            the type of the input.
         kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode: as in
             :func:`ddu_ops.dynamic_dilation_unfold`.
 
     Shape:
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
-        - mask: :math:`(B, M \, k_h k_w, H_{out}, W_{out})`, where :math:`M` divides :math:`C`; without :math:`B` where
-          the input has none; a batch size of 1 is broadcast.
+        - mask: :math:`(B, M \, k_h k_w, H_{out}, W_{out})`, where :math:`M` divides :math:`C`; without :math:`B` if
+          the input has none. A batch size of 1 is broadcast.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})`.
-        - Output: :math:`(B, C, H_{out}, W_{out})` or :math:`(C, H_{out}, W_{out})`, channels-last where the input is.
+        - Output: :math:`(B, C, H_{out}, W_{out})` or :math:`(C, H_{out}, W_{out})`, channels-last if the input is.
 
     Raises:
         RuntimeError: as in :func:`ddu_ops.dynamic_dilation_unfold`.
@@ -93,12 +93,12 @@ def dynamic_dilation_aggregate1d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of a signal, each multiplied by a factor.
+    r"""Sum the taps of every window of a signal, each multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, W)`, ``mask`` :math:`(B, M \, k,
     W_{out})`, the output :math:`(B, C, W_{out})`; ``dilation_map`` is as in
-    :func:`ddu_ops.dynamic_dilation_unfold1d`; unbatched without the :math:`B`. All else, the errors included, is as
-    there.
+    :func:`ddu_ops.dynamic_dilation_unfold1d`; unbatched without the :math:`B`. Everything else, including errors, is
+    the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 6), torch.rand(2, 6, 6)
@@ -134,11 +134,11 @@ def dynamic_dilation_aggregate3d(
     aligned: bool = True,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of a volume, each multiplied by a factor.
+    r"""Sum the taps of every window of a volume, each multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, D, H, W)`, ``mask`` :math:`(B, M \, k_d
     k_h k_w, D_{out}, H_{out}, W_{out})`, the output :math:`(B, C, D_{out}, H_{out}, W_{out})`; ``dilation_map`` is
-    as in :func:`ddu_ops.dynamic_dilation_unfold3d`; unbatched without the :math:`B`. All else, the errors included,
+    as in :func:`ddu_ops.dynamic_dilation_unfold3d`; unbatched without the :math:`B`. Everything else, including
     is as there.
 
     Example:
@@ -174,11 +174,11 @@ def deform_aggregate1d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of a signal, each moved by an offset and multiplied by a factor.
+    r"""Sum the taps of every window of a signal, each moved by an offset and multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, W)`, ``mask`` :math:`(B, M \, k,
     W_{out})`, the output :math:`(B, C, W_{out})`; ``offset`` is as in :func:`ddu_ops.deform_unfold1d`; unbatched
-    without the :math:`B`. All else, the errors included, is as there.
+    without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 6), torch.rand(2, 6, 6)
@@ -212,11 +212,11 @@ def deform_aggregate2d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of an image, each moved by an offset and multiplied by a factor.
+    r"""Sum the taps of every window of an image, each moved by an offset and multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, H, W)`, ``mask`` :math:`(B, M \, k_h k_w,
     H_{out}, W_{out})`, the output :math:`(B, C, H_{out}, W_{out})`; ``offset`` is as in
-    :func:`ddu_ops.deform_unfold2d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    :func:`ddu_ops.deform_unfold2d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 6, 7), torch.rand(2, 18, 6, 7)
@@ -250,11 +250,11 @@ def deform_aggregate3d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of a volume, each moved by an offset and multiplied by a factor.
+    r"""Sum the taps of every window of a volume, each moved by an offset and multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, D, H, W)`, ``mask`` :math:`(B, M \, k_d
     k_h k_w, D_{out}, H_{out}, W_{out})`, the output :math:`(B, C, D_{out}, H_{out}, W_{out})`; ``offset`` is as in
-    :func:`ddu_ops.deform_unfold3d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    :func:`ddu_ops.deform_unfold3d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 4, 5, 6), torch.rand(2, 54, 4, 5, 6)
@@ -297,23 +297,25 @@ def dynamic_dilation_correlate2d(
     .. math::
         \text{out}[b, m \, k_h k_w + t, i, j] = \sum_{c \text{ in } m} \text{query}[b, c, i, j] \; x_{c,t}(i, j)
 
-    summed over the channels of group :math:`m`, an attention head: the scores of attention over a window, before their
-    scale and softmax. A query that is another image makes it the local correlation of the two. It needs no columns, as
-    :func:`dynamic_dilation_aggregate2d`. Gradients of every order flow to all three tensors.
+    summed over the channels of group :math:`m`, for example an attention head. These are the scores of attention over a
+    window, before scaling and softmax. If the query is another image, the result is the local correlation of the two
+    images. Like :func:`dynamic_dilation_aggregate2d` it stores no columns. Gradients of every order flow to all three
+    tensors.
 
     Args:
-        query: what windows are multiplied by. In float32 beside an input of a half type it is cast to that.
-        input: the image, the keys of attention.
+        query: the tensor that windows are multiplied by. If it is float32 and the input has a half type, it is cast to
+            the type of the input.
+        input: the image; in attention, the keys.
         kernel_size, dilation_map, stride, padding, dilation, groups, aligned, padding_mode: as in
             :func:`ddu_ops.dynamic_dilation_unfold`.
-        mask_groups: number of groups of channels that are summed, :math:`M`. Default: 1.
+        mask_groups: number :math:`M` of groups of channels; the sum is over the channels of each group. Default: 1.
 
     Shape:
         - query: :math:`(B, C, H_{out}, W_{out})` or :math:`(C, H_{out}, W_{out})`.
         - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
         - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})`.
-        - Output: :math:`(B, M \, k_h k_w, H_{out}, W_{out})`, without :math:`B` where the input has none; the mask of
-          :func:`dynamic_dilation_aggregate2d`. Channels-last where the input is.
+        - Output: :math:`(B, M \, k_h k_w, H_{out}, W_{out})`, without :math:`B` if the input has none: the shape of
+          the mask of :func:`dynamic_dilation_aggregate2d`. Channels-last if the input is.
 
     Raises:
         RuntimeError: as in :func:`ddu_ops.dynamic_dilation_unfold`.
@@ -362,7 +364,7 @@ def dynamic_dilation_correlate1d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, W_{out})`, ``input`` :math:`(B, C, W)`,
     the output :math:`(B, M \, k, W_{out})`; ``dilation_map`` is as in :func:`ddu_ops.dynamic_dilation_unfold1d`;
-    unbatched without the :math:`B`. All else, the errors included, is as there.
+    unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 6)
@@ -405,8 +407,8 @@ def dynamic_dilation_correlate3d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, D_{out}, H_{out}, W_{out})`, ``input``
     :math:`(B, C, D, H, W)`, the output :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`; ``dilation_map``
-    is as in :func:`ddu_ops.dynamic_dilation_unfold3d`; unbatched without the :math:`B`. All else, the errors
-    included, is as there.
+    is as in :func:`ddu_ops.dynamic_dilation_unfold3d`; unbatched without the :math:`B`. Everything else, including
+    errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 4, 5, 6)
@@ -448,7 +450,7 @@ def deform_correlate1d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, W_{out})`, ``input`` :math:`(B, C, W)`,
     the output :math:`(B, M \, k, W_{out})`; ``offset`` is as in :func:`ddu_ops.deform_unfold1d`; unbatched without
-    the :math:`B`. All else, the errors included, is as there.
+    the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 6)
@@ -489,7 +491,7 @@ def deform_correlate2d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, H_{out}, W_{out})`, ``input`` :math:`(B,
     C, H, W)`, the output :math:`(B, M \, k_h k_w, H_{out}, W_{out})`; ``offset`` is as in
-    :func:`ddu_ops.deform_unfold2d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    :func:`ddu_ops.deform_unfold2d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 6, 7)
@@ -530,7 +532,7 @@ def deform_correlate3d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, D_{out}, H_{out}, W_{out})`, ``input``
     :math:`(B, C, D, H, W)`, the output :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`; ``offset`` is as
-    in :func:`ddu_ops.deform_unfold3d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    in :func:`ddu_ops.deform_unfold3d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 4, 5, 6)
@@ -569,15 +571,16 @@ def dynamic_dilation_max_pool2d(
 ) -> Any:
     r"""Take the largest sample of every window.
 
-    A map of ones makes it :func:`torch.nn.functional.max_pool2d`. Of several equal samples the first counts, and a NaN
-    wins. The gradient goes to the pixels around the largest sample and to the rate that put it there.
+    With a map of ones the result equals that of :func:`torch.nn.functional.max_pool2d`. Of several equal samples the
+    first is taken, and a NaN counts as the largest. The gradient goes to the pixels around the largest sample and to
+    the rate that determined its position.
 
     Args:
         input: the image.
         kernel_size, dilation_map, padding, dilation, groups, aligned: as in :func:`ddu_ops.dynamic_dilation_unfold`.
         stride: step of the window; ``None`` for the size of the window. Default: ``None``.
-        return_indices: whether to return, too, which tap of the window it was. Default: ``False``.
-        padding_mode: ``"ignore"``: taps outside the input do not count, and a window without any other gives
+        return_indices: ``True`` to also return which tap of the window it was. Default: ``False``.
+        padding_mode: ``"ignore"``: taps outside the input do not count, and a window with no taps inside gives
             :math:`-\infty`; or a mode of :func:`ddu_ops.dynamic_dilation_unfold`. Default: ``"ignore"``.
 
     Shape:
@@ -625,8 +628,8 @@ def dynamic_dilation_max_pool1d(
     r"""Take the largest sample of every window of a signal.
 
     Like :func:`dynamic_dilation_max_pool2d`: ``input`` is :math:`(B, C, W)`, the output :math:`(B, C, W_{out})`;
-    ``dilation_map`` is as in :func:`ddu_ops.dynamic_dilation_unfold1d`; unbatched without the :math:`B`. All else,
-    the errors included, is as there.
+    ``dilation_map`` is as in :func:`ddu_ops.dynamic_dilation_unfold1d`; unbatched without the :math:`B`. Everything
+    else, including errors, is the same.
 
     Example:
         >>> dynamic_dilation_max_pool1d(torch.randn(2, 8, 6), 3, 1.5, padding=1).shape
@@ -664,7 +667,7 @@ def dynamic_dilation_max_pool3d(
 
     Like :func:`dynamic_dilation_max_pool2d`: ``input`` is :math:`(B, C, D, H, W)`, the output :math:`(B, C,
     D_{out}, H_{out}, W_{out})`; ``dilation_map`` is as in :func:`ddu_ops.dynamic_dilation_unfold3d`; unbatched
-    without the :math:`B`. All else, the errors included, is as there.
+    without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> dynamic_dilation_max_pool3d(torch.randn(2, 8, 4, 5, 6), 3, 1.5, padding=1).shape
@@ -687,7 +690,12 @@ def dynamic_dilation_max_pool3d(
 
 # ---- For any number of axes ----
 #
-# Where a call looks at the sizes or the type of its arguments, fx, which does not know them, keeps it as one node.
+# fx does not know sizes and types, so a call that depends on them is kept as one node of the graph.
+
+
+# The names of arguments, by the last and the first part of a function's name; where there is none, rates.
+_TENSORS = {"aggregate": ("input", "mask"), "correlate": ("query", "input"), "pool": ("input",)}
+_POSITIONS = {"deform": "offset"}
 
 
 def _call(
@@ -703,10 +711,17 @@ def _call(
     groups: int,
     **keywords: Any,
 ) -> Any:
-    """The operator for some tensors, of which number ``image`` is what windows are taken of."""
+    """Calls the operator for these tensors; windows are extracted from the one with the index ``image``."""
     if _looks_at_sizes(positions, padding) and has_torch_function(tensors):
         arguments = (name, axes, tensors, image, kernel_size, positions, stride, padding, dilation, groups)
         return handle_torch_function(_call, tensors, *arguments, **keywords)
+    for tensor, argument in zip(tensors, _TENSORS[name.rstrip("123d").rpartition("_")[2]], strict=True):
+        require_tensor(tensor, argument, name)
+    offset = _POSITIONS.get(name.partition("_")[0])
+    if offset is None:
+        _require_rates(positions, name)
+    else:
+        require_tensor(positions, offset, name)
     groups = integer(groups, "groups", name)
     beyond = keywords["padding_mode"]
     input, *window = _window(axes, name, tensors[image], kernel_size, stride, padding, dilation, beyond)

@@ -1,7 +1,7 @@
-"""Pictures of dilation maps and of what they make layers see.
+"""Plots of dilation maps and of the receptive fields that they produce.
 
-Needs matplotlib, ``pip install ddu_ops[viz]``; it is imported when something is drawn. Every function draws on the axes
-that it is given, or on new ones, and returns them.
+They need matplotlib, ``pip install ddu_ops[viz]``, which is imported when something is drawn. Every function draws on
+the given axes, or on new ones, and returns them.
 """
 
 import math
@@ -61,19 +61,19 @@ def tap_positions(
     *,
     aligned: bool = True,
 ) -> Tensor:
-    """Where the taps of every window lie, in pixels of the image.
+    """Return the positions of the taps of every window, in pixels of the image.
 
     Args:
-        dilation_map: the rates, as of :func:`~ddu_ops.dynamic_dilation_unfold`.
+        dilation_map: the rates, as in :func:`~ddu_ops.dynamic_dilation_unfold`.
         kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
 
     Shape:
         - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis.
-        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 where the map is of a
-          half type, because positions are not to be rounded.
+        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 if the map has a half
+          type, so that positions are not rounded.
 
     Raises:
-        ValueError: for a map of another shape.
+        ValueError: if the map has another shape.
 
     Example:
         >>> places = viz.tap_positions(torch.full((5, 5), 1.5), 3, padding=1)
@@ -109,17 +109,17 @@ def draw_taps(
     aligned: bool = True,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draw the taps of chosen output positions over the image, each position in a colour of its own.
+    """Draw the taps of selected output positions over the image, in a different colour for each position.
 
     Args:
-        image: what is looked at, :math:`(H, W)`, :math:`(1, H, W)` or, between 0 and 1, :math:`(3, H, W)`.
+        image: the image, :math:`(H, W)`, :math:`(1, H, W)` or, with values between 0 and 1, :math:`(3, H, W)`.
         dilation_map: the rates, :math:`(H_{out}, W_{out})` or :math:`(2, H_{out}, W_{out})`.
         positions: output positions (row, column).
         kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
-        ax: what to draw on. Default: new axes.
+        ax: the axes to draw on. Default: new axes.
 
     Raises:
-        ValueError: for an image or a map of another shape, and for a position outside of the map.
+        ValueError: if the image or the map has another shape, or a position is outside of the map.
 
     Example:
         >>> rates = torch.linspace(0.5, 3, 16).view(-1, 1).expand(16, 16)
@@ -150,12 +150,12 @@ def draw_taps(
 
 
 def draw_map(dilation_map: Tensor, *, ax: "Axes | None" = None, **options: Any) -> "Axes":
-    """Draw a dilation map, with a bar that tells its colours.
+    """Draw a dilation map with a colour bar.
 
     Args:
-        dilation_map: the rates, :math:`(H_{out}, W_{out})`, with leading dimensions of size 1 if need be.
-        ax: what to draw on. Default: new axes.
-        options: of ``Axes.imshow``, such as ``vmin`` and ``vmax``.
+        dilation_map: the rates, :math:`(H_{out}, W_{out})`, possibly with leading dimensions of size 1.
+        ax: the axes to draw on. Default: new axes.
+        options: options of ``Axes.imshow``, such as ``vmin`` and ``vmax``.
 
     Raises:
         ValueError: for more than one map.
@@ -174,11 +174,11 @@ def draw_map(dilation_map: Tensor, *, ax: "Axes | None" = None, **options: Any) 
 
 
 def draw_rates(history: "RateHistory", *, ax: "Axes | None" = None) -> "Axes":
-    """Draw how the rates of a layer changed while it was trained: a histogram for each record, and their mean.
+    """Draw how the rates of a layer changed during training: a histogram for each record, and the mean.
 
     Args:
-        history: of the layer, as a :class:`~ddu_ops.recorder.RateRecorder` has it.
-        ax: what to draw on. Default: new axes.
+        history: the history of a layer, from :class:`~ddu_ops.recorder.RateRecorder`.
+        ax: the axes to draw on. Default: new axes.
 
     Example:
         >>> layer = DynamicDilationConv2d(3, 4, 3, padding=1)
@@ -197,7 +197,7 @@ def draw_rates(history: "RateHistory", *, ax: "Axes | None" = None) -> "Axes":
         return ax
     before = [0 if history.steps[0] > 0 else history.steps[0] - 1, *history.steps]
     shares = torch.stack(history.histograms).T
-    shown = ax.pcolormesh(before, edges, shares.sqrt().numpy(), cmap="Blues")  # the root shows small shares, too
+    shown = ax.pcolormesh(before, edges, shares.sqrt().numpy(), cmap="Blues")  # makes small shares visible
     colours = ax.figure.colorbar(shown, ax=ax, shrink=0.8, label="share of the rates")
     largest = float(shares.max()) or 1.0
     ticks = [largest * part for part in (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)]
@@ -212,21 +212,21 @@ def draw_rates(history: "RateHistory", *, ax: "Axes | None" = None) -> "Axes":
 
 
 def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tensor, position: Position) -> Tensor:
-    """How much an output position depends on every pixel: the sum of the gradients' magnitudes over the channels.
+    """Return how much an output position depends on every pixel: the sum of gradient magnitudes over the channels.
 
     After W. Luo, Y. Li, R. Urtasun and R. Zemel, "Understanding the Effective Receptive Field in Deep Convolutional
-    Neural Networks", 2016. Rates that are predicted from the input take part in the gradient.
+    Neural Networks", 2016. The gradient includes the dependence of predicted rates on the input.
 
     Args:
         function: a network or a layer, from :math:`(B, C, H, W)` to :math:`(B, C', H', W')`.
         input: the images; magnitudes are averaged over the batch.
-        position: of the output, (row, column); the sum of its channels is what is differentiated.
+        position: the output position, (row, column). The sum of its channels is differentiated.
 
     Returns:
-        :math:`(H, W)`, in float32 where the input is of a half type.
+        :math:`(H, W)`, in float32 if the input has a half type.
 
     Raises:
-        ValueError: for a position outside of the output.
+        ValueError: if the position is outside of the output.
 
     Example:
         >>> conv = torch.nn.Conv2d(1, 1, 3, padding=2, dilation=2)
@@ -250,11 +250,11 @@ def effective_receptive_field(function: Callable[[Tensor], Tensor], input: Tenso
 def draw_effective_receptive_field(
     function: Callable[[Tensor], Tensor], input: Tensor, position: Position, *, ax: "Axes | None" = None
 ) -> "Axes":
-    """Draw :func:`effective_receptive_field`, as parts of its largest value.
+    """Draw :func:`effective_receptive_field`, relative to its largest value.
 
     Args:
-        function, input, position: as in :func:`effective_receptive_field`, and so are the errors.
-        ax: what to draw on. Default: new axes.
+        function, input, position: as in :func:`effective_receptive_field`, with the same errors.
+        ax: the axes to draw on. Default: new axes.
 
     Example:
         >>> layer = DynamicDilationConv2d(1, 1, 3, padding=1)
@@ -277,15 +277,15 @@ def draw_positions(
     before: Tensor | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    r"""Draw where the weights of one kernel with learnable spacings lie.
+    r"""Draw the positions of the weights of one kernel with learnable spacings.
 
     Args:
-        positions: relative to the cell ``kernel_size // 2``, row and column, as of
-            :func:`ddu_ops.dcls.dcls_kernel` and of a layer's ``positions()``, of one pair of channels.
-        kernel_size: of the dense kernel: its cells are drawn as a grid.
-        weight: what colours the points: red above zero, blue below. Default: one colour.
-        before: where they lay before, which a line leads from. Default: no lines.
-        ax: what to draw on. Default: new axes.
+        positions: rows and columns relative to the cell ``kernel_size // 2``, as in :func:`ddu_ops.dcls.dcls_kernel`
+            and in the ``positions()`` of a layer, for one pair of channels.
+        kernel_size: of the dense kernel, whose cells are drawn as a grid.
+        weight: the weights, to colour the points: red above zero, blue below. Default: one colour.
+        before: earlier positions, which are connected to the current ones by lines. Default: no lines.
+        ax: the axes to draw on. Default: new axes.
 
     Shape:
         - positions, before: :math:`(2, \text{count})`.
@@ -318,14 +318,14 @@ def draw_positions(
 
 
 def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size: int = 33) -> Tensor:
-    """How many paths lead from every pixel through a stack of layers to the output position in the middle.
+    """Return the number of paths from every pixel through a stack of layers to the output position in the middle.
 
     With fixed integer rates that have a common factor a pixel has many paths or none: the gridding of F. Yu, V. Koltun
-    and T. Funkhouser, "Dilated Residual Networks", 2017. It is the effective receptive field of a stack whose weights
-    are all one; a path through a bilinear sample counts as much as its weight.
+    and T. Funkhouser, "Dilated Residual Networks", 2017. The result is the effective receptive field of a stack whose
+    weights are all one; a path through a bilinear sample counts with the weight of the sample.
 
     Args:
-        rates: of each layer, the one that reads the image first: a rate, or a map :math:`(size, size)`.
+        rates: for each layer, starting with the one that reads the image, a rate, or a map :math:`(size, size)`.
         kernel_size: of every layer, odd. Default: 3.
         size: height and width of the image. Default: 33.
 
@@ -333,7 +333,7 @@ def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size
         :math:`(size, size)`.
 
     Raises:
-        ValueError: for an even kernel, which has no middle, for a size below 1, and for a map of another size.
+        ValueError: for an even kernel, which has no middle, for a size below 1, and if a map has another size.
 
     Example:
         >>> pattern = viz.gridding_pattern([2, 2, 2], size=17)
@@ -367,13 +367,13 @@ def gridding_pattern(rates: Sequence[float | Tensor], kernel_size: int = 3, size
 def draw_gridding(
     rates: Sequence[float | Tensor], fixed: Sequence[float | Tensor], kernel_size: int = 3, size: int = 33
 ) -> "Figure":
-    """Draw the gridding pattern of a stack of layers beside that of a stack with fixed rates.
+    """Draw the gridding pattern of a stack of layers next to that of a stack with fixed rates.
 
     Pixels without a path are white.
 
     Args:
-        rates: of each layer of the stack: see :func:`gridding_pattern`.
-        fixed: of each layer of the other.
+        rates: the rates of the stack: see :func:`gridding_pattern`.
+        fixed: the rates of the stack with fixed rates.
         kernel_size, size: as in :func:`gridding_pattern`.
 
     Example:
@@ -399,14 +399,14 @@ def draw_gridding(
 
 
 def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
-    r"""Draw how many paths lead from every pixel of a receptive field to its output position.
+    r"""Draw the number of paths from every pixel of a receptive field to its output position.
 
-    For a stack that is the same on both axes. Pixels without a path are white; colours are logarithmic, because the
-    numbers of paths are far apart.
+    For a stack that is the same on both axes. Pixels without a path are white. The colour scale is logarithmic, because
+    the numbers of paths differ widely.
 
     Args:
-        found: of :func:`ddu_ops.receptive_field.coverage`.
-        ax: what to draw on. Default: new axes.
+        found: the result of :func:`ddu_ops.receptive_field.coverage`.
+        ax: the axes to draw on. Default: new axes.
 
     Example:
         >>> viz.draw_coverage(receptive_field.coverage([2, 3, 2, 3])).get_title()
@@ -430,15 +430,15 @@ def draw_coverage(found: Coverage, *, ax: "Axes | None" = None) -> "Axes":
 
 
 def draw_receptive_fields(fields: Mapping[str, Field], axis: int = 0, *, ax: "Axes | None" = None) -> "Axes":
-    """Draw what the outputs of a model read along an axis, one line for each.
+    """Draw the receptive fields of the outputs of a model along an axis, one line for each.
 
     A line goes from the first to the last pixel that position 0 reads, a dot marks the start, and ticks the starts of
     the next three positions: they are one jump apart. A line without ends reads the whole image.
 
     Args:
-        fields: of :func:`ddu_ops.receptive_field.trace`, or chosen ones.
+        fields: the result of :func:`ddu_ops.receptive_field.trace`, or a selection.
         axis: slowest first.
-        ax: what to draw on. Default: new axes.
+        ax: the axes to draw on. Default: new axes.
 
     Example:
         >>> stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 7, 2, 3), torch.nn.MaxPool2d(3, 2, 1))

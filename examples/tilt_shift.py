@@ -1,9 +1,8 @@
-"""Tilt-shift: a photograph through a lens whose blur varies over the picture, and the way back.
+"""Tilt-shift: blur a photograph by an amount that varies over the picture, and recover the amount.
 
-A dilation map says how wide the lens opens at each pixel: 0 on the plane in focus, more the further away from it.
-Unfold reads the taps at that rate, and their weighted sum is the photograph taken through the lens. Then the map is
-forgotten and found again: gradient descent through the operator looks for the one that turns the photograph into the
-result.
+A dilation map sets the aperture at each pixel: 0 on the plane in focus, and larger with the distance from it. Unfold
+reads the taps at that rate, and their weighted sum is the photograph taken through the lens. Then gradient descent
+through the operator recovers the map from the two pictures.
 """
 
 import argparse
@@ -91,7 +90,7 @@ def focus_map(height: int, width: int) -> Tensor:
 
 
 def shoot(photo: Tensor, dilation_map: Tensor, stride: int = 1) -> Tensor:
-    """The photograph through the lens: (3, H, W) and rates (H_out, W_out) to (3, H_out, W_out)."""
+    """The photograph seen through the lens: (3, H, W) and rates (H_out, W_out) to (3, H_out, W_out)."""
     light = torch.cat([to_linear(photo), torch.ones_like(photo[:1])])  # the last channel counts the taps inside
     columns = dynamic_dilation_unfold(light, TAPS, dilation_map[None], stride=stride, padding=TAPS // 2)
     blurred = (lens() @ columns.unflatten(0, (-1, TAPS**2))).unflatten(-1, dilation_map.shape)
@@ -124,7 +123,7 @@ def to_srgb(light: Tensor) -> Tensor:
 
 
 def recover_map(photo: Tensor, result: Tensor, steps: int) -> Tensor:
-    """The map that turns ``photo`` into ``result``, from the two pictures alone."""
+    """Recover the map that turns ``photo`` into ``result``, from the two pictures alone."""
     height, width = photo.shape[1:]
     target = result[:, ::STRIDE, ::STRIDE]
     knots = torch.ones(1, 1, height // KNOT_SPACING + 2, width // KNOT_SPACING + 2, requires_grad=True)

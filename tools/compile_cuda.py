@@ -1,7 +1,7 @@
-"""Compiles the CUDA sources for several architectures, where there need be neither a GPU nor a torch built for CUDA.
+"""Compiles the CUDA sources for several architectures, without a GPU and without a torch built for CUDA.
 
-Fails if one does not compile, or if a kernel keeps registers in memory beyond what MAY_SPILL allows. Prints the
-registers and the spilled bytes of every kernel with ``--verbose``.
+Fails if a source does not compile, or if a kernel spills more registers than MAY_SPILL allows. With ``--verbose`` it
+prints the registers and the spilled bytes of every kernel.
 """
 
 import argparse

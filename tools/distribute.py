@@ -1,9 +1,9 @@
-"""Builds what is given to others, into dist/, and tries it where nothing else is.
+"""Builds the packages for distribution into dist/, and tests them in a new environment.
 
 python tools/distribute.py wheel              for the torch that is installed, and every CPython from 3.10 on
 python tools/distribute.py sdist
 python tools/distribute.py try dist/X.whl     in a new environment: the self-test
-python tools/distribute.py try dist/X.whl --torch torch==2.13.0 -- -q tests/test_forward.py     and tests
+python tools/distribute.py try dist/X.whl --torch torch==2.13.0 -- -q tests/operators/test_forward.py     and tests
 """
 
 import argparse
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# What stays behind when the tests are copied, so that only the installed package can be imported.
+# Excluded when the tests are copied, so that only the installed package can be imported.
 NOT_BESIDE_THE_TESTS = ("ddu_ops", "setup.py", "build*", "dist", "*.egg-info", ".*", "__pycache__")
 
 
@@ -26,7 +26,7 @@ def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
 
 
 def wheel(dist: Path, source: Path = ROOT) -> Path:
-    """Takes the objects that are in build/, nothing else of an earlier build."""
+    """Uses the objects in build/, but nothing else of an earlier build."""
     for stale in (source / "build").glob("lib*"):
         shutil.rmtree(stale)
     with tempfile.TemporaryDirectory() as new:
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.add_parser("sdist")
     trying = commands.add_parser("try")
     trying.add_argument("--package", type=Path, help="a wheel or a source distribution")
-    trying.add_argument("--torch", default="torch", help="what pip installs for it")
+    trying.add_argument("--torch", default="torch", help="requirement for pip, such as torch==2.13.0")
     trying.add_argument("tests", nargs="*", help="arguments of pytest, after --")
     options = parser.parse_args(arguments)
     options.dist.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,13 @@
-"""Calls of every operator with arguments that no caller would think of; tests/fuzzing.py says how they are judged.
+"""Calls of every operator with arguments that no caller would think of; tests/support/fuzzing.py judges them.
 
     python tools/fuzz.py --examples 2000       the same calls in every run, shrunk where they fail
-    python tools/fuzz.py --seconds 600         other calls, led by what they reach in the compiled code
+    python tools/fuzz.py --seconds 600         other calls, guided by the compiled code that they reach
     python tools/fuzz.py --seconds 600 --device cuda
 
-The calls are made in a child process, which writes each down before it makes it: where it dies, hangs, or a sanitizer
-ends it, the call is known, counted as a crash, and the work goes on with the next. Inputs that reached something new
-are kept in the corpus, and tried first the next time. ``make fuzz`` runs this with an extension that is built for it,
-with sanitizers and with the marks that show what was reached; without those marks, inputs are random. On CUDA it says
-how many of the kernels, each in several types, calls have reached.
+A child process makes the calls and records each one first. If it crashes, hangs, or is ended by a sanitizer, the call
+counts as a crash and the next child continues. Inputs that reached new code are kept in the corpus and tried first next
+time. ``make fuzz`` runs this with an extension that has sanitizers and coverage marks; without the marks, inputs are
+random. On CUDA it prints how many of the kernels, each in several types, were reached.
 """
 
 import argparse
@@ -30,7 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
-sys.path.append(str(ROOT / "tests"))
+sys.path.append(str(ROOT / "tests" / "support"))
 
 MEMORY = 6 << 30  # bytes of address space, or of the GPU: what is larger has to be refused
 PATIENCE = 60  # seconds for one call
@@ -41,8 +40,8 @@ NOT_DRAWN = ("build_kernel", "differentiate_kernel", "sparse_sum_kernel", "spars
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--examples", type=int, help="as many calls, chosen by the seed alone")
-    parser.add_argument("--seconds", type=float, help="as long as that, led by coverage")
+    parser.add_argument("--examples", type=int, help="number of calls, determined by the seed alone")
+    parser.add_argument("--seconds", type=float, help="time, with calls guided by coverage")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--corpus", type=Path, default=ROOT / "build" / "corpus")
@@ -57,7 +56,7 @@ def parse() -> argparse.Namespace:
 
 
 class Child:
-    """Writes what it is about to do, and what came of it, into a folder that the parent reads."""
+    """Records each call and its outcome in a folder that the parent reads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -81,7 +80,7 @@ class Child:
             faulthandler.cancel_dump_traceback_later()
 
     def check_the_gpu(self) -> None:
-        """Kernels fail after their call has returned, and everything after them in that process: then it is a crash."""
+        """Kernels fail after their call has returned, and so does everything after them: this counts as a crash."""
         import torch
 
         if torch.cuda.is_initialized():
@@ -192,7 +191,7 @@ def led_by_coverage(child: Child, seconds: float, seed: int, corpus: Path) -> No
 
 
 class Coverage:
-    """The places of the compiled code that were reached: see tools/coverage.cpp."""
+    """The places in the compiled code that were reached: see tools/coverage.cpp."""
 
     def __init__(self) -> None:
         import ddu_ops._C

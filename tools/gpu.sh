@@ -60,14 +60,14 @@ finish() {
 without_cuda() {
   cp -r setup.py pyproject.toml README.md LICENSE requirements csrc ddu_ops "$plain"
   (cd "$plain" && rm -f ddu_ops/*.so && DDU_WITH_CUDA=0 "$python" setup.py --quiet build_ext --inplace) &&
-    DDU_WITHOUT_CUDA=$plain "$python" -m pytest -q -k without_cuda -p no:cacheprovider tests/test_devices.py
+    DDU_WITHOUT_CUDA=$plain "$python" -m pytest -q -k without_cuda -p no:cacheprovider tests/interop/test_devices.py
 }
 
 section tests and compute-sanitizer
 start "without CUDA" without_cuda
 start soak "$python" tools/soak.py --seconds 60 --device cuda
 start fuzz "$python" tools/fuzz.py --seconds 60 --device cuda --corpus "$logs/corpus"
-for file in tests/test_*.py; do
+for file in $(find tests -name 'test_*.py' | sort); do
   name=$(basename "$file" .py)
   start "$name" "$python" -m pytest -q -k cuda -p no:cacheprovider "$file"
 done
@@ -97,7 +97,7 @@ fi
 section benchmark
 "$python" -m benchmarks --device cuda --seconds "$seconds" --output "$results/cuda" || failed+=(benchmark)
 "$python" -m benchmarks --device cuda --seconds "$seconds" --core --maps smooth --dtypes float32 float16 \
-  --output "$results/core_cuda" || failed+=("benchmark of other axes, offsets and padding modes")
+  --output "$results/cuda_core" || failed+=("benchmark of other axes, offsets and padding modes")
 "$python" -m benchmarks --device cuda --seconds "$seconds" --convolution --workloads S1 F1 --maps smooth \
   --dtypes float32 float16 --output "$results/cuda_convolution" || failed+=("benchmark of convolutions")
 "$python" -m benchmarks --device cuda --overhead --output "$results/overhead_cuda" || failed+=("overhead")

@@ -2,8 +2,9 @@
 
     python tools/release.py 1.2.3
 
-Nothing is committed unless the wheel computes what it should in a new environment. Pushing is left to you: for the tag,
-.github/workflows/release.yml then builds the packages for every supported torch, and attaches them to a release.
+Nothing is committed unless the wheel passes the self-test in a new environment. You push the commit and the tag
+yourself. For the tag, .github/workflows/release.yml builds the packages for every supported torch and attaches them to
+a release.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def parse(version: str) -> tuple[int, ...]:
 
 
 def with_section(changelog: str, version: str, date: str) -> str:
-    """What is unreleased becomes the version's."""
+    """Moves the unreleased entries to the new version."""
     _, found, rest = changelog.partition(SECTION)
     if not found or not re.match(r"\s*###", rest):
         raise SystemExit("CHANGELOG.md has nothing under [Unreleased]")
@@ -43,7 +44,7 @@ def with_section(changelog: str, version: str, date: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("version", help="such as 1.2.3")
-    parser.add_argument("--torch", default="torch", help="what pip installs for the smoke test")
+    parser.add_argument("--torch", default="torch", help="pip requirement of the smoke test, such as torch==2.13.0")
     options = parser.parse_args(arguments)
     version: str = options.version
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("the checkout has changes that are not committed")
     if git("tag", "--list", f"v{version}"):
         raise SystemExit(f"the tag v{version} is there already")
-    # The first release has the version that the checkout has had so far.
+    # The first release may have the current version of the checkout.
     if parse(version) < parse(current) or (parse(version) == parse(current) and git("tag", "--list", "v*")):
         raise SystemExit(f"expected a version after {current}, but got {version}")
 

@@ -1,4 +1,4 @@
-"""Builds the extension twice, in two folders, and compares what comes out: the same bytes, or which parts differ."""
+"""Builds the extension twice, in two folders, and compares the results; prints which sections differ."""
 
 import hashlib
 import shutil
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def build(folder: Path) -> Path:
-    """Of the files that git knows, as they are."""
+    """Copies the tracked files in their current state."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

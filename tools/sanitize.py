@@ -1,11 +1,11 @@
-"""Runs tests, or anything else, with an extension that is built for the compiler's sanitizers.
+"""Runs tests or other programs with an extension that is built with the compiler's sanitizers.
 
     python tools/sanitize.py address -m pytest tests      AddressSanitizer and UndefinedBehaviorSanitizer
     python tools/sanitize.py thread -m pytest tests       ThreadSanitizer, of the parallel loops on the CPU
     python tools/sanitize.py address tools/fuzz.py --seconds 600
 
-The rest is a command line for Python. The extension and the package are built into a folder of their own, build/address
-or build/thread, which goes first on the path; the one in the checkout stays as it is. Any report ends the process.
+The remaining arguments are a command line for Python. The extension and the package are built into build/address or
+build/thread, which comes first on the path; the extension in the checkout is not changed. Any report ends the process.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""A short set of calls on CUDA for a checker of memory accesses: every operator, type and kernel, on small sizes.
+"""A short set of calls on CUDA for a memory checker: every operator, type and kernel, on small sizes.
 
-Fails if there is a kernel that no call has reached. ``--part 2 8`` makes the second eighth of the calls, beside others,
-and only prints what these have not reached.
+Fails if a kernel was not reached. ``--part 2 8`` makes the second eighth of the calls, beside others, and only prints
+what these have not reached.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "support"))
 
 from cases import (
     CASES,

@@ -1,10 +1,10 @@
-"""Random calls for as long as one likes: memory has to be flat at the end, of the process and of the GPU.
+"""Random calls for a given time, to check that the memory of the process and of the GPU does not grow.
 
     python tools/soak.py --seconds 300 --device cpu
 
-Every round draws a problem and does what a training run does to it: forward, backward, the gradient of a gradient, a
-graph that is dropped halfway, a call that is refused. Memory is looked at after every twentieth of the time, from the
-second one on, when every size has been seen and caches are filled. Exit status 1 if it grew.
+Every round draws a problem and runs forward, backward, the gradient of a gradient, a graph that is dropped halfway and
+a call that is refused. Memory is measured after every twentieth of the time except the first, when caches are filled.
+The exit status is 1 if it grew.
 """
 
 import argparse

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils.checkpoint import checkpoint
 
 from ddu_ops._options import integer, ints, several
@@ -22,7 +23,7 @@ class Composed(nn.Module):
     """A module that is made of others, and starts again as they do."""
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         reset_children(self)
 
 
@@ -90,8 +91,12 @@ def numbers_per_axis(name: str, axes: int, *, least: int = 1, **options: Any) ->
     return [ints(value, axes, option, name, ValueError, least=least) for option, value in options.items()]
 
 
-def with_rates_of_one(predictor: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
-    """To the state of the layer without a predictor, add that of a predictor whose rates are one."""
-    if not any(name.startswith(prefix) for name in state_dict):
-        for name, parameter in predictor.named_parameters():
-            state_dict[prefix + name] = torch.zeros_like(parameter)
+def spread(mean: Tensor, input: Tensor) -> Tensor:
+    """One value per channel, over the grid of an input and in its memory format."""
+    if has_torch_function((mean, input)):  # fx does not know the format yet
+        return handle_torch_function(spread, (mean, input), mean, input)
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(input.dim())
+    grid = mean.expand(-1, -1, *input.shape[2:])
+    if last is None or input.is_contiguous() or not input.is_contiguous(memory_format=last):
+        return grid.contiguous()
+    return grid.contiguous(memory_format=last)

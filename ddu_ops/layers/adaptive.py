@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ddu_ops._options import Ints
-from ddu_ops.modules import DynamicDilationConv2d, _StartsAtZero
+from ddu_ops.modules import DynamicDilationConv2d, _StartsAtZero, check_input
 
 
 class AdaptiveDilationConv2d(nn.Module):
@@ -26,7 +26,7 @@ class AdaptiveDilationConv2d(nn.Module):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
-        dilation_groups: number of channel groups that have rates and factors of their own. Default: 1.
+        dilation_groups: number of channel groups, each with its own rates and factors. Default: 1.
         bounds, pace: of the rates: see :class:`~ddu_ops.DilationPredictor`. Default: ``None``, no upper bound, and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
@@ -85,9 +85,10 @@ class AdaptiveDilationConv2d(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         self.conv.reset_parameters()
         self.mask.reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("AdaptiveDilationConv2d", input, 2, self.conv.in_channels)
         return self.conv(input, mask=self.mask(input).sigmoid())

@@ -1,6 +1,6 @@
 """Layers that sum over windows: attention, DCNv4, involution, pooling.
 
-None of them makes columns. Those that replace a published layer have its names, and load its state.
+None of them stores columns. Layers that replace a published layer use its names and load its state.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch.overrides import handle_torch_function, has_torch_function
 import ddu_ops.sums
 from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.layers._common import Composed, numbers, real, reals
-from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero
+from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero, starts_without
 
-#: What becomes of the taps of a window that lie outside the image.
+#: How taps outside the image are treated.
 OUTSIDE = ("zero", "exclude")
 
 
@@ -24,11 +24,11 @@ def _function(stem: str, axes: int) -> Callable[..., Any]:
     return getattr(ddu_ops.sums, f"{stem}{axes}d")
 
 
-# Where a call looks at the sizes or the type of its arguments, fx, which does not know them, keeps it as one node.
+# fx does not know sizes and types, so a call that depends on them is kept as one node of the graph.
 
 
 def _times(rates: Tensor, dilation_map: Tensor | None, input: Tensor) -> Tensor:
-    """The rates of a layer, times a map if there is one, in a type that does not round the input's positions."""
+    """The rates of a layer times the map, if there is one, in a type that does not round positions."""
     tensors = (rates, dilation_map, input)
     if has_torch_function(tensors):
         return handle_torch_function(_times, tensors, *tensors)
@@ -37,7 +37,7 @@ def _times(rates: Tensor, dilation_map: Tensor | None, input: Tensor) -> Tensor:
 
 
 def _share(input: Tensor, kernel: tuple[int, ...], stride: Ints, padding: Ints, dilation: Ints) -> Tensor:
-    """The mask of a mean: every tap counts the same."""
+    """The mask of a mean, with equal factors."""
     if has_torch_function((input,)):
         return handle_torch_function(_share, (input,), input, kernel, stride, padding, dilation)
     taps = math.prod(kernel)
@@ -59,24 +59,24 @@ def window_attention(
     outside: str = "zero",
     dropout: float = 0.0,
 ) -> Tensor:
-    r"""Let every position attend to a window around it, whose dilation rate is read from a map.
+    r"""Attend from every position to a window around it, whose dilation rate is read from a map.
 
-    For each head, the softmax over the taps of the window of query times key, scaled, weighs the values of the same
-    taps. Between the pixels keys and values are interpolated. Neither is ever unfolded: see
+    For each head, the scaled products of query and keys go through a softmax over the taps of the window, which weights
+    the values at the same taps. Keys and values are interpolated between pixels. Neither is unfolded: see
     :func:`ddu_ops.dynamic_dilation_correlate2d` and :func:`ddu_ops.dynamic_dilation_aggregate2d`.
 
     Args:
-        query, key, value: images of one size, with the heads side by side in their channels.
-        kernel_size: taps of the window, odd numbers: it is centred on its position.
+        query, key, value: images of the same size, whose channels are divided among the heads.
+        kernel_size: taps of the window, odd numbers, so that it is centred on its position.
         dilation_map: the dilation rates, as in :func:`ddu_ops.dynamic_dilation_unfold`.
-        num_heads: number of groups of channels that attend on their own. Default: 1.
-        groups: number of groups of channels that have rates of their own; it divides ``num_heads``. Default: 1.
-        scale: of the scores. Default: ``None``, one over the root of a head's channels.
+        num_heads: number of attention heads. Default: 1.
+        groups: number of groups of channels, each with its own rates; it divides ``num_heads``. Default: 1.
+        scale: factor of the scores. Default: ``None``, one over the square root of a head's channels.
         bias: added to the scores, one for each head and tap. Default: ``None``.
-        outside: ``"zero"`` takes taps outside the image as keys and values of zero, which take part in the softmax, as
-            ``nn.Unfold`` has it; ``"exclude"`` leaves those that have no pixel of the image out of it.
+        outside: ``"zero"`` uses keys and values of zero for taps outside the image, which take part in the softmax, as
+            with ``nn.Unfold``; ``"exclude"`` excludes taps without a pixel of the image from the softmax.
             Default: ``"zero"``.
-        dropout: share of the weights that is set to zero. Default: 0.
+        dropout: fraction of the weights that is set to zero. Default: 0.
 
     Shape:
         - query, key, value: :math:`(B, C, *\text{size})`, on one to three axes.
@@ -85,7 +85,7 @@ def window_attention(
         - Output: :math:`(B, C, *\text{size})`.
 
     Raises:
-        ValueError: for an even ``kernel_size``, another word for ``outside``, and groups that do not divide the heads.
+        ValueError: for an even ``kernel_size``, an unknown ``outside``, and if ``groups`` does not divide the heads.
 
     Example:
         >>> query, key, value = torch.randn(3, 2, 8, 6, 7)
@@ -123,7 +123,7 @@ def window_attention(
     if bias is not None:
         scores = scores + bias.view(num_heads, taps, *[1] * axes)
     if outside == "exclude":
-        # The weights of the pixels around a tap add up to nothing where none of them lies in the image.
+        # The weights of the pixels around a tap sum to zero if none of them lies in the image.
         ones = torch.ones((), dtype=key.dtype, device=key.device).expand(key.shape[0], groups, *size)
         with torch.no_grad():
             covered = correlate(ones, ones, *window, mask_groups=groups).unflatten(1, (groups, taps)) != 0
@@ -201,9 +201,14 @@ class _NeighborhoodAttention(Composed):
                 self.position_bias.zero_()
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         super().reset_parameters()
         self._start()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.rate is not None and f"{prefix}qkv.weight" in state_dict:
+            starts_without(self.rate, state_dict, prefix, "rate")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         query, key, value = self.qkv(input).chunk(3, 1)
@@ -236,35 +241,35 @@ class NeighborhoodAttention1d(_NeighborhoodAttention):
 
 
 class NeighborhoodAttention2d(_NeighborhoodAttention):
-    r"""Self-attention in which every position attends to a window around it, at dilation rates of the heads' own.
+    r"""Self-attention of every position to a window around it, with dilation rates for groups of heads.
 
     The neighbourhood attention of A. Hassani, S. Walton, J. Li, S. Li and H. Shi, "Neighborhood Attention Transformer",
-    CVPR 2023, and its dilated form, with rates that need not be whole: fixed for each group of heads, from a map, or
-    predicted. Where a window leaves the image, NATTEN moves it inside; with rates from a map that is not to be had, so
-    taps outside are left out of the softmax instead, or taken as zeros.
+    CVPR 2023, and its dilated form, with rates that may be fractional: fixed for each group of heads, from a map, or
+    predicted. NATTEN shifts windows that extend beyond the image. That is not possible with rates from a map, so taps
+    outside are excluded from the softmax instead, or are zeros.
 
     Args:
         dim: channels.
         num_heads: attention heads. Default: 8.
         kernel_size: taps of the window, odd. Default: 7.
-        rates: the dilation rate, or one for each group of as many heads. Default: 1.
+        rates: the dilation rate, or one for each of several groups of equally many heads. Default: 1.
         qkv_bias: whether queries, keys and values have a bias. Default: ``True``.
         position_bias: whether every head learns a bias for each tap. Default: ``False``.
-        outside: of taps outside the image: see :func:`window_attention`. Default: ``"exclude"``.
-        attn_drop, proj_drop: dropout of the weights, and of the output. Default: 0.
-        predict: whether to multiply the rates by those that a :class:`~ddu_ops.DilationPredictor` predicts, which
-            start at one. Default: ``False``.
-        bounds, pace: of the prediction: see :class:`~ddu_ops.DilationPredictor`. Default: (0, 4) and 0.1.
+        outside: how taps outside the image are treated: see :func:`window_attention`. Default: ``"exclude"``.
+        attn_drop, proj_drop: dropout of the weights and of the output. Default: 0.
+        predict: whether to multiply the rates by those of a :class:`~ddu_ops.DilationPredictor`, which start at one.
+            Default: ``False``.
+        bounds, pace: of the predicted rates: see :class:`~ddu_ops.DilationPredictor`. Default: (0, 4) and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
-        - dilation_map, which ``forward`` takes too, in the place of a prediction: :math:`(B, 1, H, W)` or
+        - dilation_map, an optional argument of ``forward``, used in place of a prediction: :math:`(B, 1, H, W)` or
           :math:`(B, G, H, W)` with a rate for each group of heads.
         - Output: :math:`(B, C, H, W)`.
 
     Raises:
-        ValueError: for arguments that do not fit each other.
+        ValueError: for arguments that are incompatible.
 
     Example:
         >>> layer = layers.NeighborhoodAttention2d(8, 4, 3, rates=(1, 2), predict=True)
@@ -287,28 +292,28 @@ class NeighborhoodAttention3d(_NeighborhoodAttention):
 
 
 class MultiDilatelocalAttention(Composed):
-    """DilateFormer's attention over windows, with another dilation rate for each group of heads.
+    """DilateFormer's attention over windows, with a dilation rate for each group of heads.
 
     J. Jiao, Y.-M. Tang, K.-Y. Lin, Y. Gao, J. Ma, Y. Wang and W.-S. Zheng, "DilateFormer: Multi-Scale Dilated
-    Transformer for Visual Recognition", 2023. It has the arguments, the layout and the state of the published layer,
-    and gives its outputs, taps outside the image being zeros that take part in the softmax.
+    Transformer for Visual Recognition", 2023. It has the arguments, the layout and the state of the published layer
+    and the same outputs: taps outside the image are zeros that take part in the softmax.
 
     Args:
         dim, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, kernel_size, dilation: as published; entries of
-            ``dilation`` need not be whole.
-        predict: whether to multiply the rates by those that a :class:`~ddu_ops.DilationPredictor` predicts, which
-            start at one, so that the layer starts as the published one. Default: ``False``.
-        bounds, pace: of the prediction. Default: (0, 4) and 0.1.
+            ``dilation`` may be fractional.
+        predict: whether to multiply the rates by those of a :class:`~ddu_ops.DilationPredictor`, which start at one, so
+            that the layer starts as the published one. Default: ``False``.
+        bounds, pace: of the predicted rates. Default: (0, 4) and 0.1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         - input: :math:`(B, H, W, C)`.
-        - dilation_map, which ``forward`` takes too, in the place of a prediction: :math:`(B, 1, H, W)` or
+        - dilation_map, an optional argument of ``forward``, used in place of a prediction: :math:`(B, 1, H, W)` or
           :math:`(B, G, H, W)` with a rate for each entry of ``dilation``.
         - Output: :math:`(B, H, W, C)`.
 
     Raises:
-        ValueError: where ``dilation`` has not as many entries as divide the heads.
+        ValueError: if the number of entries of ``dilation`` does not divide the number of heads.
 
     Example:
         >>> layer = layers.MultiDilatelocalAttention(12, num_heads=6)
@@ -356,10 +361,15 @@ class MultiDilatelocalAttention(Composed):
             else None
         )
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.rate is not None and f"{prefix}qkv.weight" in state_dict:
+            starts_without(self.rate, state_dict, prefix, "rate")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         image = input.permute(0, 3, 1, 2)
         query, key, value = self.qkv(image).chunk(3, 1)
-        # No buffer: the published state has none, and one would be empty after skip_init.
+        # Not a buffer, which the published state does not have, and which would be uninitialised after skip_init.
         rates = torch.cat([query.new_full((1, 1, 1, 1), rate, dtype=torch.float32) for rate in self.dilation], 1)
         if self.rate is not None and (dilation_map is None or _may_be_left_out(dilation_map)):
             dilation_map = _given_or(dilation_map, self.rate(image))
@@ -392,14 +402,14 @@ class _Mlp(nn.Module):
 class DilateBlock(Composed):
     """A block of DilateFormer's first stages: :class:`MultiDilatelocalAttention` and a perceptron, both with shortcuts.
 
-    It has the arguments and the state of the published block, and gives its outputs.
+    It has the arguments, the state and the outputs of the published block.
 
     Args:
         dim, num_heads, mlp_ratio, qkv_bias, qk_scale, drop, attn_drop: as published.
         act_layer, norm_layer, kernel_size, dilation: as published.
-        cpe_per_block: as published: whether a depthwise convolution comes first, the position embedding.
+        cpe_per_block: as published: whether the block starts with a depthwise convolution, the position embedding.
         predict, bounds, pace: as in :class:`MultiDilatelocalAttention`.
-        device, dtype: as in :class:`torch.nn.Conv2d`. Layers of ``norm_layer`` are made without them, and moved.
+        device, dtype: as in :class:`torch.nn.Conv2d`. Layers of ``norm_layer`` are created without them and then moved.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
@@ -462,7 +472,7 @@ class DilateBlock(Composed):
 
 
 class _StartsAtZeroOfRows(_StartsAtZero):
-    """A linear layer that starts at zero, and that loops over torch's own leave alone."""
+    """A linear layer that starts at zero, and that initialisation loops over torch's layers skip."""
 
     def __init__(self, in_features: int, out_features: int, **options: Any) -> None:
         nn.Module.__init__(self)
@@ -486,7 +496,7 @@ class _XavierLinear(nn.Linear):
 
 
 def _sides(input: Tensor, shape: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width of an image whose positions come row by row."""
+    """Height and width of an image whose positions are listed row by row."""
     if has_torch_function((input, shape)):
         return handle_torch_function(_sides, (input, shape), input, shape)
     return (math.isqrt(input.shape[1]),) * 2 if shape is None else shape
@@ -497,8 +507,8 @@ class DCNv4(Composed):
 
     Y. Xiong, Z. Li, Y. Chen and others, "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator for
     Vision Applications", CVPR 2024: every position predicts an offset and an unbounded factor for each tap of each
-    group, and sums up what it finds there. It has the arguments, the layout and the state of the published layer, and
-    runs on every device. Unlike that it takes any stride, and groups of any number of channels.
+    group, and sums the taps. The layer has the arguments, the layout and the state of the published one and runs on
+    every device. In addition it supports any stride, and groups of any number of channels.
 
     Args:
         channels, kernel_size, stride, pad, dilation, group, dw_kernel_size, center_feature_scale: as published.
@@ -508,11 +518,11 @@ class DCNv4(Composed):
 
     Shape:
         - input: :math:`(B, L, C)`, the positions of an image row by row.
-        - shape, which ``forward`` takes too: the height and the width of the image; without it, it is a square.
+        - shape, an optional argument of ``forward``: the height and the width of the image. Default: a square.
         - Output: :math:`(B, L_{out}, C)`.
 
     Raises:
-        ValueError: for groups that do not divide the channels, and a centre removed from a kernel that has none.
+        ValueError: if ``group`` does not divide the channels, and for ``remove_center`` with a kernel without a centre.
 
     Example:
         >>> layer = layers.DCNv4(16, group=2)
@@ -568,11 +578,11 @@ class DCNv4(Composed):
 
     @property
     def points(self) -> int:
-        """Taps that a window has."""
+        """The number of taps of a window."""
         return self.kernel_size**2 - self.remove_center
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does: all offsets and factors are zero."""
+        """Reset the parameters to their initial values: all offsets and factors are zero."""
         super().reset_parameters()
         if self.center_feature_scale:
             self._start()
@@ -615,10 +625,10 @@ class DCNv4(Composed):
         return rows_out if self.output_proj is None else self.output_proj(rows_out)
 
     def _in_order(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """What was predicted, ``(B, H, W, channels)``, as offsets and a mask in the order of ``deform_aggregate2d``.
+        """The predictions, ``(B, H, W, channels)``, as offsets and a mask in the order of ``deform_aggregate2d``.
 
-        Published are, for each group, the offsets of all taps, x before y, then their factors, the taps column by
-        column.
+        The published order is, for each group, the offsets of all taps, x before y, then their factors, with the taps
+        column by column.
         """
         k, taps = self.kernel_size, self.kernel_size**2
         by_group = predicted[..., : 3 * self.group * self.points].unflatten(-1, (self.group, 3 * self.points))
@@ -642,11 +652,11 @@ class DCNv4(Composed):
 
 
 class Involution2d(Composed):
-    """Sums every window by a kernel that its centre predicts, one for 16 channels.
+    """Sum every window with a kernel that is predicted from its centre, one for every 16 channels.
 
     D. Li, J. Hu, C. Wang and others, "Involution: Inverting the Inherence of Convolution for Visual Recognition",
-    CVPR 2021. It has the arguments and the state of the published layer, and gives its outputs; the windows may have a
-    dilation rate each.
+    CVPR 2021. The layer has the arguments, the state and the outputs of the published one. In addition each window may
+    have a dilation rate.
 
     Args:
         channels: channels, a multiple of 16 and of 4.
@@ -656,11 +666,11 @@ class Involution2d(Composed):
 
     Shape:
         - input: :math:`(B, C, H, W)`.
-        - dilation_map, which ``forward`` takes too: as in :func:`ddu_ops.dynamic_dilation_unfold`. Default: ones.
+        - dilation_map, an optional argument of ``forward``: as in :func:`ddu_ops.dynamic_dilation_unfold`. Default: 1.
         - Output: :math:`(B, C, H_{out}, W_{out})`.
 
     Raises:
-        ValueError: for channels that are no multiple of 16, and an even ``kernel_size``.
+        ValueError: if ``channels`` is not a multiple of 16, and for an even ``kernel_size``.
 
     Example:
         >>> layers.Involution2d(32, 7)(torch.randn(2, 32, 6, 7)).shape
@@ -761,21 +771,21 @@ class _AvgPool(_Pool):
 
 
 class MaxPool2d(_MaxPool):
-    """The largest sample of every window, at a dilation rate that each group of channels learns.
+    """The largest sample of every window, with a learned dilation rate for each group of channels.
 
     It starts as :class:`torch.nn.MaxPool2d`, with rates of one.
 
     Args:
         kernel_size, stride, padding, dilation: as in :class:`torch.nn.MaxPool2d`.
-        groups: number of groups of channels that have a rate of their own. Default: 1.
+        groups: number of groups of channels, each with its own rate. Default: 1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
-        rate: the rates, one for each group. A decay of the weights would draw them to zero: leave it out of that.
+        rate: the rates, one for each group. Exclude them from weight decay, which would pull them to zero.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
-        - dilation_map, which ``forward`` takes too and multiplies the rates by: as in
+        - dilation_map, an optional argument of ``forward`` that multiplies the rates: as in
           :func:`ddu_ops.dynamic_dilation_max_pool2d`.
         - Output: :math:`(B, C, H_{out}, W_{out})`.
 
@@ -811,22 +821,22 @@ class MaxPool3d(_MaxPool):
 
 
 class AvgPool2d(_AvgPool):
-    """The mean of every window, at a dilation rate that each group of channels learns.
+    """The mean of every window, with a learned dilation rate for each group of channels.
 
     It starts as :class:`torch.nn.AvgPool2d`, with rates of one; zeros outside the input count.
 
     Args:
         kernel_size, stride, padding: as in :class:`torch.nn.AvgPool2d`.
         dilation: multiplier of the rates. Default: 1.
-        groups: number of groups of channels that have a rate of their own. Default: 1.
+        groups: number of groups of channels, each with its own rate. Default: 1.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
-        rate: the rates, one for each group. A decay of the weights would draw them to zero: leave it out of that.
+        rate: the rates, one for each group. Exclude them from weight decay, which would pull them to zero.
 
     Shape:
         - input: :math:`(B, C, H, W)`.
-        - dilation_map, which ``forward`` takes too and multiplies the rates by: as in
+        - dilation_map, an optional argument of ``forward`` that multiplies the rates: as in
           :func:`ddu_ops.dynamic_dilation_aggregate2d`.
         - Output: :math:`(B, C, H_{out}, W_{out})`.
 

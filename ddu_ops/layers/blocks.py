@@ -1,4 +1,4 @@
-"""Dilated convolutions side by side and one after the other."""
+"""Dilated convolutions in parallel and in sequence."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,9 @@ _FUSE = ("cat", "sum", "mean")
 
 
 def same_padding(kernel_size: Ints, dilation: Ints = 1, axes: int = 2) -> list[int]:
-    r"""How much to pad so that a convolution with stride 1 keeps the size, for any kernel and rate.
+    r"""Return the padding with which a convolution with stride 1 keeps the size, for any kernel and rate.
 
-    On every axis :math:`d (k - 1)` in all; of an odd number the one that is left over goes to the end, as in
+    It is :math:`d (k - 1)` in total on every axis. If that is odd, the extra pixel goes to the end, as in
     ``F.conv2d(..., padding="same")``.
 
     Args:
@@ -27,7 +27,7 @@ def same_padding(kernel_size: Ints, dilation: Ints = 1, axes: int = 2) -> list[i
         axes: the number of axes. Default: 2.
 
     Returns:
-        What :func:`torch.nn.functional.pad` takes: before and after, the last axis first.
+        The argument of :func:`torch.nn.functional.pad`: before and after, last axis first.
 
     Example:
         >>> layers.same_padding((3, 2), dilation=3)
@@ -43,15 +43,15 @@ def same_padding(kernel_size: Ints, dilation: Ints = 1, axes: int = 2) -> list[i
 
 
 def exponential_rates(count: int, cycles: int = 1, base: int = 2) -> list[int]:
-    r"""The rates :math:`1, b, b^2, \ldots` of a cycle, as often as there are cycles.
+    r"""Return the rates :math:`1, b, b^2, \ldots`, optionally repeated.
 
-    Doubled from layer to layer, as by F. Yu and V. Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions",
-    2015, kernels of three read every pixel of a receptive field that grows as fast.
+    With rates that double from layer to layer, as in F. Yu and V. Koltun, "Multi-Scale Context Aggregation by Dilated
+    Convolutions", 2015, kernels of size 3 read every pixel of a receptive field that also doubles.
 
     Args:
-        count: rates in a cycle.
-        cycles: how often. Default: 1.
-        base: the factor from one to the next. Default: 2.
+        count: number of rates in a cycle.
+        cycles: number of cycles. Default: 1.
+        base: the factor between consecutive rates. Default: 2.
 
     Example:
         >>> layers.exponential_rates(4, cycles=2)
@@ -64,14 +64,14 @@ def exponential_rates(count: int, cycles: int = 1, base: int = 2) -> list[int]:
 
 
 class SeparableConv(Composed, nn.Sequential):
-    """A depthwise convolution, dilated, and a 1 × 1 convolution.
+    """A dilated depthwise convolution followed by a 1 × 1 convolution.
 
     As in F. Chollet, "Xception: Deep Learning with Depthwise Separable Convolutions", CVPR 2017, and, dilated, L.-C.
     Chen et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", ECCV 2018.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as in :class:`torch.nn.Conv2d`; the
-            bias is the 1 × 1 convolution's. ``padding="same"`` keeps the size for even kernels, too.
+            1 × 1 convolution has the bias. ``padding="same"`` keeps the size for even kernels, too.
         axes: the number of axes. Default: 2.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
@@ -111,22 +111,22 @@ class SeparableConv(Composed, nn.Sequential):
 
 
 class MultiScale(Composed):
-    r"""Convolutions of different dilation rates side by side.
+    r"""Parallel convolutions with different dilation rates.
 
-    They read the same input, keep its size, and are concatenated, added or averaged. With ``fuse="cat"`` and the rates
-    (1, 4) it is a hybrid block, half local, half wide; with ``fuse="mean"`` and rates without a common factor, such as
-    (2, 3), one rate fills the holes that the other leaves.
+    They read the same input and keep its size; their results are concatenated, added or averaged. With ``fuse="cat"``
+    and the rates (1, 4) this is a hybrid block, half local, half wide. With ``fuse="mean"`` and rates without a common
+    factor, such as (2, 3), each rate fills the holes of the other.
 
     Args:
         in_channels: channels of the input.
-        out_channels: channels of the output; with ``"cat"`` the branches share them, and the first ones get what is
-            left over.
-        rates: the dilation rates, one branch each.
+        out_channels: channels of the output. With ``"cat"`` they are divided among the branches; the first ones get
+            the remainder.
+        rates: the dilation rates, one for each branch.
         kernel_size: of all branches, odd or even. Default: 3.
         groups: of every branch, as in :class:`torch.nn.Conv2d`. Default: 1.
         bias: as in :class:`torch.nn.Conv2d`. Default: ``True``.
         fuse: ``"cat"``, ``"sum"`` or ``"mean"``. Default: ``"cat"``.
-        separable: branches are :class:`SeparableConv`\ s. Default: ``False``.
+        separable: whether the branches are :class:`SeparableConv`\ s. Default: ``False``.
         axes: the number of axes. Default: 2.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
@@ -135,7 +135,7 @@ class MultiScale(Composed):
         - Output: :math:`(B, C_{out}, *)`, of the same size.
 
     Raises:
-        ValueError: for another ``fuse``, for no rates, and for fewer channels than concatenated branches.
+        ValueError: for an unknown ``fuse``, an empty list of rates, and fewer channels than concatenated branches.
 
     Example:
         >>> hybrid = layers.MultiScale(8, 8, (1, 4))
@@ -203,12 +203,12 @@ class DilatedBlock(Composed):
 
     Args:
         channels: of input and output.
-        rates: a rate, or several side by side: see :class:`MultiScale`.
-        residual: adds the input. Default: ``True``.
-        norm: a batch norm behind the convolution, which then has no bias. Default: ``True``.
-        blur: a mean over windows of three behind the convolution, which smooths what gridding leaves. Default:
-            ``False``.
-        checkpoint: computes the block again in the backward, and keeps nothing but its input. Default: ``False``.
+        rates: a rate, or the rates of parallel branches: see :class:`MultiScale`.
+        residual: whether to add the input. Default: ``True``.
+        norm: whether a batch norm follows the convolution, which then has no bias. Default: ``True``.
+        blur: whether an average pooling over three pixels follows the convolution, to smooth gridding artifacts.
+            Default: ``False``.
+        checkpoint: recomputes the block in the backward and stores only its input. Default: ``False``.
         kernel_size, groups, fuse, separable, axes: as in :class:`MultiScale`.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
@@ -270,15 +270,15 @@ class DilatedBlock(Composed):
 class DilatedStack(Composed, nn.Sequential):
     """Blocks of dilated convolutions, one for each entry of a list of rates.
 
-    The list is the design. Exponential, as by Yu and Koltun: ``exponential_rates(5)``; gradual: ``range(1, 6)``; a
-    sawtooth without gridding, as in hybrid dilated convolution: ``(1, 2, 5) * 2``; multi-scale: an entry that is itself
-    a list has its rates side by side. :func:`ddu_ops.receptive_field.trace` tells how far the stack sees, and
-    :func:`ddu_ops.receptive_field.coverage` what it leaves out.
+    The list determines the design. Exponential, as in Yu and Koltun: ``exponential_rates(5)``. Gradual:
+    ``range(1, 6)``. A sawtooth without gridding, as in hybrid dilated convolution: ``(1, 2, 5) * 2``. Multi-scale: an
+    entry that is a list is a block with parallel rates. :func:`ddu_ops.receptive_field.trace` computes the receptive
+    field of the stack, and :func:`ddu_ops.receptive_field.coverage` the pixels that it skips.
 
     Args:
         channels: of input and output.
-        rates: for each block a rate, or rates side by side.
-        options: of :class:`DilatedBlock`, for all blocks.
+        rates: for each block a rate, or a list of parallel rates.
+        options: options of :class:`DilatedBlock`, for all blocks.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
@@ -305,25 +305,26 @@ class DilatedStack(Composed, nn.Sequential):
 
 
 class RandomDilationConv2d(DynamicDilationConv2d):
-    """A convolution whose dilation rate is drawn anew in every call of the training.
+    """A convolution with random dilation rates during training.
 
-    The rate is a number for each image, or for each position, between two; in evaluation it is the mean of the two.
-    ``from_conv(conv, rates=(1, 1))`` starts with the results of the convolution; other rates change them.
+    In every training call a rate is drawn for each image, or for each position, uniformly between two bounds. In
+    evaluation the rate is the mean of the bounds. ``from_conv(conv, rates=(1, 1))`` keeps the results of the
+    convolution; other rates change them.
 
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`; ``dilation`` multiplies the rates.
         rates: the lowest and the highest rate. Default: (0.5, 2).
-        everywhere: a rate of its own for each position. Default: one for each image.
-        options: keyword arguments of :class:`ddu_ops.DynamicDilationConv2d`, but for those of the predictor.
+        everywhere: ``True`` for a rate for each position, ``False`` for one for each image. Default: ``False``.
+        options: keyword arguments of :class:`ddu_ops.DynamicDilationConv2d`, except those of the predictor.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
         As of :class:`torch.nn.Conv2d`.
 
     Raises:
-        ValueError: as :class:`ddu_ops.DynamicDilationConv2d`, and for ``rates`` that are not two finite numbers, the
-            lower one first.
+        ValueError: as :class:`ddu_ops.DynamicDilationConv2d`, and if ``rates`` are not two finite numbers, the lower
+            one first.
 
     Example:
         >>> layer = layers.RandomDilationConv2d(8, 4, 3, padding="same", dilation=2)

@@ -1,4 +1,4 @@
-"""Causal dilated convolutions along time, for whole signals and for signals that arrive in parts."""
+"""Causal dilated convolutions along time, for complete signals and for streams."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from ddu_ops.layers.blocks import exponential_rates
 
 
 class CausalConv1d(nn.Conv1d):
-    r"""A dilated convolution along time that reads the present and the past.
+    r"""A dilated convolution along time that reads only the present and the past.
 
-    The input is padded with :math:`d (k - 1)` zeros in front, so the output is as long, and no position depends on a
-    later one.
+    The input is padded with :math:`d (k - 1)` zeros in front, so the output has the same length and no position depends
+    on later ones.
 
     Args:
         in_channels, out_channels, kernel_size, dilation, groups, bias, device, dtype: as in :class:`torch.nn.Conv1d`.
@@ -58,11 +58,11 @@ class CausalConv1d(nn.Conv1d):
         """Convolve the next part of a signal.
 
         Args:
-            input: the part, of one sample or more, :math:`(B, C, T)`.
-            state: what the call for the part before returned; ``None`` at the start of a signal.
+            input: the part, one or more samples, :math:`(B, C, T)`.
+            state: the state that the call for the previous part returned; ``None`` at the start of a signal.
 
         Returns:
-            The output of the part, and the state: the last :math:`d (k - 1)` inputs.
+            The output for the part, and the new state: the last :math:`d (k - 1)` inputs.
 
         Example:
             >>> conv, signal = layers.CausalConv1d(4, 6, 3, dilation=2), torch.randn(1, 4, 20)
@@ -86,14 +86,14 @@ class WaveNetBlock(Composed):
 
     Of A. van den Oord et al., "WaveNet: A Generative Model for Raw Audio", 2016:
     :math:`z = \tanh(W_f * x) \odot \sigma(W_g * x)`;
-    a 1 × 1 convolution of :math:`z` is added to the input, another one is the block's share of the network's output.
+    a 1 × 1 convolution of :math:`z` is added to the input, and another one is the skip output of the block.
 
     Args:
         channels: of the residual path.
         skip_channels: of the skip output.
         kernel_size: Default: 2.
         dilation: Default: 1.
-        residual: ``False`` for the last block of a network, whose residual output nobody reads. Default: ``True``.
+        residual: ``False`` for the last block of a network, whose residual output is not used. Default: ``True``.
         device, dtype: as in :class:`torch.nn.Conv1d`.
 
     Shape:
@@ -126,7 +126,7 @@ class WaveNetBlock(Composed):
         self.skip = nn.Conv1d(channels, skip_channels, 1, **options)
 
     def stream(self, input: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`CausalConv1d.stream`; it returns both outputs and the state."""
+        """Like :meth:`CausalConv1d.stream`, but returns both outputs and the state."""
         gated, state = self.conv.stream(input, state)
         signal, gate = gated.chunk(2, 1)
         z = signal.tanh() * gate.sigmoid()
@@ -140,7 +140,7 @@ class WaveNetBlock(Composed):
 class WaveNet(Composed):
     r"""A stack of :class:`WaveNetBlock`\ s whose skip outputs are added.
 
-    As in "WaveNet: A Generative Model for Raw Audio": a causal convolution, the blocks, and of the sum of their skip
+    As in "WaveNet: A Generative Model for Raw Audio": a causal convolution, the blocks, and after the sum of their skip
     outputs a ReLU, a 1 × 1 convolution, a ReLU and another 1 × 1 convolution.
 
     Args:
@@ -149,7 +149,7 @@ class WaveNet(Composed):
         skip_channels: of the skip outputs. Default: 256.
         rates: the dilation rate of each block. Default: 1, 2, 4, …, 512, three times.
         kernel_size: of the blocks and of the first convolution. Default: 2.
-        checkpoint: computes each block again in the backward, and keeps nothing but its input. Default: ``False``.
+        checkpoint: recomputes each block in the backward and stores only its input. Default: ``False``.
         device, dtype: as in :class:`torch.nn.Conv1d`.
 
     Shape:
@@ -198,11 +198,11 @@ class WaveNet(Composed):
         """The output for the next part of a signal.
 
         Args:
-            input: the part, of one sample or more, :math:`(B, C, T)`.
-            state: what the call for the part before returned; ``None`` at the start of a signal.
+            input: the part, one or more samples, :math:`(B, C, T)`.
+            state: the state that the call for the previous part returned; ``None`` at the start of a signal.
 
         Returns:
-            The output of the part, and the state: what every causal convolution keeps of its input.
+            The output for the part, and the new state: the inputs that every causal convolution keeps.
 
         Example:
             >>> net, signal = layers.WaveNet(1, 3, rates=(1, 2, 4)), torch.randn(1, 1, 20)

@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ddu_ops._options import Ints, integer, several
 from ddu_ops.functional import at_least_float32, dynamic_dilation_conv2d, dynamic_dilation_conv3d
 from ddu_ops.layers._common import CONV, MEAN, Composed, numbers, numbers_per_axis, real, reset_children
-from ddu_ops.modules import _given_or, _StartsAtZero
+from ddu_ops.modules import _given_or, _StartsAtZero, check_input
 
 _BANDS: dict[str, Any] = {
     "k_list": (2, 4, 8),
@@ -26,12 +26,12 @@ _BANDS: dict[str, Any] = {
 
 
 class FrequencySelection(Composed):
-    r"""Features whose frequency bands are weighted, position by position.
+    r"""Weight the frequency bands of features, position by position.
 
     FreqSelect of L. Chen, L. Gu, D. Zheng and Y. Fu, "Frequency-Adaptive Dilated Convolution for Semantic
-    Segmentation", CVPR 2024, with its options and names. The bands lie between the low passes of ``k_list``: what one
-    leaves of the one before it, :math:`X_i`. A convolution predicts the weight :math:`A_i` of each, and the last low
-    pass is added as it is:
+    Segmentation", CVPR 2024, with its options and names. The bands :math:`X_i` are the differences between consecutive
+    low passes of ``k_list``. A convolution predicts the weight :math:`A_i` of each band, and the last low pass is added
+    unchanged:
 
     .. math::
         \text{out} = X_{\text{low}} + \sum_i A_i \odot X_i.
@@ -39,31 +39,31 @@ class FrequencySelection(Composed):
     All weights are one at first, so the layer starts as the identity.
 
     Args:
-        in_channels: channels of what the weights are predicted from.
+        in_channels: channels of the features that the weights are predicted from.
         k_list: the low passes: with ``"freq"`` the box of :math:`1 / k` of all frequencies on each axis, with
             ``"avgpool"`` the mean over a window of :math:`k` (odd), with ``"laplacian"`` the levels of a pyramid that
             halves the size, as many as there are entries. Default: (2,).
-        lowfreq_att: also predicts a weight for what the last low pass lets through. Default: ``True``.
+        lowfreq_att: whether to also predict a weight for the last low pass. Default: ``True``.
         lp_type: ``"freq"``, ``"avgpool"`` or ``"laplacian"``. Default: ``"freq"``.
         act: how a weight is bounded: ``"sigmoid"``, twice a sigmoid, or ``"softmax"``, over the groups, times their
             number. Default: ``"sigmoid"``.
-        spatial_group: channel groups with weights of their own; more than 64 stands for one for each channel.
+        spatial_group: number of channel groups, each with its own weights; more than 64 means one for each channel.
             Default: 1.
         spatial_kernel: kernel of the predictors. Default: 3.
-        init: ``"zero"``, or another word for the initial values of a convolution. Default: ``"zero"``.
-        global_selection: weights the spectrum itself, real and imaginary part, too. Default: ``False``.
-        fs_feat, spatial: ``"feat"`` and ``"conv"``, the only values that the published class knows.
-        axes: 2 or 3; a pyramid and a spectrum with weights have two. Default: 2.
+        init: ``"zero"``; any other word means the initial values of a convolution. Default: ``"zero"``.
+        global_selection: whether to also weight the real and imaginary parts of the spectrum. Default: ``False``.
+        fs_feat, spatial: ``"feat"`` and ``"conv"``, the only values that the published class supports.
+        axes: 2 or 3; ``"laplacian"`` and ``global_selection`` need 2. Default: 2.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
-        - input: :math:`(B, C, *)`, with as many axes.
-        - att_feat: what the weights are predicted from, :math:`(B, C_{in}, *)`. Default: the input.
+        - input: :math:`(B, C, *)`, with ``axes`` spatial axes.
+        - att_feat: the features that the weights are predicted from, :math:`(B, C_{in}, *)`. Default: the input.
         - Output: as the input.
 
     Raises:
-        ValueError: for an option that there is not, for groups that do not divide ``in_channels``, and for an even
-            ``spatial_kernel``, or window of a mean.
+        ValueError: for an unsupported option, if groups do not divide ``in_channels``, and for an even
+            ``spatial_kernel`` or window of ``"avgpool"``.
 
     Example:
         >>> select = layers.FrequencySelection(8, k_list=(2, 4, 8))
@@ -127,6 +127,7 @@ class FrequencySelection(Composed):
         self.act = act
         self.spatial_group = groups
         self.global_selection = global_selection
+        self.in_channels = in_channels
         options: dict[str, Any] = {"device": device, "dtype": dtype}
 
         def predictor(kernel: int) -> nn.Module:
@@ -172,6 +173,8 @@ class FrequencySelection(Composed):
         return [torch.fft.ifftn(part, dim=dims, norm="ortho").real.to(input.dtype) for part in low]
 
     def forward(self, input: Tensor, att_feat: Tensor | None = None) -> Tensor:
+        if att_feat is None:
+            check_input("FrequencySelection", input, self.axes, self.in_channels)
         source = _given_or(att_feat, input)
         rest, total = input, torch.zeros_like(input)
         for low, conv in zip(self._low_passes(input), self.freq_weight_conv_list, strict=False):
@@ -185,11 +188,11 @@ class FrequencySelection(Composed):
         return f"k_list={self.k_list}, lp_type={self.lp_type!r}, act={self.act!r}, spatial_group={self.spatial_group}"
 
 
-# Where a call looks at the sizes of its arguments, fx, which does not know them, keeps it as one node.
+# fx does not know sizes, so a call that depends on them is kept as one node of the graph.
 
 
 def _odd(size: Any) -> bool:
-    """Of a size that is a tensor, in ``torch.jit.trace``, or a symbol, what it is now."""
+    """Whether a size, which can be a symbol or a tensor of ``torch.jit.trace``, is odd now."""
     odd = False
     if size % 2 == 1:  # a branch, which a compiler guards
         odd = True
@@ -250,7 +253,7 @@ class _FanOutConv2d(nn.Conv2d):
 
 
 class _StartsAtRate(_StartsAtZero):
-    """A predictor of rates that starts with one of its own everywhere."""
+    """A predictor of rates that starts with the same rate everywhere."""
 
     start = 0.0
 
@@ -260,7 +263,7 @@ class _StartsAtRate(_StartsAtZero):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the weight to zero, and the bias to where it starts."""
+        """Set the weight to zero and the bias to its initial value."""
         super().reset_parameters()
         nn.init.constant_(self.bias, self.start)
 
@@ -318,38 +321,38 @@ class FrequencyAdaptiveConv2d(nn.Module):
     r"""A convolution with adaptive dilation, frequency selection and adaptive kernels: FADC, as published.
 
     Of L. Chen, L. Gu, D. Zheng and Y. Fu, "Frequency-Adaptive Dilated Convolution for Semantic Segmentation", CVPR
-    2024: the published ``AdaptiveDilatedConv`` with its arguments, names and initial values, without mmcv. Its state
-    dicts load, and give its outputs.
+    2024: the published ``AdaptiveDilatedConv`` with its arguments, names and initial values, without mmcv. It loads the
+    published state dicts and has the same outputs.
 
     - FreqSelect weights the bands of the input: :class:`FrequencySelection`.
-    - AdaKern splits the kernel into the mean over its taps and the rest, and gives both gains of their own, for each
-      image, input channel and filter.
+    - AdaKern splits the kernel into the mean over its taps and the rest, each with its own gain for each image, input
+      channel and filter.
     - AdaDR predicts the rate :math:`D = 1 + d \, |z|` of every position, and a factor between 0 and 1 for every tap.
 
-    As published, the input is continued by a ring of half a kernel, and zeros lie beyond it; and the factors of the
-    taps are a half at first, so that the layer does not start as the convolution with its weight.
+    As published, the input is padded by half a kernel, with zeros beyond, and the factors of the taps start at 0.5, so
+    the layer does not start as the convolution with its weight.
 
     Args:
         in_channels, out_channels, stride, bias: as in :class:`torch.nn.Conv2d`.
-        kernel_size: odd. (The published class takes 3 alone.)
-        padding: has no effect, as in the published class: half a kernel is padded always.
-        dilation: the rate that the layer starts with; only the first number counts, as in the published class.
+        kernel_size: an odd number. (The published class supports only 3.)
+        padding: ignored, as in the published class: the padding is always half a kernel.
+        dilation: the initial rate; only the first number is used, as in the published class.
         groups: of the convolution; 1 with adaptive kernels. Default: 1.
-        deform_groups: groups of channels with rates and factors of their own. Default: 1.
-        padding_mode: the ring: ``"repeat"``, the outermost pixels; ``"zero"``, and any other word, zeros. Default:
-            ``"repeat"``.
+        deform_groups: number of channel groups, each with its own rates and factors. Default: 1.
+        padding_mode: of this padding: ``"repeat"`` repeats the outermost pixels; ``"zero"`` or any other word pads with
+            zeros. Default: ``"repeat"``.
         kernel_decompose: AdaKern for ``"both"`` parts of the kernel, for the rest (``"high"``), for the mean
             (``"low"``), or ``None``. Default: ``"both"``.
-        sp_att: a further factor that the taps of a window share. Default: ``False``.
-        pre_fs: FreqSelect comes first and looks at the features; ``False``: it comes after the rates, and looks at
-            them. Default: ``True``.
-        epsilon: added to the initial rate, because at :math:`z = 0` the gradient with respect to it vanishes. Default:
-            1e-4.
+        sp_att: whether to predict another factor that all taps of a window share. Default: ``False``.
+        pre_fs: ``True`` applies FreqSelect first, with weights predicted from the features; ``False`` applies it after
+            the rates, from which the weights are predicted. Default: ``True``.
+        epsilon: added to the initial rate, because the gradient with respect to :math:`z` is zero at :math:`z = 0`.
+            Default: 1e-4.
         use_zero_dilation: the rate is :math:`1 + d \, (\max(z + 1, 0) - 1)`, down to 0 where :math:`d = 1`. Default:
             ``False``.
-        use_dct: AdaKern weights the cosine transform of the rest of the kernel, tap by tap, too. With ``"both"``.
-            Default: ``False``.
-        fs_cfg: options of FreqSelect, or ``None`` to leave it out. Default: those of the published class.
+        use_dct: whether AdaKern, with ``"both"``, also weights the cosine transform of the rest of the kernel, tap by
+            tap. Default: ``False``.
+        fs_cfg: options of FreqSelect, or ``None`` for a layer without it. Default: those of the published class.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Shape:
@@ -357,8 +360,8 @@ class FrequencyAdaptiveConv2d(nn.Module):
         - Output: :math:`(B, C_{out}, H_{out}, W_{out})`, :math:`H_{out} = \lceil H / s_h \rceil`.
 
     Raises:
-        ValueError: for an even kernel, for another ``kernel_decompose``, for AdaKern with ``groups``, for groups that
-            do not divide the channels, and as :class:`FrequencySelection`.
+        ValueError: for an even kernel, an unknown ``kernel_decompose``, AdaKern with ``groups``, if groups do not
+            divide the channels, and as :class:`FrequencySelection`.
 
     Example:
         >>> layer = layers.FrequencyAdaptiveConv2d(8, 4, 3, dilation=2)
@@ -459,7 +462,7 @@ class FrequencyAdaptiveConv2d(nn.Module):
             nn.init.zeros_(self.bias)
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         reset_children(self)
         self._start()
 
@@ -498,6 +501,7 @@ class FrequencyAdaptiveConv2d(nn.Module):
         return 1 + self.dilation[0] * spread
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("FrequencyAdaptiveConv2d", input, 2, self.in_channels)
         select = getattr(self, "FS", None)
         if select is not None and self.pre_fs:
             input = select(input)
@@ -560,21 +564,21 @@ class _AdaDR3d(Composed):
 class FrequencyAdaptiveConv3d(nn.Module):
     r"""A convolution of volumes with adaptive dilation, frequency selection and adaptive kernels.
 
-    :class:`FrequencyAdaptiveConv2d` along three axes, after a published one, ``ContinuousDilatedConv3D``, whose state
-    dicts load and give its outputs. It differs from the one for images in what lies outside, the border, continued
-    without end; in a norm within AdaKern that takes one volume; and in gains of AdaKern that are one at first.
+    :class:`FrequencyAdaptiveConv2d` along three axes, after the published ``ContinuousDilatedConv3D``, whose state
+    dicts it loads, with the same outputs. The differences from the layer for images: outside the input, the border is
+    repeated without limit; a norm within AdaKern works with a single volume; and the gains of AdaKern start at one.
 
     Args:
         in_channels, out_channels: channels.
         bias: as in :class:`torch.nn.Conv3d`. Default: ``False``.
-        base_dilation: the rate that the layer starts with. Default: 1.
-        deform_groups: groups of channels with rates and factors of their own. Default: 1.
-        padding_mode: ``"border"``, or ``"zeros"`` for what the convolution reads. Default: ``"border"``.
+        base_dilation: the initial rate. Default: 1.
+        deform_groups: number of channel groups, each with its own rates and factors. Default: 1.
+        padding_mode: ``"border"`` or ``"zeros"``, of the convolution alone. Default: ``"border"``.
         fs_cfg: options of :class:`FrequencySelection`. Default: its bands 2, 4 and 8, without a weight for the last low
             pass.
-        adakern_reduction, adakern_min_channel: hidden channels of AdaKern, as a part of the channels, and at least.
-            Default: 0.0625 and 16.
-        use_position_att: AdaKern also weights the taps. Default: ``False``.
+        adakern_reduction, adakern_min_channel: hidden channels of AdaKern, as a fraction of the channels, and their
+            minimum. Default: 0.0625 and 16.
+        use_position_att: whether AdaKern also weights the taps. Default: ``False``.
         epsilon: as in :class:`FrequencyAdaptiveConv2d`. Default: 1e-4.
         device, dtype: as in :class:`torch.nn.Conv3d`.
 
@@ -632,11 +636,12 @@ class FrequencyAdaptiveConv3d(nn.Module):
             nn.init.zeros_(self.bias)
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         reset_children(self)
         self._start()
 
     def forward(self, input: Tensor) -> Tensor:
+        check_input("FrequencyAdaptiveConv3d", input, 3, self.weight.shape[1])
         selected = self.fs(input)
         kernels = self.ada_kern(selected, self.weight)
         padded = F.pad(selected, [1] * 6, mode="replicate")

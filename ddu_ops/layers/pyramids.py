@@ -16,20 +16,26 @@ from ddu_ops.layers._common import (
     numbers,
     rates_of,
     run,
-    with_rates_of_one,
+    spread,
 )
 from ddu_ops.layers.blocks import MultiScale, SeparableConv
-from ddu_ops.modules import DilationPredictor, DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d
+from ddu_ops.modules import (
+    DilationPredictor,
+    DynamicDilationConv1d,
+    DynamicDilationConv2d,
+    DynamicDilationConv3d,
+    check_input,
+    starts_without,
+)
 
 _DYNAMIC: dict[int, Any] = {1: DynamicDilationConv1d, 2: DynamicDilationConv2d, 3: DynamicDilationConv3d}
 
 
 class _Mean(nn.Sequential):
-    """The mean of the image, a 1 × 1 convolution, a norm and a ReLU, in every position."""
+    """The mean of the image, a 1 × 1 convolution, a norm and a ReLU, repeated for every position."""
 
     def forward(self, input: Tensor) -> Tensor:
-        mean: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
-        return F.interpolate(mean, input.shape[2:], mode="nearest")
+        return spread(super().forward(input), input)  # type: ignore[no-untyped-call]
 
 
 class ASPP(Composed):
@@ -37,18 +43,18 @@ class ASPP(Composed):
 
     The head of L.-C. Chen, G. Papandreou, F. Schroff and H. Adam, "Rethinking Atrous Convolution for Semantic Image
     Segmentation", 2017 (DeepLabv3): a 1 × 1 convolution, dilated ones side by side, and the mean of the image, each
-    with a norm and a ReLU, put together by another 1 × 1 convolution. With ``separable``, as in DeepLabv3+ (L.-C. Chen
+    with a norm and a ReLU, combined by another 1 × 1 convolution. With ``separable=True``, as in DeepLabv3+ (L.-C. Chen
     et al., "Encoder-Decoder with Atrous Separable Convolution for Semantic Image Segmentation", 2018), the dilated ones
-    are :class:`SeparableConv`\ s. It has the names of torchvision's ``ASPP`` and loads its state.
+    are :class:`SeparableConv`\ s. It has the parameter names of torchvision's ``ASPP`` and loads its state.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of every branch, and of the output. Default: 256.
-        rates: the rates of the dilated branches, for an input with output stride 16; twice as much for 8. Default:
-            (6, 12, 18).
-        separable: branches of DeepLabv3+. Default: ``False``.
+        rates: the rates of the dilated branches. The default is for an input with output stride 16; for 8, double the
+            rates. Default: (6, 12, 18).
+        separable: whether to use the branches of DeepLabv3+. Default: ``False``.
         dropout: of the output. Default: 0.5.
-        checkpoint: computes the branches again in the backward. Default: ``False``.
+        checkpoint: recomputes the branches in the backward. Default: ``False``.
         axes: the number of axes. Default: 2.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
@@ -123,8 +129,8 @@ class DynamicASPP(ASPP):
     """Atrous spatial pyramid pooling whose branches share one dynamic rate.
 
     :class:`ASPP` with one :class:`~ddu_ops.DilationPredictor` that scales the whole pyramid, position by position: a
-    branch with the fixed rate ``r`` reads at ``r`` times the map. It starts as the pyramid without a map. It loads the
-    state of :class:`ASPP` and of torchvision's, too; the rates are one then.
+    branch with the fixed rate ``r`` has ``r`` times the map as its rates. It starts as the pyramid without a map, and
+    also loads the state of :class:`ASPP` and of torchvision's, with all predicted rates one.
 
     Args:
         in_channels, out_channels, rates, dropout, checkpoint, axes: as in :class:`ASPP`.
@@ -164,13 +170,15 @@ class DynamicASPP(ASPP):
         return _DYNAMIC[axes](in_channels, out_channels, 3, predict=False, **window)
 
     def _branches(self, input: Tensor) -> Tensor:
+        check_input(type(self).__name__, input, self.rate.axes, self.rate.in_channels)
         dilation_map = self.rate(input)
         first, last = self.convs[0], self.convs[-1]
         scaled = [conv(input, dilation_map) for conv in self.convs[1:-1]]
         return torch.cat([first(input), *scaled, last(input)], 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        with_rates_of_one(self.rate, state_dict, prefix + "rate.")
+        if any(key.startswith(prefix + "convs.") for key in state_dict):
+            starts_without(self.rate, state_dict, prefix, "rate")
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
@@ -213,14 +221,14 @@ class DeepLabV2Head(MultiScale):
 class DeepLabV3Head(Composed, nn.Sequential):
     r"""A pyramid, a 3 × 3 convolution with norm and ReLU, and a classifier.
 
-    The head of DeepLabv3 as torchvision has it, whose state it loads: see :class:`ASPP`.
+    The head of DeepLabv3 as in torchvision, whose state it loads: see :class:`ASPP`.
 
     Args:
         in_channels: channels of the input.
         num_classes: channels of the output.
         rates: of the pyramid. Default: (12, 24, 36), for output stride 8.
         channels: between pyramid and classifier. Default: 256.
-        dynamic: the pyramid is a :class:`DynamicASPP`. Default: ``False``.
+        dynamic: whether the pyramid is a :class:`DynamicASPP`. Default: ``False``.
         options: of the pyramid.
 
     Shape:
@@ -321,10 +329,11 @@ class _DenseBlock(Composed, nn.Sequential):
 
 
 class DenseASPP(Composed):
-    """Dilated convolutions one after the other, each of which reads what all before it made.
+    """A sequence of dilated convolutions, each of which reads the results of all previous ones.
 
-    Of M. Yang et al., "DenseASPP for Semantic Segmentation in Street Scenes", CVPR 2018: the result of a branch is put
-    in front of the features, for the branches that follow. Names are the published ones, ``ASPP_3`` to ``ASPP_24``.
+    From M. Yang et al., "DenseASPP for Semantic Segmentation in Street Scenes", CVPR 2018: the result of each branch is
+    concatenated in front of the features for the following branches. The names are the published ones, ``ASPP_3`` to
+    ``ASPP_24``.
 
     Args:
         in_channels: channels of the input.
@@ -332,7 +341,7 @@ class DenseASPP(Composed):
         hidden: channels in front of each dilated convolution. Default: 128.
         growth: channels that each branch adds. Default: 64.
         dropout: of whole channels of a branch. Default: 0.1.
-        checkpoint: computes each branch again in the backward. Default: ``False``.
+        checkpoint: recomputes each branch in the backward. Default: ``False``.
         device, dtype: as in :class:`torch.nn.Conv2d`.
 
     Attributes:
@@ -381,7 +390,7 @@ class DenseASPP(Composed):
 
 
 class Segmenter(Composed):
-    r"""A backbone, a head, and the result enlarged to the size of the image.
+    r"""A backbone and a head, whose result is upsampled to the size of the image.
 
     Args:
         backbone: from :math:`(B, C, H, W)` to features; :func:`replace_stride_with_dilation` keeps their resolution.

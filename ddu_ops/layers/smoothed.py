@@ -11,14 +11,14 @@ from ddu_ops.layers.blocks import same_padding
 
 
 class SmoothedDilatedConv2d(Composed):
-    r"""A dilated convolution whose neighbouring outputs know of one another.
+    r"""A dilated convolution whose neighbouring outputs depend on one another.
 
-    Of Z. Wang and S. Ji, "Smoothed Dilated Convolutions for Improved Dense Prediction", KDD 2018. A dilated convolution
-    is :math:`d^2` convolutions on interleaved grids that never meet. Both ways to let them meet begin as the plain
-    dilated convolution:
+    From Z. Wang and S. Ji, "Smoothed Dilated Convolutions for Improved Dense Prediction", KDD 2018. A dilated
+    convolution consists of :math:`d^2` convolutions on interleaved grids that do not interact. There are two ways to
+    connect them, which both start as the plain dilated convolution:
 
-    - ``"shared"``: a filter of :math:`(2 d - 1)^2` weights, the same for all channels, reads the input first (separable
-      and shared convolution);
+    - ``"shared"``: a filter of :math:`(2 d - 1)^2` weights, shared by all channels, is applied to the input first
+      (separable and shared convolution);
     - ``"group"``: each grid's output becomes a weighted sum of all grids' outputs, with :math:`d^2 \times d^2` weights
       (group interaction).
 
@@ -39,7 +39,7 @@ class SmoothedDilatedConv2d(Composed):
         - input: :math:`(B, C_{in}, H, W)`. Output: :math:`(B, C_{out}, H, W)`.
 
     Raises:
-        ValueError: for an even kernel, and for another ``interaction``.
+        ValueError: for an even kernel, and for an unknown ``interaction``.
 
     Example:
         >>> layer = layers.SmoothedDilatedConv2d(8, 4, dilation=3)
@@ -86,7 +86,7 @@ class SmoothedDilatedConv2d(Composed):
                 nn.init.eye_(self.smoothing)
 
     def reset_parameters(self) -> None:
-        """Starts again, as a new layer does."""
+        """Reset the parameters to their initial values."""
         super().reset_parameters()
         self._start()
 

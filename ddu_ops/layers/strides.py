@@ -1,4 +1,4 @@
-"""Resolution in the place of strides."""
+"""Dilation in place of strides, to keep the resolution."""
 
 from typing import Any
 
@@ -9,27 +9,28 @@ from ddu_ops.receptive_field import traced
 
 
 def replace_stride_with_dilation(model: nn.Module, output_stride: int, input: Tensor | None = None) -> nn.Module:
-    r"""Let a network keep more of its resolution: where strides would go on, dilation does.
+    r"""Limit the output stride of a network by replacing strides with dilation.
 
-    The way of DeepLab and of F. Yu, V. Koltun and T. Funkhouser, "Dilated Residual Networks", CVPR 2017. A layer whose
-    output would be more than ``output_stride`` pixels apart loses its stride, and in every layer behind it the dilation
-    and the padding grow by as much. No weight changes, and the output at every :math:`f`-th position, with :math:`f`
-    the stride that was lost, is what it was before. For a ResNet that is torchvision's
-    ``replace_stride_with_dilation``, the first block of a stage included, which keeps the dilation of the stage before.
+    The method of DeepLab and of F. Yu, V. Koltun and T. Funkhouser, "Dilated Residual Networks", CVPR 2017. The stride
+    of a layer is removed if its output positions would be more than ``output_stride`` pixels apart, and dilation and
+    padding of all later layers are multiplied by it. Weights do not change, and the output at every :math:`f`-th
+    position, where :math:`f` is the stride that was removed, is the same as before. For a ResNet the result is that of
+    torchvision's ``replace_stride_with_dilation``, including the first block of a stage, which keeps the dilation of
+    the previous stage.
 
     Args:
-        model: changed in place. Convolutions, dynamic ones too, and pooling layers are its modules; which comes behind
-            which is what a run of the model tells (:func:`ddu_ops.receptive_field.trace`).
-        output_stride: pixels of the image between two positions of the output, at most.
-        input: an image to run the model on. Default: zeros for its first convolution.
+        model: changed in place. Its convolutions, including dynamic ones, and pooling layers have to be modules; their
+            order is determined by running the model (:func:`ddu_ops.receptive_field.trace`).
+        output_stride: the largest distance between two positions of the output, in pixels of the image.
+        input: an image to run the model on. Default: zeros that fit its first convolution.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: where ``output_stride`` is no product of the strides, and for what cannot be dilated, by name: an
-            average over a window and a transposed convolution behind a stride that was lost, and a stride that is not a
-            module's. The model is as it was then.
+        ValueError: if ``output_stride`` is not a product of the strides, and for operators that cannot be dilated, with
+            their names: average pooling and transposed convolutions after a stride that is removed, and strides outside
+            of modules. The model is then unchanged.
 
     Example:
         >>> net = torch.nn.Sequential(*(torch.nn.Conv2d(c, 8, 3, stride=2, padding=1) for c in (3, 8, 8)))

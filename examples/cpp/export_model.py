@@ -1,4 +1,4 @@
-"""Compiles a layer ahead of time, for run_model.cpp: the model, an input of another size, and the output for it."""
+"""Compiles a layer ahead of time for run_model.cpp, and saves an input of another size with its output."""
 
 import sys
 from pathlib import Path
