@@ -12,7 +12,7 @@ pytest.importorskip("matplotlib")
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import __main__ as benchmark
-from benchmarks import convolution, overhead, sums
+from benchmarks import convolution, deform, overhead, sums
 
 
 def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,3 +128,23 @@ def test_a_short_run_of_the_convolution(tmp_path: Path, monkeypatch: pytest.Monk
         "| (1, 256, 16, 16) k=3 groups=8",
         "| (1, 16, 16, 16, 16) k=3",
     ]
+
+
+def test_a_short_run_of_the_deformable_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "deform.md"
+    options = f"--device cpu --seconds 0.001 --layers 6 7 --output {output}"
+    monkeypatch.setattr(sys, "argv", ["benchmarks.deform", *options.split()])
+    deform.main()
+    lines = [line.split(" | ") for line in output.read_text().splitlines()]
+    assert lines[3] == [
+        "| layer",
+        "type",
+        "ms",
+        "÷ torchvision",
+        "÷ rate map",
+        "MiB",
+        "torchvision MiB",
+        "rate map MiB |",
+    ]
+    assert [line[0] for line in lines[-2:]] == ["| (1, 64, 60, 80) k=3 no mask", "| (1, 16, 16, 16, 16) k=3"]
+    assert lines[-1][3] == "–"  # torchvision has no volumes
