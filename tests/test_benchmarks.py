@@ -108,14 +108,23 @@ def test_a_short_run_of_overheads(
     assert output.with_suffix(".md").read_text().endswith(printed[printed.index("| mode") :].rstrip("\n") + "\n")
 
 
-def test_a_short_run_of_sums(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_of_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each kind of work, whose contenders agree."""
-    options = "--device cpu --seconds 0.001 --layouts last --work depthwise attention pooling"
+    output = tmp_path / "sums.md"
+    options = f"--device cpu --seconds 0.001 --layouts last --output {output}"
     monkeypatch.setattr(sys, "argv", ["benchmarks.sums", *options.split()])
+    monkeypatch.setattr(sums, "SIZES", {"cpu": {work: [case[-1]] for work, case in sums.SIZES["cpu"].items()}})
     sums.main()
-    printed = capsys.readouterr().out
-    for work in ("depthwise", "attention", "pooling"):
-        assert f"| {work} | last |" in printed
+    assert capsys.readouterr().out == output.read_text()
+    rows = [line.split(" | ") for line in output.read_text().splitlines()[4:]]
+    assert {row[0].removeprefix("| ") for row in rows} == {title for work in sums.WORK.values() for title in work}
+    assert all(row[10] == "1.00 / 1.00 / 1.00 |" for row in rows if row[3] == "ours")
+    for row in rows:
+        forward, _, backward, _, memory, beyond = map(float, row[4:10])
+        assert min(forward, backward, memory) > 0
+        assert beyond < memory
 
 
 def test_a_short_run_of_the_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
