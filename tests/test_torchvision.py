@@ -1,10 +1,11 @@
 """The promises of ``torchvision.ops.deform_conv2d``, from its documentation, kept by ours in its place.
 
 The same tests run on torchvision itself, where it is installed, so that they ask for nothing that it does not do; there
-both are compared over random cases, too.
+both are compared over random cases, too. Ours keep the promises along one and three axes as well.
 """
 
 import itertools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -22,16 +23,17 @@ try:
 except (ImportError, RuntimeError):  # not there, or built for another torch
     torchvision = None
 installed = pytest.mark.skipif(torchvision is None, reason="torchvision is not installed")
-DeformConv2d = Callable[..., Tensor]
+DeformConv = Callable[..., Tensor]
+theirs = getattr(getattr(torchvision, "ops", None), "deform_conv2d", None)
 FUNCTIONS: list[Any] = [
-    pytest.param(ddu_ops.deform_conv2d, id="ddu_ops"),
-    pytest.param(getattr(getattr(torchvision, "ops", None), "deform_conv2d", None), id="torchvision", marks=installed),
+    *(pytest.param(getattr(ddu_ops, f"deform_conv{axes}d"), axes, id=f"ddu_ops {axes}d") for axes in (1, 2, 3)),
+    pytest.param(theirs, 2, id="torchvision", marks=installed),
 ]
-functions = pytest.mark.parametrize("deform_conv2d", FUNCTIONS)
+functions = pytest.mark.parametrize("deform_conv, axes", FUNCTIONS)
 
 
-def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+def each(value: int | tuple[int, ...], axes: int) -> tuple[int, ...]:
+    return (value,) * axes if isinstance(value, int) else value
 
 
 def expected(
@@ -45,58 +47,60 @@ def expected(
     mask: Tensor | None = None,
 ) -> Tensor:
     """The definition, tap by tap: what is sampled at the places of a tap, times its mask, times its weight."""
-    (batch, channels, height, width), (outputs, per_group, kernel_h, kernel_w) = input.shape, weight.shape
-    (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w) = map(pair, (stride, padding, dilation))
-    (out_h, out_w), taps = offset.shape[2:], kernel_h * kernel_w
-    groups = offset.shape[1] // (2 * taps)
-    offset = offset.view(batch, groups, taps, 2, out_h, out_w)
-    factors = (
-        offset.new_ones(batch, groups, taps, out_h, out_w)
-        if mask is None
-        else mask.view((*offset.shape[:3], out_h, out_w))
-    )
-    parts = input.reshape(batch * groups, channels // groups, height, width)
-    rows, columns = (torch.arange(n, dtype=input.dtype, device=input.device) for n in (out_h, out_w))
-    output = input.new_zeros(batch, outputs, out_h, out_w)
-    for tap, (i, j) in enumerate(itertools.product(range(kernel_h), range(kernel_w))):
-        y = (rows * stride_h - pad_h + i * dilation_h).view(-1, 1) + offset[:, :, tap, 0]
-        x = columns * stride_w - pad_w + j * dilation_w + offset[:, :, tap, 1]
-        grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1).flatten(0, 1)
-        samples = F.grid_sample(parts, grid, align_corners=False).view(batch, groups, -1, out_h, out_w)
-        samples = (samples * factors[:, :, tap].unsqueeze(2)).view(batch, channels, out_h, out_w)
-        output = output + F.conv2d(samples, weight[:, :, i, j, None, None], groups=channels // per_group)
-    return output if bias is None else output + bias.view(1, -1, 1, 1)
+    (batch, channels, *size), (outputs, per_group, *kernel) = input.shape, weight.shape
+    axes, taps, out = len(size), math.prod(kernel), offset.shape[2:]
+    groups = offset.shape[1] // (axes * taps)
+    offset = offset.view(batch, groups, taps, axes, *out)
+    factors = offset.new_ones(batch, groups, taps, *out) if mask is None else mask.view(batch, groups, taps, *out)
+    parts = input.reshape(batch * groups, channels // groups, *size)
+    window = list(zip(*(each(option, axes) for option in (stride, padding, dilation)), strict=True))
+    output = input.new_zeros(batch, outputs, *out)
+    for tap, place in enumerate(itertools.product(*map(range, kernel))):
+        along = []
+        for axis, (s, p, d) in enumerate(window):
+            line = torch.arange(out[axis], dtype=input.dtype, device=input.device) * s - p + place[axis] * d
+            at = line.view(-1, *[1] * (axes - 1 - axis)) + offset[:, :, tap, axis]
+            along.append((2 * at + 1) / size[axis] - 1)
+        grid = torch.stack(along[::-1], -1).flatten(0, 1)
+        if axes == 1:  # as an image of height one
+            samples = F.grid_sample(parts.unsqueeze(2), F.pad(grid, (0, 1)).unsqueeze(1), align_corners=False)
+        else:
+            samples = F.grid_sample(parts, grid, align_corners=False)
+        samples = samples.view(batch, groups, -1, *out) * factors[:, :, tap].unsqueeze(2)
+        own = weight[(slice(None), slice(None), *place)].view(outputs, per_group, *[1] * axes)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
+        output = output + convolve(samples.view(batch, channels, *out), own, groups=channels // per_group)
+    return output if bias is None else output + bias.view(1, -1, *[1] * axes)
+
+
+# Another size on every axis, the slowest first.
+WINDOW = {"kernel_size": (3, 2, 2), "stride": (2, 1, 1), "padding": (1, 0, 1), "dilation": (2, 1, 1), "size": (7, 4, 3)}
 
 
 def arguments(
     batch: int = 3,
     groups: int = 2,
     offset_groups: int = 3,
-    kernel_size: tuple[int, int] = (3, 2),
-    stride: Any = (2, 1),
-    padding: Any = (1, 0),
-    dilation: Any = (2, 1),
-    size: tuple[int, int] = (5, 4),
     channels: int = 6,
     outputs: int = 2,
     *,
+    axes: int = 2,
     scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
     device: Any = "cpu",
+    **window: Any,
 ) -> dict[str, Any]:
-    """Other sizes on every axis."""
-    window = map(pair, (stride, padding, dilation))
-    out = ddu_ops.grid_size(size, kernel_size, *window)
-    taps = offset_groups * kernel_size[0] * kernel_size[1]
+    window = {name: each(window.get(name, values[:axes]), axes) for name, values in WINDOW.items()}
+    kernel, size = window.pop("kernel_size"), window.pop("size")
+    out = ddu_ops.grid_size(size, kernel, *window.values())
+    taps = offset_groups * math.prod(kernel)
     options: dict[str, Any] = {"device": device, "dtype": dtype}
     return {
         "input": torch.rand(batch, channels, *size, **options),
-        "offset": torch.randn(batch, 2 * taps, *out, **options) * scale,
-        "weight": torch.randn(outputs, channels // groups, *kernel_size, **options),
+        "offset": torch.randn(batch, axes * taps, *out, **options) * scale,
+        "weight": torch.randn(outputs, channels // groups, *kernel, **options),
         "bias": torch.randn(outputs, **options),
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
+        **window,
         "mask": torch.rand(batch, taps, *out, **options),
     }
 
@@ -104,23 +108,22 @@ def arguments(
 # ---- Values, shapes, gradients ----
 
 
-@functions
-def test_the_example_of_its_documentation(deform_conv2d: DeformConv2d) -> None:
+@pytest.mark.parametrize("deform_conv", [ddu_ops.deform_conv2d, pytest.param(theirs, marks=installed)])
+def test_the_example_of_its_documentation(deform_conv: DeformConv) -> None:
     input, mask = torch.rand(4, 3, 10, 10), torch.rand(4, 3 * 3, 8, 8)
     weight, offset = torch.rand(5, 3, 3, 3), torch.rand(4, 2 * 3 * 3, 8, 8)
-    assert deform_conv2d(input, offset, weight, mask=mask).shape == (4, 5, 8, 8)
+    assert deform_conv(input, offset, weight, mask=mask).shape == (4, 5, 8, 8)
 
 
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("batch", [0, 1, 33])
 @functions
-def test_values(deform_conv2d: DeformConv2d, batch: int, contiguous: bool) -> None:
-    given = arguments(batch)
+def test_values(deform_conv: DeformConv, axes: int, batch: int, contiguous: bool) -> None:
+    given = arguments(batch, axes=axes)
     if not contiguous:
-        for name in ("input", "offset", "mask"):
-            given[name] = given[name].permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
-        given["weight"] = given["weight"].permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0)
-    output = deform_conv2d(**given)
+        for name in ("input", "offset", "mask", "weight"):
+            given[name] = given[name].transpose(1, -1).contiguous().transpose(1, -1)
+    output = deform_conv(**given)
     assert output.dtype == torch.float64
     assert output.shape == (batch, 2, *given["offset"].shape[2:])
     if batch:
@@ -128,48 +131,48 @@ def test_values(deform_conv2d: DeformConv2d, batch: int, contiguous: bool) -> No
 
 
 @functions
-def test_arguments_in_its_order_and_its_defaults(deform_conv2d: DeformConv2d) -> None:
+def test_arguments_in_its_order_and_its_defaults(deform_conv: DeformConv, axes: int) -> None:
     names = ("input", "offset", "weight", "bias", "stride", "padding", "dilation", "mask")
-    given = arguments()
-    torch.testing.assert_close(deform_conv2d(*(given[name] for name in names)), deform_conv2d(**given))
-    plain = arguments(2, 1, 1, stride=1, padding=0, dilation=1)
+    given = arguments(axes=axes)
+    torch.testing.assert_close(deform_conv(*(given[name] for name in names)), deform_conv(**given))
+    plain = arguments(2, 1, 1, axes=axes, stride=1, padding=0, dilation=1, size=6)
     tensors = {name: plain[name] for name in ("input", "offset", "weight")}
-    torch.testing.assert_close(deform_conv2d(**tensors), expected(**tensors))
-    torch.testing.assert_close(
-        deform_conv2d(**tensors, bias=None, stride=1, padding=0, dilation=1, mask=None), deform_conv2d(**tensors)
-    )
-    square = arguments(2, kernel_size=(2, 2), stride=(2, 2), padding=(1, 1), dilation=(2, 2))
+    output = deform_conv(**tensors)
+    torch.testing.assert_close(output, expected(**tensors))
+    defaults = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "mask": None}
+    torch.testing.assert_close(deform_conv(**tensors, **defaults), output)
     numbers = {"stride": 2, "padding": 1, "dilation": 2}
-    torch.testing.assert_close(deform_conv2d(**{**square, **numbers}), deform_conv2d(**square))
+    square = arguments(2, axes=axes, kernel_size=2, **numbers)
+    torch.testing.assert_close(deform_conv(**{**square, **numbers}), deform_conv(**square))
 
 
 @functions
-def test_no_offset_is_the_convolution(deform_conv2d: DeformConv2d) -> None:
-    given = arguments()
+def test_no_offset_is_the_convolution(deform_conv: DeformConv, axes: int) -> None:
+    given = arguments(axes=axes)
     given["offset"], given["mask"] = torch.zeros_like(given["offset"]), torch.ones_like(given["mask"])
     options = {name: given[name] for name in ("input", "weight", "bias", "stride", "padding", "dilation")}
-    torch.testing.assert_close(deform_conv2d(**given), F.conv2d(**options, groups=2))
+    torch.testing.assert_close(deform_conv(**given), getattr(F, f"conv{axes}d")(**options, groups=2))
 
 
 @pytest.mark.parametrize("masked", [True, False])
 @functions
-def test_gradients(deform_conv2d: DeformConv2d, masked: bool) -> None:
-    given = arguments(2) | ({} if masked else {"mask": None})
+def test_gradients(deform_conv: DeformConv, axes: int, masked: bool) -> None:
+    given = arguments(2, axes=axes) | ({} if masked else {"mask": None})
     leaves = {name: t.requires_grad_() for name, t in given.items() if isinstance(t, Tensor)}
 
     def call(*tensors: Tensor) -> Tensor:
-        return deform_conv2d(**{**given, **dict(zip(leaves, tensors, strict=True))})
+        return deform_conv(**{**given, **dict(zip(leaves, tensors, strict=True))})
 
     assert torch.autograd.gradcheck(call, tuple(leaves.values()), fast_mode=True)
 
 
 @functions
-def test_a_trace_computes_the_same(deform_conv2d: DeformConv2d) -> None:
-    given = arguments()
+def test_compiled(deform_conv: DeformConv, axes: int) -> None:
+    given = arguments(axes=axes)
     options = {name: given.pop(name) for name in ("stride", "padding", "dilation")}
 
     def call(*tensors: Tensor) -> Tensor:
-        return deform_conv2d(**dict(zip(given, tensors, strict=True)), **options)
+        return deform_conv(**dict(zip(given, tensors, strict=True)), **options)
 
     torch._dynamo.reset()
     compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
@@ -179,31 +182,33 @@ def test_a_trace_computes_the_same(deform_conv2d: DeformConv2d) -> None:
 # ---- Errors ----
 
 WRONG: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    "an input of two dimensions": lambda a: {"input": a["input"][0, 0]},
+    "an input without batch and channels": lambda a: {"input": a["input"][0, 0]},
     "an offset that is no multiple": lambda a: {"offset": a["offset"][:, :-1]},
     "an offset of another grid": lambda a: {"offset": a["offset"][..., :-1]},
     "an offset of another batch": lambda a: {"offset": a["offset"][:-1]},
-    "an offset of three dimensions": lambda a: {"offset": a["offset"][0]},
+    "an offset without a batch": lambda a: {"offset": a["offset"][0]},
     "a mask of another number of taps": lambda a: {"mask": a["mask"][:, :-1]},
     "a mask of another grid": lambda a: {"mask": a["mask"][..., :-1]},
     "a mask of another batch": lambda a: {"mask": a["mask"][:-1]},
-    "a weight of three dimensions": lambda a: {"weight": a["weight"][0]},
+    "a weight of too few dimensions": lambda a: {"weight": a["weight"][0]},
     "groups that do not divide the channels": lambda a: {"weight": torch.cat([a["weight"]] * 2, 1)[:, :4]},
     "groups of offsets that do not divide the channels": lambda a: {
-        "offset": torch.cat([a["offset"]] * 2, 1)[:, : 4 * 12], "mask": torch.cat([a["mask"]] * 2, 1)[:, : 4 * 6]
+        name: torch.cat([a[name], a[name][:, : a[name].shape[1] // 3]], 1) for name in ("offset", "mask")
     },
-    "a window larger than the image": lambda a: {"dilation": (9, 9)},
+    "a window larger than the image": lambda a: {"dilation": 9},
     "a dilation of 0": lambda a: {"dilation": 0},
     "a negative padding": lambda a: {"padding": -1},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG.keys())
 @functions
-def test_what_it_refuses(deform_conv2d: DeformConv2d, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    given = arguments()
+def test_what_it_refuses(
+    deform_conv: DeformConv, axes: int, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    given = arguments(axes=axes)
     with pytest.raises((RuntimeError, ValueError)):
-        deform_conv2d(**{**given, **change(given)})
+        deform_conv(**{**given, **change(given)})
 
 
 def test_a_stride_of_0_is_refused() -> None:
@@ -234,7 +239,7 @@ def test_the_state_dict_of_its_module(bias: bool) -> None:
 class Network(nn.Module):
     """What users write, with a function of either."""
 
-    def __init__(self, deform_conv2d: DeformConv2d) -> None:
+    def __init__(self, deform_conv2d: DeformConv) -> None:
         super().__init__()
         self.deform_conv2d = deform_conv2d
         self.conv, self.offset = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 27, 3, padding=1)
@@ -246,6 +251,14 @@ class Network(nn.Module):
             input, torch.cat([y, x], 1), self.conv.weight, self.conv.bias, padding=(1, 1), mask=mask.sigmoid()
         )
         return self.head(moved.relu())
+
+
+def test_a_network_is_exported() -> None:
+    model, input = Network(ddu_ops.deform_conv2d), torch.randn(2, 3, 9, 8)
+    sizes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(model, (input,), dynamic_shapes=(sizes,))
+    other = torch.randn(3, 3, 12, 7)
+    torch.testing.assert_close(program.module()(other), model(other))
 
 
 @installed
@@ -314,13 +327,13 @@ def test_random_cases(dtype: torch.dtype, device: torch.device) -> None:
         exact = {name: t.double().requires_grad_() if isinstance(t, Tensor) else t for name, t in given.items()}
         for leaf in leaves.values():
             leaf.requires_grad_()
-        ours, theirs = ddu_ops.deform_conv2d(**given), torchvision.ops.deform_conv2d(**exact)
+        ours, right_output = ddu_ops.deform_conv2d(**given), torchvision.ops.deform_conv2d(**exact)
         weight = torch.randn_like(ours)
         if case["scale"] == 0:
             leaves.pop("offset", None)
         found = torch.autograd.grad(ours, list(leaves.values()), weight)
-        right = torch.autograd.grad(theirs, [exact[name] for name in leaves], weight.double())
-        for name, actual, wanted in zip(("output", *leaves), (ours, *found), (theirs, *right), strict=True):
+        right = torch.autograd.grad(right_output, [exact[name] for name in leaves], weight.double())
+        for name, actual, wanted in zip(("output", *leaves), (ours, *found), (right_output, *right), strict=True):
             assert actual.dtype == dtype
             error = (actual.double() - wanted).norm() / wanted.norm().clamp(min=1e-3)
             assert error < CLOSE[dtype], f"{name}: {error:.1e} in {case}"
