@@ -1085,6 +1085,9 @@ def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     so the weights of these layers are halved, which is exact. All else stays as it is. Names of mmcv's first version,
     ``conv2_offset`` beside ``conv2``, are understood.
 
+    A ``DeformConv2dPack``, which has no factors, becomes ``DeformConv2d(..., predict=True, mask=None)``, and keeps its
+    weights. It is told by a number of predicted channels that is no multiple of three for each tap.
+
     Args:
         state_dict: of a layer or of a whole model.
 
@@ -1105,6 +1108,8 @@ def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             continue
         converted[f"{layer}offset.{parameter}"] = converted.pop(key)
-        if parameter == "weight":
-            converted[f"{layer}weight"] = state_dict[f"{layer}weight"] / 2
+        weight = state_dict.get(f"{layer}weight")
+        if parameter == "weight" and weight is not None:
+            factors = state_dict[key].shape[0] % (3 * math.prod(weight.shape[2:])) == 0
+            converted[f"{layer}weight"] = weight / 2 if factors else weight
     return converted

@@ -1185,6 +1185,20 @@ def test_state_dict_of_mmcv(names: str) -> None:
     assert torch.equal(ours[2].weight, other.weight)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_state_dict_of_mmcv_without_factors(groups: int) -> None:
+    """Its first version, from its definition: all that is predicted are offsets."""
+    weight, z_weight, z_bias = torch.randn(6, 4, 3, 3), torch.randn(18 * groups, 4, 3, 3) / 10, torch.randn(18 * groups)
+    ours = ddu_ops.DeformConv2d(4, 6, 3, padding=1, bias=False, predict=True, mask=None, offset_groups=groups)
+    theirs = {"weight": weight, "conv_offset.weight": z_weight, "conv_offset.bias": z_bias}
+    ours.load_state_dict(ddu_ops.convert_mmcv(theirs))
+    input = torch.randn(2, 4, 7, 8)
+    offset = F.conv2d(input, z_weight, z_bias, padding=1)
+    torch.testing.assert_close(
+        ours(input), ddu_ops.deform_conv2d(input, offset, weight, padding=1), rtol=1e-4, atol=1e-5
+    )
+
+
 # ---- layers ----
 
 
