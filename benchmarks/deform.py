@@ -1,9 +1,9 @@
-"""The deformable convolution beside torchvision's, and beside our convolution with a map: time and memory, both ways.
+"""The deformable convolution beside torchvision's and beside the convolution with a dilation map.
 
-Each row is a layer whose offsets are smooth, of a pixel at most, with a mask unless it says otherwise. ``torchvision``
-is ``torchvision.ops.deform_conv2d``, a dash where it is not installed or has no such thing; ``rate map`` is ddu_ops'
-convolution of the same shape with rates for offsets. The backward gives all gradients. Results are compared before
-anything is timed.
+Each row is a layer with smooth offsets of at most a pixel and, unless it says otherwise, with a mask. ``torchvision``
+is ``torchvision.ops.deform_conv2d``, with a dash if it is not installed or does not support the layer. ``rate map`` is
+``dynamic_dilation_conv2d``, or its like for signals and volumes, of the same shape. The backward computes all
+gradients. Results are compared before anything is timed.
 """
 
 from dataclasses import replace

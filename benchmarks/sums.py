@@ -1,11 +1,11 @@
 """Sums of windows beside what people use in their place: ``python -m benchmarks.sums``.
 
-For each piece of work the time of the forward and of the backward, all gradients, and the memory of both: at the worst
-moment, and how much of it is neither result nor gradient. ``floor`` is the time that arguments and results take at the
-bandwidth of a copy; those of the backward are the arguments, ``grad_output`` and the gradients. ``ours ÷`` is each
-figure of ours divided by this contender's. Contenders are compared before they are timed; one in brackets knows no
-rates. ``--compiled`` adds those that have to be compiled first: ``flex_attention`` with a neighbourhood mask on CUDA,
-and ``F.unfold`` where the rates are fixed.
+For each task: the time of the forward and of the backward with all gradients, the peak memory of both, and how much of
+that is neither result nor gradient. ``floor`` is the time in which a copy moves the arguments and results of the
+forward, or the arguments, ``grad_output`` and gradients of the backward. ``ours ÷`` divides the figures of ddu_ops by
+those of the contender. Results are compared before anything is timed, except for contenders in brackets, which have
+fixed rates. ``--compiled`` adds contenders that need a compiler: ``flex_attention`` with a neighbourhood mask on CUDA,
+and ``F.unfold`` where rates are fixed.
 """
 
 import argparse

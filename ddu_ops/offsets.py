@@ -1,10 +1,9 @@
-"""Offsets and masks in the layouts of other libraries, turned into ours and back.
+"""Convert offsets and masks from the layouts of other libraries, and back.
 
-Ours is that of ``torchvision.ops.deform_conv2d``, and so of mmcv: for every group and tap an offset along each axis,
-the slowest axis first, in pixels; for every group and tap a factor; taps row by row.
+The layout of ``ddu_ops`` is that of ``torchvision.ops.deform_conv2d`` and of mmcv: for each group and tap, taps row by
+row, an offset in pixels along each axis, the slowest axis first, and a factor.
 
-Everything here is made of views, copies and one multiplication: it is differentiable, and compiles. A half type is
-rounded once.
+All functions are differentiable and compile in one graph. Half types are computed in float32 and rounded once.
 """
 
 import math
@@ -28,23 +27,23 @@ def from_dcnv3(
     *,
     remove_center: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""Offsets and mask of DCNv3, as :func:`~ddu_ops.deform_aggregate2d` and :func:`~ddu_ops.deform_conv2d` take them.
+    r"""Convert offsets and mask of DCNv3 for :func:`~ddu_ops.deform_aggregate2d` or :func:`~ddu_ops.deform_conv2d`.
 
     DCNv3 (W. Wang, J. Dai, Z. Chen and others, "InternImage: Exploring Large-Scale Vision Foundation Models with
-    Deformable Convolutions", CVPR 2023) has channels last, taps column by column and x before y, and multiplies what it
-    has for the offset of a tap, and the tap's place in the window, by ``offset_scale``. With the place :math:`p` of a
-    tap, in pixels from the centre of the window, and what DCNv3 has for it, :math:`o`, the offset is
+    Deformable Convolutions", CVPR 2023) stores channels last, taps column by column and x before y. It multiplies both
+    the offset of a tap and the tap's place in the window by ``offset_scale``. For a tap whose place is :math:`p` pixels
+    from the centre of the window, an offset :math:`o` of DCNv3 and its scale :math:`s` become the offset
 
     .. math::
         s \, (p + o) - p
 
     Args:
-        offset: what DCNv3 takes as its offsets.
-        mask: what it takes as its mask, after the softmax.
+        offset: the offsets, as DCNv3 takes them.
+        mask: the mask, as DCNv3 takes it, after the softmax.
         kernel_size: taps of the window, an int or one per axis, rows first. Default: 3.
-        dilation: of the window, which the operator that takes the offsets is called with, too. Default: 1.
+        dilation: the dilation of the window; pass the same to the operator. Default: 1.
         offset_scale: as in DCNv3. Default: 1.
-        remove_center: as in DCNv3: there is nothing for the tap in the centre. Its factor becomes 0.
+        remove_center: as in DCNv3: the tap in the centre has neither offset nor factor. It gets the factor 0.
 
     Shape:
         - offset: :math:`(N, H_{out}, W_{out}, 2 G P)`, with :math:`P = k_h k_w` taps, one less without the centre.
@@ -52,7 +51,7 @@ def from_dcnv3(
         - Output: :math:`(N, 2 G \, k_h k_w, H_{out}, W_{out})` and :math:`(N, G \, k_h k_w, H_{out}, W_{out})`.
 
     Raises:
-        RuntimeError: for tensors of other shapes, and a centre removed from a kernel that has none.
+        RuntimeError: if the shapes differ, or ``remove_center`` is set for a kernel without a centre.
 
     Example:
         >>> offset, mask = torch.randn(2, 6, 7, 4 * 18), torch.rand(2, 6, 7, 4 * 9)
@@ -93,14 +92,14 @@ def to_dcnv3(
     *,
     remove_center: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of :func:`from_dcnv3`. With ``remove_center`` it leaves out what there is for the centre.
+    """The inverse of :func:`from_dcnv3`. With ``remove_center`` it drops offset and factor of the tap in the centre.
 
     Args:
         offset, mask: as the results of :func:`from_dcnv3`.
         kernel_size, dilation, offset_scale, remove_center: as there.
 
     Raises:
-        RuntimeError: as there, and for an ``offset_scale`` of 0.
+        RuntimeError: as there, and if ``offset_scale`` is 0.
 
     Example:
         >>> offset, mask = torch.randn(2, 72, 6, 7), torch.rand(2, 36, 6, 7)
@@ -128,14 +127,14 @@ def from_dcnv4(
     *,
     remove_center: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    r"""Offsets and mask of DCNv4, as :func:`~ddu_ops.deform_aggregate2d` and :func:`~ddu_ops.deform_conv2d` take them.
+    r"""Convert offsets and mask of DCNv4 for :func:`~ddu_ops.deform_aggregate2d` or :func:`~ddu_ops.deform_conv2d`.
 
     DCNv4 (Y. Xiong, Z. Li, Y. Chen and others, "Efficient Deformable ConvNets: Rethinking Dynamic and Sparse Operator
-    for Vision Applications", CVPR 2024) has what DCNv3 has (see :func:`from_dcnv3`) in one tensor: group by group the
-    offsets, then the factors, which it takes as they are, and at the end zeros up to a multiple of 8.
+    for Vision Applications", CVPR 2024) stores the same as DCNv3 (see :func:`from_dcnv3`) in one tensor: for each group
+    its offsets, then its factors, to which no activation is applied; then zeros up to a multiple of 8 channels.
 
     Args:
-        offset_mask: what DCNv4 takes as its offsets and mask.
+        offset_mask: offsets and mask, as DCNv4 takes them.
         group: the number of groups, :math:`G`.
         kernel_size, dilation, offset_scale, remove_center: as in :func:`from_dcnv3`.
 
@@ -144,7 +143,7 @@ def from_dcnv4(
         - Output: as in :func:`from_dcnv3`.
 
     Raises:
-        RuntimeError: for a tensor of another shape, and a centre removed from a kernel that has none.
+        RuntimeError: if the shape differs, or ``remove_center`` is set for a kernel without a centre.
 
     Example:
         >>> offset, mask = offsets.from_dcnv4(torch.randn(2, 6, 7, 112), group=4)
@@ -179,15 +178,15 @@ def to_dcnv4(
     *,
     remove_center: bool = False,
 ) -> Tensor:
-    """The inverse of :func:`from_dcnv4`. With ``remove_center`` it leaves out what there is for the centre.
+    """The inverse of :func:`from_dcnv4`. With ``remove_center`` it drops offset and factor of the tap in the centre.
 
     Args:
         offset, mask: as the results of :func:`from_dcnv4`.
         kernel_size, dilation, offset_scale, remove_center: as there.
 
     Raises:
-        RuntimeError: for tensors of other shapes, a centre removed from a kernel that has none, and an
-            ``offset_scale`` of 0.
+        RuntimeError: if the shapes differ, ``remove_center`` is set for a kernel without a centre, or
+            ``offset_scale`` is 0.
 
     Example:
         >>> offsets.to_dcnv4(torch.randn(2, 72, 6, 7), torch.rand(2, 36, 6, 7)).shape
@@ -206,21 +205,21 @@ def to_dcnv4(
 
 
 def from_axis_blocks(offset: Tensor) -> Tensor:
-    r"""Offsets that come axis by axis, as ours.
+    r"""Convert offsets that are stored axis by axis.
 
-    All along the slowest axis, for every group and tap, then all along the next: the layout of NDC's older releases and
-    of others. Their mask, :math:`(B, 1, G K, *\text{out})`, is ours without its dimension of size 1.
+    These are first the offsets of all groups and taps along the slowest axis, then those along the next: the layout of
+    older releases of NDC, among others. Its mask, :math:`(B, 1, G K, *\text{out})`, needs ``squeeze(1)`` alone.
 
     Args:
-        offset: the offsets, on one to three axes.
+        offset: the offsets, for one to three axes.
 
     Shape:
-        - offset: :math:`(B, N, G K, *\text{out})` with :math:`N` axes; what has its axes and taps in one dimension
-          becomes that by ``offset.unflatten(1, (N, -1))``.
+        - offset: :math:`(B, N, G K, *\text{out})` for :math:`N` axes. If axes and taps share one dimension, separate
+          them first: ``offset.unflatten(1, (N, -1))``.
         - Output: :math:`(B, N G K, *\text{out})`.
 
     Raises:
-        RuntimeError: for a tensor of another shape.
+        RuntimeError: if the shape differs.
 
     Example:
         >>> offsets.from_axis_blocks(torch.randn(2, 2, 9, 6, 7)).shape
@@ -244,7 +243,7 @@ def to_axis_blocks(offset: Tensor) -> Tensor:
         offset: as its result.
 
     Raises:
-        RuntimeError: for a tensor of another shape.
+        RuntimeError: if the shape differs.
 
     Example:
         >>> offsets.to_axis_blocks(torch.randn(2, 81, 4, 6, 7)).shape
@@ -266,7 +265,7 @@ def _padded(width: int) -> int:
 
 
 class _Window:
-    """The window of DCNv3 and DCNv4, and what is the same in both: groups, taps column by column, x before y."""
+    """The window of DCNv3 and DCNv4, and the order of taps and axes, which they share."""
 
     def __init__(self, name: str, kernel_size: Ints, dilation: Ints, offset_scale: float, remove_center: bool) -> None:
         self.name = name

@@ -65,19 +65,19 @@ def tap_positions(
     """Where the taps of every window lie, in pixels of the image.
 
     Args:
-        dilation_map: the rates, as of :func:`~ddu_ops.dynamic_dilation_unfold`, or the offsets, as of
+        dilation_map: the rates, as in :func:`~ddu_ops.dynamic_dilation_unfold`, or the offsets, as in
             :func:`~ddu_ops.deform_unfold2d`.
-        kernel_size, stride, padding, dilation, aligned: as there.
+        kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
         source: what ``dilation_map`` holds, ``"rates"`` or ``"offsets"``. Default: ``"rates"``.
 
     Shape:
         - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis; offsets are
           :math:`(2 k_h k_w, H_{out}, W_{out})`.
-        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 where the map is of a
-          half type, because positions are not to be rounded.
+        - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 if the map has a half
+          type, so that positions are not rounded.
 
     Raises:
-        ValueError: for a map of another shape, and for another ``source``.
+        ValueError: if the map has another shape, or ``source`` is another word.
 
     Example:
         >>> places = viz.tap_positions(torch.full((5, 5), 1.5), 3, padding=1)
@@ -123,12 +123,12 @@ def draw_taps(
         dilation_map: the rates or the offsets, as in :func:`tap_positions`.
         positions: output positions (row, column).
         kernel_size, stride, padding, dilation, aligned, source: as in :func:`tap_positions`.
-        weights: of the taps, such as those of attention, :math:`(k_h k_w, H_{out}, W_{out})`: the areas of the dots of
-            a window are proportional to them. Default: all are the same.
+        weights: weights of the taps, such as those of attention, :math:`(k_h k_w, H_{out}, W_{out})`. The areas of a
+            window's dots are proportional to them. Default: equal weights.
         ax: what to draw on. Default: new axes.
 
     Raises:
-        ValueError: for an image, a map or weights of another shape, and for a position outside of the map.
+        ValueError: if image, map or weights have another shape, or a position is outside of the map.
 
     Example:
         >>> rates = torch.linspace(0.5, 3, 16).view(-1, 1).expand(16, 16)

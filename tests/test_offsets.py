@@ -1,4 +1,4 @@
-"""Offsets and masks in the layouts of others, held against plain implementations of those."""
+"""Conversions of offsets and masks, against plain implementations of the libraries that they come from."""
 
 import itertools
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""The promises of ``torchvision.ops.deform_conv2d``, from its documentation, kept by ours in its place.
+"""What ``torchvision.ops.deform_conv2d`` documents, tested on ``ddu_ops.deform_conv1d``, ``2d`` and ``3d``.
 
-The same tests run on torchvision itself, where it is installed, so that they ask for nothing that it does not do; there
-both are compared over random cases, too. Ours keep the promises along one and three axes as well.
+If torchvision is installed, the same tests run on it, which shows that they expect nothing that it does not do, and both
+are compared over random cases.
 """
 
 import itertools
@@ -313,7 +313,7 @@ def random_case(rng: random.Random) -> dict[str, Any]:
 @installed
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 def test_random_cases(dtype: torch.dtype, device: torch.device) -> None:
-    """Values and gradients, against torchvision's in float64: of half types it has only one, and rounds positions."""
+    """Values and gradients, against torchvision's in float64. In half types it rounds positions, or has no kernel."""
     rng = random.Random(0)
     for _ in range(60):
         case = random_case(rng)

@@ -1,4 +1,4 @@
-"""The windows of one head, which attends to pixels of the same colour, further away where the picture is flat."""
+"""Windows of an attention head that looks for pixels of the same colour, in wider windows where the picture is flat."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ mean = F.avg_pool2d(brightness, 7, 1, 3, count_include_pad=False)
 contrast = F.avg_pool2d((brightness - mean).square(), 7, 1, 3).sqrt()
 rates = 1.3 + 2 * torch.exp(-contrast / 0.04)
 
-# The score of a tap is the square of its distance in colour, with a minus, but for a part that all taps share.
+# The score of a tap is the negative squared distance of the colours, up to a term that all taps of a window share.
 query = 30 * torch.cat([2 * photo, -torch.ones_like(brightness)], 1)
 key = torch.cat([photo, photo.square().sum(1, keepdim=True)], 1)
 weights = dynamic_dilation_correlate2d(query, key, 5, rates, padding=2).softmax(1)
