@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch import config as functorch_config
 
 import ddu_ops
 from benchmarks.measure import Clock, both_ways, copy_bandwidth
@@ -68,6 +69,7 @@ def main() -> None:
     torch.manual_seed(0)
     if device.type == "cpu":
         torch.set_num_threads(args.threads)
+    functorch_config.donated_buffer = False  # a compiled backward may run again
     dtype = getattr(torch, args.dtype or ("float16" if device.type == "cuda" else "float32"))
     bandwidth = copy_bandwidth(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{args.threads} thread(s)"
