@@ -143,6 +143,15 @@ def conv2d(input: Tensor, dilation_map: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(input, weight, padding=weight.shape[-1] // 2)
 
 
+def torchvision_deform_conv2d() -> Callable[..., Tensor] | None:
+    """``torchvision.ops.deform_conv2d``, where there is one for this torch."""
+    try:
+        from torchvision.ops import deform_conv2d
+    except (ImportError, RuntimeError):  # not there, or built for another torch
+        return None
+    return deform_conv2d  # type: ignore[no-any-return]
+
+
 def deform_convolution(input: Tensor, dilation_map: Tensor, weight: Tensor) -> Tensor:
     """Offsets that all say the same: (D - 1) times the tap's distance from the centre."""
     from torchvision.ops import deform_conv2d
@@ -160,11 +169,9 @@ def convolutions() -> dict[str, Convolution]:
         "F.unfold + matmul": unfold_convolution,
         "F.conv2d": conv2d,
     }
-    try:
-        import torchvision.ops  # noqa: F401
-    except (ImportError, RuntimeError):  # not there, or built for another torch
-        return found
-    return found | {"torchvision deform_conv2d": deform_convolution}
+    if torchvision_deform_conv2d() is not None:
+        found["torchvision deform_conv2d"] = deform_convolution
+    return found
 
 
 # What computes something else, wherever the taps are not at rest, and everywhere.

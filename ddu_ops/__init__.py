@@ -11,7 +11,7 @@ from ddu_ops._version import __version__
 
 if _extension.problem is None:
     import ddu_ops._vmap  # noqa: F401
-    from ddu_ops import dcls, layers, receptive_field, recorder, viz
+    from ddu_ops import dcls, layers, offsets, receptive_field, recorder, viz
     from ddu_ops._decompositions import decompositions
     from ddu_ops._sum_modules import (
         DeformAggregate1d,
@@ -167,6 +167,7 @@ __all__ = [
     "dynamic_dilation_unfold3d",
     "grid_size",
     "layers",
+    "offsets",
     "predictors",
     "receptive_field",
     "recorder",

@@ -1115,6 +1115,9 @@ def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     :class:`DeformConv2d` are twice as large, so the weights of these layers are halved, which is exact. Everything else
     is unchanged. The names of mmcv's first version, ``conv2_offset`` beside ``conv2``, are also converted.
 
+    A ``DeformConv2dPack``, which has no factors, becomes ``DeformConv2d(..., predict=True, mask=None)``, and keeps its
+    weights. It is told by a number of predicted channels that is no multiple of three for each tap.
+
     Args:
         state_dict: the state of a layer or of a whole model.
 
@@ -1135,6 +1138,8 @@ def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             continue
         converted[f"{layer}offset.{parameter}"] = converted.pop(key)
-        if parameter == "weight":
-            converted[f"{layer}weight"] = state_dict[f"{layer}weight"] / 2
+        weight = state_dict.get(f"{layer}weight")
+        if parameter == "weight" and weight is not None:
+            factors = state_dict[key].shape[0] % (3 * math.prod(weight.shape[2:])) == 0
+            converted[f"{layer}weight"] = weight / 2 if factors else weight
     return converted

@@ -60,39 +60,44 @@ def tap_positions(
     dilation: Ints = 1,
     *,
     aligned: bool = True,
+    source: str = "rates",
 ) -> Tensor:
     """Return the positions of the taps of every window, in pixels of the image.
 
     Args:
-        dilation_map: the rates, as in :func:`~ddu_ops.dynamic_dilation_unfold`.
+        dilation_map: the rates, as in :func:`~ddu_ops.dynamic_dilation_unfold`, or the offsets, as in
+            :func:`~ddu_ops.deform_unfold2d`.
         kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
+        source: what ``dilation_map`` holds, ``"rates"`` or ``"offsets"``. Default: ``"rates"``.
 
     Shape:
-        - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis.
+        - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis; offsets are
+          :math:`(2 k_h k_w, H_{out}, W_{out})`.
         - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 if the map has a half
           type, so that positions are not rounded.
 
     Raises:
-        ValueError: if the map has another shape.
+        ValueError: if the map has another shape, or ``source`` is another word.
 
     Example:
         >>> places = viz.tap_positions(torch.full((5, 5), 1.5), 3, padding=1)
         >>> places[2, 2, 0]
         tensor([0.5000, 0.5000])
     """
-    rates = at_least_float32(dilation_map.detach())
-    rates = rates[None] if rates.dim() == 2 else rates
-    if rates.dim() != 3 or len(rates) not in (1, 2):
-        raise ValueError(
-            "tap_positions(): expected dilation_map of shape (H_out, W_out) or (2, H_out, W_out), but got "
-            f"{tuple(dilation_map.shape)}"
-        )
     name = "tap_positions"
     kernel_size = ints(kernel_size, 2, "kernel_size", name, ValueError)
+    if source not in ("rates", "offsets"):
+        raise ValueError(f"{name}(): expected source to be 'rates' or 'offsets', but got {source!r}")
+    rates = at_least_float32(dilation_map.detach())
+    rates = rates[None] if rates.dim() == 2 else rates
+    channels = (1, 2) if source == "rates" else (2 * math.prod(kernel_size),)
+    if rates.dim() != 3 or len(rates) not in channels:
+        shapes = "(H_out, W_out) or (2, H_out, W_out)" if source == "rates" else f"({channels[0]}, H_out, W_out)"
+        raise ValueError(f"{name}(): expected dilation_map of shape {shapes}, but got {tuple(dilation_map.shape)}")
     stride = ints(stride, 2, "stride", name, ValueError)
     padding = ints(padding, 2, "padding", name, ValueError)
     dilation = ints(dilation, 2, "dilation", name, ValueError)
-    along = reference.positions(rates[None], "rates", kernel_size, stride, padding, dilation, aligned=aligned)
+    along = reference.positions(rates[None], source, kernel_size, stride, padding, dilation, aligned=aligned)
     places = [(pixel + displacement).expand(1, 1, *kernel_size, *rates.shape[1:]) for pixel, displacement in along]
     return torch.stack(places, -1)[0, 0].flatten(0, 1).movedim(0, 2)
 
@@ -107,19 +112,23 @@ def draw_taps(
     dilation: Ints = 1,
     *,
     aligned: bool = True,
+    source: str = "rates",
+    weights: Tensor | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Draw the taps of selected output positions over the image, in a different colour for each position.
 
     Args:
-        image: the image, :math:`(H, W)`, :math:`(1, H, W)` or, with values between 0 and 1, :math:`(3, H, W)`.
-        dilation_map: the rates, :math:`(H_{out}, W_{out})` or :math:`(2, H_{out}, W_{out})`.
+        image: what is looked at, :math:`(H, W)`, :math:`(1, H, W)` or, between 0 and 1, :math:`(3, H, W)`.
+        dilation_map: the rates or the offsets, as in :func:`tap_positions`.
         positions: output positions (row, column).
-        kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
-        ax: the axes to draw on. Default: new axes.
+        kernel_size, stride, padding, dilation, aligned, source: as in :func:`tap_positions`.
+        weights: weights of the taps, such as those of attention, :math:`(k_h k_w, H_{out}, W_{out})`. The areas of a
+            window's dots are proportional to them. Default: equal weights.
+        ax: what to draw on. Default: new axes.
 
     Raises:
-        ValueError: if the image or the map has another shape, or a position is outside of the map.
+        ValueError: if image, map or weights have another shape, or a position is outside of the map.
 
     Example:
         >>> rates = torch.linspace(0.5, 3, 16).view(-1, 1).expand(16, 16)
@@ -131,7 +140,10 @@ def draw_taps(
             f"draw_taps(): expected image of shape (H, W), (1, H, W) or (3, H, W), but got {tuple(image.shape)}"
         )
     ax = _axes(ax)
-    places = tap_positions(dilation_map, kernel_size, stride, padding, dilation, aligned=aligned).cpu()
+    places = tap_positions(dilation_map, kernel_size, stride, padding, dilation, aligned=aligned, source=source).cpu()
+    if weights is not None and weights.shape != (places.shape[2], *places.shape[:2]):
+        expected = (places.shape[2], *places.shape[:2])
+        raise ValueError(f"draw_taps(): expected weights of shape {expected}, but got {tuple(weights.shape)}")
     shown = _show(ax, image, cmap="gray")
     for index, position in enumerate(positions):
         row, column = _place(position, "positions", "draw_taps")
@@ -142,7 +154,9 @@ def draw_taps(
             )
         taps = places[row, column]
         centre = taps.mean(0)
-        ax.scatter(taps[:, 1], taps[:, 0], s=28, color=f"C{index}", edgecolors="white", linewidths=0.7, zorder=3)
+        share = torch.ones(len(taps)) if weights is None else weights[:, row, column].detach().float().cpu()
+        areas = 28 * share / share.mean()
+        ax.scatter(taps[:, 1], taps[:, 0], s=areas, color=f"C{index}", edgecolors="white", linewidths=0.7, zorder=3)
         ax.scatter(centre[1], centre[0], s=60, marker="+", color=f"C{index}", zorder=4)
     ax.axis(shown.get_extent())
     ax.set_title(f"Taps of {len(positions)} windows")

@@ -100,6 +100,10 @@ section benchmark
   --output "$results/cuda_core" || failed+=("benchmark of other axes, offsets and padding modes")
 "$python" -m benchmarks --device cuda --seconds "$seconds" --convolution --workloads S1 F1 --maps smooth \
   --dtypes float32 float16 --output "$results/cuda_convolution" || failed+=("benchmark of convolutions")
+"$python" -m benchmarks.deform --device cuda --seconds "$seconds" --dtypes float16 float32 \
+  --output "$results/cuda_deform.md" || failed+=("benchmark of deformable convolutions")
+"$python" -m benchmarks.sums --device cuda --seconds "$seconds" --output "$results/cuda_sums.md" ||
+  failed+=("benchmark of sums")
 "$python" -m benchmarks --device cuda --overhead --output "$results/overhead_cuda" || failed+=("overhead")
 
 section "several GPUs"

@@ -15,6 +15,7 @@ import ddu_ops.sums
 from ddu_ops._options import Ints, integer, ints, one_or_more
 from ddu_ops.layers._common import Composed, numbers, real, reals
 from ddu_ops.modules import DilationPredictor, _given_or, _may_be_left_out, _StartsAtZero, starts_without
+from ddu_ops.offsets import from_dcnv4
 
 #: How taps outside the image are treated.
 OUTSIDE = ("zero", "exclude")
@@ -611,7 +612,14 @@ class DCNv4(Composed):
                 for n, size in zip(out, (height, width), strict=True)
             )
             predicted = predicted[:, rows][:, :, columns]
-        offset, mask = self._in_order(predicted)
+        offset, mask = from_dcnv4(
+            predicted,
+            self.group,
+            self.kernel_size,
+            self.dilation,
+            self.offset_scale,
+            remove_center=self.remove_center,
+        )
         summed = ddu_ops.sums.deform_aggregate2d(
             image, mask, self.kernel_size, offset, self.stride, self.pad, self.dilation, self.group
         )
@@ -623,32 +631,6 @@ class DCNv4(Composed):
             share = centre.sigmoid().repeat_interleave(self.channels // self.group, 2)
             rows_out = rows_out * (1 - share) + value * share
         return rows_out if self.output_proj is None else self.output_proj(rows_out)
-
-    def _in_order(self, predicted: Tensor) -> tuple[Tensor, Tensor]:
-        """The predictions, ``(B, H, W, channels)``, as offsets and a mask in the order of ``deform_aggregate2d``.
-
-        The published order is, for each group, the offsets of all taps, x before y, then their factors, with the taps
-        column by column.
-        """
-        k, taps = self.kernel_size, self.kernel_size**2
-        by_group = predicted[..., : 3 * self.group * self.points].unflatten(-1, (self.group, 3 * self.points))
-        offset, mask = (
-            by_group[..., : 2 * self.points].unflatten(-1, (self.points, 2)),
-            by_group[..., 2 * self.points :],
-        )
-        if self.remove_center:  # a tap without a factor
-            centre = taps // 2
-            nothing = mask[..., :1] * 0
-            mask = torch.cat([mask[..., :centre], nothing, mask[..., centre:]], -1)
-            nowhere = offset[..., :1, :] * 0
-            offset = torch.cat([offset[..., :centre, :], nowhere, offset[..., centre:, :]], -2)
-        place = torch.arange(k, device=predicted.device, dtype=offset.dtype) * self.dilation
-        place = place - (self.dilation * (k - 1) >> 1)
-        grid = torch.stack(torch.meshgrid(place, place, indexing="ij"), -1).view(taps, 2)  # y, x of our taps
-        ours = offset.unflatten(-2, (k, k)).transpose(-3, -2).flatten(-3, -2).flip(-1)
-        ours = self.offset_scale * ours + (self.offset_scale - 1) * grid
-        mask = mask.unflatten(-1, (k, k)).transpose(-2, -1).flatten(-2)
-        return ours.flatten(3).permute(0, 3, 1, 2), mask.flatten(3).permute(0, 3, 1, 2)
 
 
 class Involution2d(Composed):

@@ -23,25 +23,21 @@ def close() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "case",
-    [
-        c
-        for c in CASES
-        if c.batch and c.groups == 1 and c.axes == 2 and c.source == "rates" and c.padding_mode == "zeros"
-    ],
+    [c for c in CASES if c.batch and c.groups == 1 and c.axes == 2 and c.padding_mode == "zeros"],
     ids=str,
 )
 def test_tap_positions_are_the_operators(case: Case) -> None:
     """The taps of two ramps, the row and the column of every pixel, wherever a tap lies inside."""
-    _, dilation_map, _ = make_tensors(case)
+    _, positions, _ = make_tensors(case)
     height, width = case.size
     ramps = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")).double()
-    columns = ddu_ops.dynamic_dilation_unfold(
-        ramps, case.kernel_size, dilation_map[0], case.stride, case.padding, case.dilation, aligned=case.aligned
-    )
+    window = (case.stride, case.padding, case.dilation)
+    if case.source == "rates":
+        columns = ddu_ops.dynamic_dilation_unfold(ramps, case.kernel_size, positions[0], *window, aligned=case.aligned)
+    else:
+        columns = ddu_ops.deform_unfold2d(ramps, case.kernel_size, positions[0], *window)
     sampled = columns.view(2, case.taps, *case.output_size).permute(2, 3, 1, 0)
-    places = viz.tap_positions(
-        dilation_map[0], case.kernel_size, case.stride, case.padding, case.dilation, aligned=case.aligned
-    )
+    places = viz.tap_positions(positions[0], case.kernel_size, *window, aligned=case.aligned, source=case.source)
     last = torch.tensor([height - 1, width - 1])
     inside = ((places >= 0) & (places <= last)).all(-1)
     torch.testing.assert_close(places[inside], sampled[inside])
@@ -62,11 +58,22 @@ def test_tap_positions_are_not_rounded(half: torch.dtype) -> None:
 
 
 def test_tap_positions_refuse_another_shape() -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"^tap_positions\(\): expected dilation_map of shape \(H_out, W_out\) or \(2, H_out, W_out\), but got \(3,",
-    ):
-        viz.tap_positions(torch.ones(3, 4, 4), 3)
+    for source, shapes in (("rates", r"\(H_out, W_out\) or \(2, H_out, W_out\)"), ("offsets", r"\(18, H_out, W_out\)")):
+        message = rf"^tap_positions\(\): expected dilation_map of shape {shapes}, but got \(3,"
+        with pytest.raises(ValueError, match=message):
+            viz.tap_positions(torch.ones(3, 4, 4), 3, source=source)
+    with pytest.raises(ValueError, match=r"^tap_positions\(\): expected source to be .*, but got 'taps'$"):
+        viz.tap_positions(torch.ones(4, 4), 3, source="taps")
+
+
+def test_dots_are_as_large_as_the_weights_of_their_taps() -> None:
+    weights = torch.zeros(9, 5, 6)
+    weights[:, 2, 3] = torch.arange(9.0)
+    ax = viz.draw_taps(torch.rand(5, 6), torch.ones(5, 6), [(2, 3)], padding=1, weights=weights)
+    areas = torch.tensor(ax.collections[0].get_sizes())
+    torch.testing.assert_close(areas / areas.sum(), (weights[:, 2, 3] / 36).to(areas.dtype))
+    with pytest.raises(ValueError, match=r"^draw_taps\(\): expected weights of shape \(9, 5, 6\), but got \(5, 6\)$"):
+        viz.draw_taps(torch.rand(5, 6), torch.ones(5, 6), [(2, 3)], padding=1, weights=torch.ones(5, 6))
 
 
 def render(drawn: Any) -> None:

@@ -487,30 +487,6 @@ def test_to_offsets(case: ConvolutionCase, device: torch.device) -> None:
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_deform_conv2d_is_torchvisions(groups: int, device: torch.device) -> None:
-    """In the order of its arguments, held against its definition; and against itself, where it is installed."""
-    input, weight, bias = torch.randn(2, 4, 7, 8), torch.randn(3, 4, 3, 2), torch.randn(3)
-    offset, mask = torch.randn(2, groups * 12, 4, 9) * 3, torch.rand(2, groups * 6, 4, 9)
-    arguments = [t.to(device, torch.float64).requires_grad_() for t in (input, offset, weight, bias)]
-    mask = mask.to(device, torch.float64).requires_grad_()
-    window = ((2, 1), (1, 1), (1, 1))
-    ours = ddu_ops.deform_conv2d(*arguments, *window, mask)
-    theirs = [deform_conv2d(*arguments, *window, mask)]
-    try:
-        from torchvision.ops import deform_conv2d as of_torchvision
-    except ImportError:
-        pass
-    else:
-        theirs.append(of_torchvision(*arguments, *window, mask))
-    found = torch.autograd.grad(ours.sin().sum(), [*arguments, mask])
-    for other in theirs:
-        torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(
-            found, torch.autograd.grad(other.sin().sum(), [*arguments, mask]), rtol=1e-8, atol=1e-8
-        )
-
-
 @offset_cases
 def test_torchvision(case: ConvolutionCase, device: torch.device) -> None:
     """With its gradients: by the map, through the offsets."""
@@ -947,6 +923,7 @@ def axes_of(conv: nn.Module) -> int:
         ("DeformConv", {"predict": True, "offset_groups": 2}),
         ("DeformConv", {"predict": True, "mask": "softmax", "bound": 2.0}),
         ("DeformConv", {"predict": True, "mask": None}),
+        ("DeformConv", {"predict": True, "moved": (0,)}),
     ],
     ids=str,
 )
@@ -1157,6 +1134,27 @@ def test_a_layer_takes_what_is_given_and_predicts_the_rest() -> None:
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_the_size_of_the_image_adds_no_error_of_a_half_type(half: torch.dtype, device: torch.device) -> None:
+    """Offsets that grow with the image: at every width the results are as far from float64's."""
+    torch.manual_seed(0)
+    errors = []
+    for width in (128, 256, 1024, 4096):
+        size = (4, width)
+        along = torch.tensor([1.0, width / 8]).repeat(9).view(-1, 1, 1)
+        drawn = (torch.randn(2, 8, *size), torch.randn(2, 18, *size) * along, torch.randn(8, 8, 3, 3) / 8)
+        tensors = [t.to(device, half).requires_grad_() for t in drawn]
+        exact = [t.detach().double().requires_grad_() for t in tensors]
+        weight, found = torch.randn(2, 8, *size, device=device).to(half), []
+        for given in (tensors, exact):
+            output = ddu_ops.deform_conv2d(*given, padding=1)
+            found.append([output, *torch.autograd.grad(output, [given[0], given[2]], weight.to(output.dtype))])
+        errors.append([((a - e).norm() / e.norm()).item() for a, e in zip(*found, strict=True)])
+    for first, *others in zip(*errors, strict=True):
+        assert first < {torch.float16: 1e-3, torch.bfloat16: 8e-3}[half]
+        assert max(others) < 1.15 * first
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_offsets_of_a_half_type_are_not_rounded(half: torch.dtype) -> None:
     layer = away_from_ones(ddu_ops.DeformConv2d(4, 6, 3, padding=1, predict=True)).to(half)
     input = torch.randn(2, 4, 5, 6, dtype=half)
@@ -1190,10 +1188,18 @@ def test_state_dict_of_mmcv(names: str) -> None:
     assert torch.equal(ours[2].weight, other.weight)
 
 
-def test_state_dict_of_torchvision() -> None:
-    """``torchvision.ops.DeformConv2d`` has the parameters of a ``Conv2d``, of these names."""
-    layer = ddu_ops.DeformConv2d(4, 6, 3, groups=2)
-    assert {key: value.shape for key, value in layer.state_dict().items()} == {"weight": (6, 2, 3, 3), "bias": (6,)}
+@pytest.mark.parametrize("groups", [1, 2])
+def test_state_dict_of_mmcv_without_factors(groups: int) -> None:
+    """Its first version, from its definition: all that is predicted are offsets."""
+    weight, z_weight, z_bias = torch.randn(6, 4, 3, 3), torch.randn(18 * groups, 4, 3, 3) / 10, torch.randn(18 * groups)
+    ours = ddu_ops.DeformConv2d(4, 6, 3, padding=1, bias=False, predict=True, mask=None, offset_groups=groups)
+    theirs = {"weight": weight, "conv_offset.weight": z_weight, "conv_offset.bias": z_bias}
+    ours.load_state_dict(ddu_ops.convert_mmcv(theirs))
+    input = torch.randn(2, 4, 7, 8)
+    offset = F.conv2d(input, z_weight, z_bias, padding=1)
+    torch.testing.assert_close(
+        ours(input), ddu_ops.deform_conv2d(input, offset, weight, padding=1), rtol=1e-4, atol=1e-5
+    )
 
 
 # ---- layers ----

@@ -236,6 +236,7 @@ CONVOLUTIONS = [
         "offsets_groups", 2, 12, (6, 7), padding=(1, 1), groups=2, conv_groups=2, mask_groups=3, source="offsets"
     ),
     ConvolutionCase("signal", 2, 12, (9,), (3,), padding=(1,), groups=2, conv_groups=2, mask_groups=3),
+    ConvolutionCase("signal_offsets", 2, 4, (9,), (3,), (2,), (2,), (2,), groups=2, mask_groups=2, source="offsets"),
     ConvolutionCase("border", 2, 4, (6, 7), padding=(1, 1), conv_groups=2, mask=False, padding_mode="border"),
     ConvolutionCase("reflection", 2, 4, (6, 7), padding=(1, 1), source="offsets", padding_mode="reflection"),
     ConvolutionCase(

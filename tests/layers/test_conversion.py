@@ -101,6 +101,45 @@ def test_options_go_to_the_new_layers() -> None:
         adapt(model, source="taps")
 
 
+def shipped(package: str, name: str) -> nn.Module:
+    """A model of torchvision or timm, without trained weights."""
+    if package == "timm":
+        return pytest.importorskip("timm").create_model(name, num_classes=5)
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError):  # not there, or built for another torch
+        pytest.skip("torchvision is not installed")
+    options = {"weights_backbone": None} if name.startswith("deeplab") else {}
+    return models.get_model(name, weights=None, num_classes=5, **options)
+
+
+@pytest.mark.parametrize(
+    "package, name, count",
+    [
+        ("torchvision", "resnet50", 17),
+        ("torchvision", "convnext_tiny", 19),
+        ("torchvision", "deeplabv3_resnet50", 21),
+        ("timm", "convnext_tiny", 19),
+    ],
+)
+def test_a_model_that_is_shipped(package: str, name: str, count: int) -> None:
+    """It starts with its results, learns, is exported and goes back."""
+    model, input = shipped(package, name).eval(), torch.randn(2, 3, 64, 64)
+    before, expected = repr(model), results_of(model(input))
+    adapted = adapt(model)
+    assert len(adapted.changes) == count
+    close(results_of(model(input)), expected)
+    close(results_of(torch.export.export(model, (input,)).module()(input)), expected)
+    results_of(model.train()(input)).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in adapted.added)
+    to_fixed(model, input)
+    assert repr(model) == before
+
+
+def results_of(output: Tensor | dict[str, Tensor]) -> Tensor:
+    return output["out"] if isinstance(output, dict) else output
+
+
 @sources
 def test_parameters_hooks_type_and_mode_are_kept(source: str) -> None:
     conv = nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect", dtype=torch.float64).eval()
@@ -270,12 +309,37 @@ def one_process() -> Iterator[None]:
     dist.destroy_process_group()
 
 
+@models
 @pytest.mark.usefixtures("one_process")
-def test_a_model_in_several_processes() -> None:
-    """No parameter is left without a gradient, which would be an error there."""
-    adapted = adapt(networks.ResNet50(4))
+def test_a_model_in_several_processes(make: Callable[[], nn.Module], shape: tuple[int, ...], count: int) -> None:
+    """No parameter is left without a gradient, which would be an error there in the second step."""
+    adapted = adapt(make())
     model = nn.parallel.DistributedDataParallel(adapted.model)
-    assert steps(model, adapted, 2)[0] > 0
+    optimizer = torch.optim.AdamW(adapted.parameter_groups(lr=1e-2), lr=1e-3)
+    before = [parameter.clone() for parameter in adapted.added]
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.randn(shape)).square().mean().backward()
+        optimizer.step()
+    assert all(not torch.equal(parameter, old) for parameter, old in zip(adapted.added, before, strict=True))
+
+
+@pytest.mark.parametrize("make, shape", [MODELS[name][:2] for name in MODELS if name != "ResNet-50"])  # it trains above
+@sources
+def test_an_adapted_model_compiles(make: Callable[[], nn.Module], shape: tuple[int, ...], source: str) -> None:
+    """In one graph, with its gradients. Without dropout, whose seed a compiler does not keep."""
+    torch._dynamo.reset()
+    model, input = adapt(make(), source=source).model.double(), torch.randn(shape, dtype=torch.float64)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    outputs = model(input), compiled(input)
+    torch.testing.assert_close(*outputs)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, parameter), other in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, rtol=1e-6, atol=1e-9, msg=name)
 
 
 @models

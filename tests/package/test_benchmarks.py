@@ -14,7 +14,7 @@ pytest.importorskip("matplotlib")
 sys.path.append(str(ROOT))
 
 from benchmarks import __main__ as benchmark
-from benchmarks import convolution, overhead, sums
+from benchmarks import convolution, deform, overhead, sums
 
 
 def test_a_short_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,14 +118,23 @@ def test_a_short_run_of_overheads(
     assert output.with_suffix(".md").read_text().endswith(printed[printed.index("| mode") :].rstrip("\n") + "\n")
 
 
-def test_a_short_run_of_sums(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_short_run_of_sums(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each kind of work, whose contenders agree."""
-    options = "--device cpu --seconds 0.001 --layouts last --work depthwise attention pooling"
+    output = tmp_path / "sums.md"
+    options = f"--device cpu --seconds 0.001 --layouts last --output {output}"
     monkeypatch.setattr(sys, "argv", ["benchmarks.sums", *options.split()])
+    monkeypatch.setattr(sums, "SIZES", {"cpu": {work: [case[-1]] for work, case in sums.SIZES["cpu"].items()}})
     sums.main()
-    printed = capsys.readouterr().out
-    for work in ("depthwise", "attention", "pooling"):
-        assert f"| {work} | last |" in printed
+    assert capsys.readouterr().out == output.read_text()
+    rows = [line.split(" | ") for line in output.read_text().splitlines()[4:]]
+    assert {row[0].removeprefix("| ") for row in rows} == {title for work in sums.WORK.values() for title in work}
+    assert all(row[10] == "1.00 / 1.00 / 1.00 |" for row in rows if row[3] == "ours")
+    for row in rows:
+        forward, _, backward, _, memory, beyond = map(float, row[4:10])
+        assert min(forward, backward, memory) > 0
+        assert beyond < memory
 
 
 def test_a_short_run_of_the_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,3 +147,23 @@ def test_a_short_run_of_the_convolution(tmp_path: Path, monkeypatch: pytest.Monk
         "| (1, 256, 16, 16) k=3 groups=8",
         "| (1, 16, 16, 16, 16) k=3",
     ]
+
+
+def test_a_short_run_of_the_deformable_convolution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "deform.md"
+    options = f"--device cpu --seconds 0.001 --layers 6 7 --output {output}"
+    monkeypatch.setattr(sys, "argv", ["benchmarks.deform", *options.split()])
+    deform.main()
+    lines = [line.split(" | ") for line in output.read_text().splitlines()]
+    assert lines[3] == [
+        "| layer",
+        "type",
+        "ms",
+        "÷ torchvision",
+        "÷ rate map",
+        "MiB",
+        "torchvision MiB",
+        "rate map MiB |",
+    ]
+    assert [line[0] for line in lines[-2:]] == ["| (1, 64, 60, 80) k=3 no mask", "| (1, 16, 16, 16, 16) k=3"]
+    assert lines[-1][3] == "–"  # torchvision has no volumes
