@@ -158,7 +158,6 @@ def parser(description: str, steps: int) -> argparse.ArgumentParser:
     made.add_argument("--pictures", type=int, default=400, help="to train on [%(default)s]")
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="[%(default)s]")
     made.add_argument("--workers", type=int, default=2, help="networks at a time, on a core each [%(default)s]")
-    made.add_argument("--seconds", type=float, default=math.inf, help="train no more than fit into these [%(default)s]")
     made.add_argument("--results", type=Path, help="file to write all scores to, as .json, and their table, as .md")
     return made
 

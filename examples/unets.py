@@ -175,6 +175,7 @@ def make(study: Study, job: Job) -> Network:
 
 def main(study: Study, description: str, arguments: Sequence[str] | None) -> None:
     parser = digits.parser(description, study.steps)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="train what fits into these [%(default)s]")
     parser.set_defaults(pictures=study.pictures)
     args = parser.parse_args(arguments)
     jobs = [

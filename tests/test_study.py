@@ -127,6 +127,12 @@ def test_u_nets_start_alike(name: str, microscopy: ModuleType, brain: ModuleType
         assert counts[1] <= counts[0] < 1.05 * counts[1]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_more_networks_than_there_is_time_for(microscopy: ModuleType, workers: int) -> None:
+    assert list(microscopy.unets.digits.side_by_side(abs, [-1, -2, -3], workers, seconds=0)) == [1]
+    assert list(microscopy.unets.digits.side_by_side(abs, [-1, -2, -3], workers)) == [1, 2, 3]
+
+
 def test_starting_beside_the_kink(microscopy: ModuleType) -> None:
     """Rates at 1.0001, offsets at 0.0001, factors at 1 all the same."""
     unets = microscopy.unets
