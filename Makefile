@@ -38,6 +38,7 @@ study: build $(call installed,demo study)  ## train the networks of docs/study.m
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/perspective_digits.py --seeds 5 --results examples/perspective_digits \
 	  --output examples/perspective_digits.png $(ARGS)
 	PYTHONPATH=.:$$PYTHONPATH $(python) examples/microscopy.py --seeds 5 --results examples/microscopy $(ARGS)
+	PYTHONPATH=.:$$PYTHONPATH $(python) examples/brain.py --seeds 5 --results examples/brain $(ARGS)
 
 docs: build $(call installed,demo docs)  ## build the documentation into build/docs, running its examples
 	$(python) -m sphinx -b html -W --keep-going $(ARGS) docs build/docs
@@ -118,7 +119,7 @@ $(VENV)/.installed-package: pyproject.toml | $(call installed,torch build)
 	$(pip_install) --no-build-isolation --no-deps --editable .
 	touch $@
 
-# One package, for a file in it: see requirements/study.txt.
+# Packages, for files in them: see requirements/study.txt.
 $(VENV)/.installed-study: requirements/locked/study.txt | $(VENV)/.made
 	$(pip_install) --quiet --no-deps --require-hashes --requirement $<
 	touch $@

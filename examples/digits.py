@@ -5,9 +5,11 @@ ink is to be told which digit it belongs to. Training and test pictures have no 
 """
 
 import argparse
+import contextlib
 import functools
 import itertools
 import json
+import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -160,16 +162,26 @@ def parser(description: str, steps: int) -> argparse.ArgumentParser:
     return made
 
 
-def side_by_side(train: Callable[[Job], Any], jobs: Sequence[Job], workers: int) -> Iterator[Any]:
-    """What ``train`` makes of the jobs, in their order."""
+def side_by_side(
+    train: Callable[[Any], Any], jobs: Sequence[Any], workers: int, seconds: float = math.inf
+) -> Iterator[Any]:
+    """What ``train`` makes of the jobs, in their order, so far as they are done in so many seconds."""
     start = time.perf_counter()
-    if workers > 1:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-            yield from tqdm(pool.map(train, jobs), "networks", len(jobs))
-    else:
-        yield from tqdm(map(train, jobs), "networks", len(jobs))
-    print(f"{len(jobs)} networks: {time.perf_counter() - start:.0f} s")
+    with contextlib.ExitStack() as stack:
+        results = map(train, jobs)
+        if workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)))
+            results = pool.map(train, jobs)
+        done = 0
+        for result in tqdm(results, "networks", len(jobs)):
+            yield result
+            done += 1
+            if time.perf_counter() - start > seconds:
+                if workers > 1:
+                    pool.shutdown(cancel_futures=True)
+                break
+    print(f"{done} of {len(jobs)} networks: {time.perf_counter() - start:.0f} s")
 
 
 def grouped(results: Iterable[Result], key: Callable[[Job], Any]) -> dict[Any, list[Scores]]:
