@@ -1,8 +1,12 @@
 """Configuration of Sphinx: everything comes from this checkout, nothing from the network."""
 
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(Path(__file__).parent / "_ext")]
@@ -21,7 +25,9 @@ extensions = [
     "myst_parser",
     "native_math",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
@@ -45,9 +51,13 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # the docstrings say what an argument takes
+autodoc_typehints = "signature"
+python_maximum_signature_line_length = 80  # longer ones have a parameter per line
 napoleon_custom_sections = [("Shape", "notes_style"), ("Types", "notes_style")]
 napoleon_use_ivar = True
+
+# The part of torch's inventory that these pages link to. Sphinx would download all of it, and a build uses no network.
+intersphinx_mapping = {"torch": ("https://docs.pytorch.org/docs/stable/", "torch.inv")}
 
 plot_formats = [("png", 130)]
 plot_html_show_formats = False
@@ -68,3 +78,12 @@ sphinx_gallery_conf = {
     "reference_url": {"ddu_ops": None},
     "remove_config_comments": True,
 }
+
+
+def short_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """Options of the operators are shown as ``int``, which is what callers pass for a ``SupportsIndex``."""
+    return [text and re.sub(r"~?typing\.SupportsIndex|SupportsIndex", "int", text) for text in (signature, returns)]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-signature", short_types)
