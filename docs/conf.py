@@ -10,7 +10,9 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(Path(__file__).parent / "_ext")]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), os.environ.get("PYTHONPATH", "")]
+)
 os.environ["MPLBACKEND"] = "Agg"
 
 import ddu_ops  # noqa: E402  # found on the path above
@@ -80,10 +82,22 @@ sphinx_gallery_conf = {
 }
 
 
-def short_types(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+def short_types(
+    app: Sphinx,
+    what: str,
+    name: str,
+    obj: Any,
+    options: Any,
+    signature: str,
+    returns: str,
+) -> Any:
     """Options of the operators are shown as ``int``, which is what callers pass for a ``SupportsIndex``."""
-    return [text and re.sub(r"~?typing\.SupportsIndex|SupportsIndex", "int", text) for text in (signature, returns)]
+    return [
+        text and re.sub(r"~?typing\.SupportsIndex|SupportsIndex", "int", text)
+        for text in (signature, returns)
+    ]
 
 
 def setup(app: Sphinx) -> None:
+    """Connect what the settings above cannot say."""
     app.connect("autodoc-process-signature", short_types)
