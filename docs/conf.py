@@ -23,6 +23,7 @@ project_copyright = author
 release = version = ddu_ops.__version__
 
 extensions = [
+    "collapse",
     "matplotlib.sphinxext.plot_directive",
     "myst_parser",
     "native_math",
