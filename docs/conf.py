@@ -41,6 +41,18 @@ smartquotes = False  # two hyphens are two hyphens: options are shown
 
 html_theme = "furo"
 html_title = f"ddu_ops {release}"
+repository = os.environ.get(
+    "GITHUB_REPOSITORY"
+)  # a checkout does not know where it is published
+html_theme_options = (
+    {
+        "source_repository": f"{os.environ['GITHUB_SERVER_URL']}/{repository}/",
+        "source_branch": "main",
+        "source_directory": "docs/",
+    }
+    if repository
+    else {}
+)
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
 html_math_renderer = "native"
@@ -54,6 +66,7 @@ myst_enable_extensions = ["attrs_block", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True  # as the source writes them
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 80  # longer ones have a parameter per line
 napoleon_custom_sections = [("Shape", "notes_style"), ("Types", "notes_style")]
@@ -92,10 +105,11 @@ def short_types(
     signature: str,
     returns: str,
 ) -> Any:
-    """Options of the operators are shown as ``int``, which is what callers pass for a ``SupportsIndex``."""
+    """``int`` for ``SupportsIndex``, which is what callers pass, and a default that can be parsed for a field's factory."""
+    texts = (text and text.replace("<factory>", "...") for text in (signature, returns))
     return [
         text and re.sub(r"~?typing\.SupportsIndex|SupportsIndex", "int", text)
-        for text in (signature, returns)
+        for text in texts
     ]
 
 

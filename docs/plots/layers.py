@@ -12,10 +12,11 @@ panels = [
     ("One CPU core, float32", cpu),
 ]
 others = {"columns": "C0", "fixed rates": "0.45"}
-figure, axes = pyplot.subplots(2, 3, figsize=(11, 5.4), layout="constrained")
-for column, (title, rows) in enumerate(panels):
+figure, axes = pyplot.subplots(
+    3, 2, figsize=(6.2, 7), sharey="row", layout="constrained"
+)
+for (title, rows), (time, memory) in zip(panels, axes, strict=True):
     labels = [row["layer"].replace(" k=3", "") for row in rows]
-    time, memory = axes[:, column]
     for index, row in enumerate(rows):
         for offset, (other, colour) in zip((-0.2, 0.2), others.items(), strict=True):
             value = results.both(row, f"÷ {other}")
@@ -42,12 +43,14 @@ for column, (title, rows) in enumerate(panels):
         title=title, xlabel="time ÷ that of the other", xscale="log", xlim=(0.2, 10)
     )
     time.set_xticks([0.2, 0.5, 1, 2, 5, 10], ["0.2", "0.5", "1", "2", "5", "10"])
-    memory.set(xlabel="MiB of a training step", xscale="log")
+    memory.set(xscale="log")
     memory.margins(x=0.15)
+    time.invert_yaxis()
     for ax in (time, memory):
         ax.set_yticks(range(len(rows)), labels, fontsize=7)
-        ax.invert_yaxis()
         ax.spines[["top", "right"]].set_visible(False)
+axes[-1, 0].set_xlabel("time ÷ that of the other")
+axes[-1, 1].set_xlabel("MiB of a training step")
 colours = {"ddu_ops": "C3", **others}
 handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in colours.values()]
 figure.legend(handles, colours, loc="outside lower center", ncols=3, frameon=False)

@@ -13,10 +13,12 @@ names = {
     "our unfold and einsum": "columns of ddu_ops",
     "F.unfold": "columns of F.unfold",
 }
-figure, axes = pyplot.subplots(1, 2, figsize=(10, 5), layout="constrained", sharey=True)
+figure, axes = pyplot.subplots(
+    1, 2, figsize=(6.2, 5), layout="constrained", sharey=True
+)
 labels = []
 for index, ((work, size), contenders) in enumerate(cases.items()):
-    labels.append(f"{work} {size}")
+    labels.append(f"{work}\n{size}")
     shown = {
         name.strip("()").replace("F.unfold and einsum", "F.unfold"): row
         for name, row in contenders.items()
@@ -31,7 +33,7 @@ for index, ((work, size), contenders) in enumerate(cases.items()):
             color=colours[name],
         )
         axes[1].barh(y, float(row["MiB"]), 0.25, color=colours[name])
-axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
+axes[0].set_yticks(range(len(labels)), labels, fontsize=6)
 axes[0].invert_yaxis()
 axes[0].set(xlabel="forward + backward, ms", xscale="log")
 axes[1].set(xlabel="MiB", xscale="log")

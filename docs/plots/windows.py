@@ -9,7 +9,7 @@ panels = [
     ("One CPU core, float32", "cpu_1_thread", "float32", "random"),
 ]
 names = ("F.unfold", "grid_sample")
-figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+figure, axes = pyplot.subplots(3, 1, figsize=(5.2, 8.5), layout="constrained")
 for ax, (title, page, dtype, kind) in zip(axes, panels, strict=True):
     table = results.tables(page)[0]
     rows = [row for row in table if (row["type"], row["map"]) == (dtype, kind)]
