@@ -105,7 +105,7 @@ def short_types(
     signature: str,
     returns: str,
 ) -> Any:
-    """``int`` for ``SupportsIndex``, which is what callers pass, and a default that can be parsed for a field's factory."""
+    """``int`` for ``SupportsIndex``, and a default that can be parsed for a field's factory."""
     texts = (text and text.replace("<factory>", "...") for text in (signature, returns))
     return [
         text and re.sub(r"~?typing\.SupportsIndex|SupportsIndex", "int", text)
