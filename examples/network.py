@@ -5,6 +5,7 @@ picture.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import perspective_digits
@@ -45,15 +46,17 @@ def draw(output: Path, network: Network, picture: Tensor) -> None:
     bar.ax.set_yticklabels(["none", *"0123456789"])
     axes[2].set(title="Output: the digit at each pixel", xticks=[], yticks=[])
     figure.savefig(output, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default="examples/network.png", help="figure to write [%(default)s]")
     parser.add_argument("--steps", type=int, default=800, help="of training [%(default)s]")
+    parser.add_argument("--pictures", type=int, default=1000, help="to train on [%(default)s]")
     parser.add_argument("--picture", type=int, default=82, help="which test picture to show [%(default)s]")
-    args = parser.parse_args()
-    job = Job(SHOWN, "AdamW", 5e-3, 0, args.steps, 1000, "cpu")
+    args = parser.parse_args(arguments)
+    job = Job(SHOWN, "AdamW", 5e-3, 0, args.steps, args.pictures, "cpu")
     network, scores = perspective_digits.train(job)
     print(f"mIoU of the ten digits on 100 test pictures: {scores['mIoU']:.3f}")
     pictures, _ = perspective_digits.make_pictures(job.seed, job.pictures)[1]
