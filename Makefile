@@ -94,6 +94,8 @@ lint: $(call installed,torch lint)  ## check formatting, style and types of both
 	$(clang_format) --dry-run --Werror $(cpp_files)
 	$(python) -m codespell_lib
 	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(python) -m check_jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(python) -m check_jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 format: $(call installed,lint)  ## format both languages, fix what ruff can
 	$(python) -m ruff check --fix --exit-zero .

@@ -71,6 +71,15 @@ def requirements() -> list[str]:
     return [f"torch=={TORCH}.*" if RELEASE else "torch>=2.11"]
 
 
+def urls() -> dict[str, str]:
+    """Of the repository whose GitHub workflow builds the package: a checkout does not know where it is published."""
+    repository = os.environ.get("GITHUB_REPOSITORY")
+    if not repository:
+        return {}
+    home = f"{os.environ['GITHUB_SERVER_URL']}/{repository}"
+    return {"Source": home, "Changelog": f"{home}/blob/main/CHANGELOG.md", "Issues": f"{home}/issues"}
+
+
 class Build(BuildExtension):
     """Keeps the objects in build/, also for an editable install, so that only changed files are compiled again.
 
@@ -122,6 +131,7 @@ if __name__ == "__main__":
     setup(
         version=version(),
         install_requires=requirements(),
+        project_urls=urls(),
         ext_modules=[extension()],
         cmdclass={"build_ext": Build},
         options={"bdist_wheel": {"py_limited_api": "cp310"}} if LIMITED_API else {},

@@ -4,16 +4,18 @@ python tools/distribute.py wheel              for the torch that is installed, a
 python tools/distribute.py sdist
 python tools/distribute.py try dist/X.whl     in a new environment: the self-test
 python tools/distribute.py try dist/X.whl --torch torch==2.13.0 -- -q tests/operators/test_forward.py     and tests
+python tools/distribute.py matrix             which wheel in dist/ is for which torch, CUDA and Python, as Markdown
 """
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,12 +68,35 @@ def try_out(package: Path, torch: str, tests: Sequence[str]) -> None:
             run(python, "-m", "pytest", *tests, cwd=folder / "tests_of_it")
 
 
+WHEEL = re.compile(
+    r"ddu_ops-[\d.]+\+torch(?P<torch>[\d.]+)\.(?P<cuda>cpu|cu\d+)-cp3(?P<minor>\d+)-(?P<abi>abi3|cp3\d+t)-(?P<platform>\w+)\.whl"
+)
+
+
+def matrix(names: Iterable[str]) -> str:
+    """A table of what wheels are for, from their names."""
+    rows = []
+    for name in names:
+        found = WHEEL.fullmatch(name)
+        if found is None:
+            raise SystemExit(f"expected the name of a wheel that `make wheel` builds, but got {name!r}")
+        cuda = "none" if found["cuda"] == "cpu" else f"{found['cuda'][2:-1]}.{found['cuda'][-1]}"
+        python = f"3.{found['minor']} " + ("and later" if found["abi"] == "abi3" else "free-threaded")
+        version = tuple(map(int, found["torch"].split(".")))
+        rows.append((version, cuda, [found["torch"], cuda, python, found["platform"], f"`{name}`"]))
+    if not rows:
+        raise SystemExit("there is no wheel to list")
+    table = [["torch", "CUDA kernels", "CPython", "platform", "wheel"], ["---"] * 5, *(row for *_, row in sorted(rows))]
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("wheel")
     commands.add_parser("sdist")
+    commands.add_parser("matrix")
     trying = commands.add_parser("try")
     trying.add_argument("--package", type=Path, help="a wheel or a source distribution")
     trying.add_argument("--torch", default="torch", help="requirement for pip, such as torch==2.13.0")
@@ -81,6 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "try":
         wheels = sorted(options.dist.glob("*.whl"), key=lambda path: path.stat().st_mtime)
         try_out(options.package or wheels[-1], options.torch, options.tests)
+    elif options.command == "matrix":
+        print(matrix(path.name for path in options.dist.glob("*.whl")))
     else:
         print({"wheel": wheel, "sdist": sdist}[options.command](options.dist))
 
