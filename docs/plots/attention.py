@@ -7,7 +7,10 @@ from sklearn.datasets import load_sample_image
 
 from ddu_ops import dynamic_dilation_correlate2d, viz
 
-photo = torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[:, 40:400, 60:560] / 255
+photo = (
+    torch.tensor(load_sample_image("china.jpg")).permute(2, 0, 1)[:, 40:400, 60:560]
+    / 255
+)
 photo = F.interpolate(photo[None], (60, 83), mode="bilinear", antialias=True)
 brightness = photo.mean(1, keepdim=True)
 mean = F.avg_pool2d(brightness, 7, 1, 3, count_include_pad=False)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from processes import ROOT
+
+sys.path.insert(0, str(ROOT / "examples"))
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")

@@ -1,11 +1,8 @@
 """The table that a release shows: which wheel is for which torch, CUDA and Python."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import distribute
 
