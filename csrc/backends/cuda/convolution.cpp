@@ -88,7 +88,8 @@ double fill_of(const Problem& problem, c10::ScalarType type) {
 
 // Whether it is faster than columns, which are sampled once: here it is once for every tile of outputs. But where there
 // is a mask columns are written, read and written again. These limits, and those of the backward, are where
-// `python -m benchmarks.convolution` measured the two about alike; what is close goes without columns, for their memory.
+// `python -m benchmarks.convolution` measured the two about alike; what is close goes without columns, for their
+// memory.
 bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
   const double most_tiles = exact && problem.mask_groups == 0 ? 2 : 16;
   const auto outputs = problem.out_channels / problem.groups;

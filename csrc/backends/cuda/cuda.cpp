@@ -39,24 +39,13 @@ namespace ddu {
 namespace {
 
 using at::Tensor;
+using cuda::is_wide;
+using cuda::view_image;
 
 // ---- views
 
-cuda::ImageView view_image(const Tensor& image) {
-  return cuda::with_strides(cuda::ImageView{image.const_data_ptr()}, image);
-}
-
 cuda::ColumnsView view_columns(const Tensor& columns) {
   return {columns.const_data_ptr(), columns.stride(0), columns.stride(1), columns.stride(2)};
-}
-
-// Whether 32 bits do not hold the offsets of all elements.
-bool is_wide(const Tensor& tensor) {
-  int64_t last = 0;
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    last += (tensor.size(d) - 1) * tensor.stride(d);
-  }
-  return cuda::forced.wide || std::max(last, tensor.numel()) >= (int64_t(1) << 31) - (int64_t(1) << 16);
 }
 
 template <class... Tensors>

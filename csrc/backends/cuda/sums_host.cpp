@@ -10,13 +10,15 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include "../../math/positions.h"
+#include "pool.h"
 #include "sums.h"
+#include "views.h"
 
 // NOTE [ CUDA sums ]
 // The kernel wants the channels of a pixel side by side, as a channels-last tensor has them: that is worked on as it
 // stands, what has another layout is copied into that one first, or afterwards. What the kernel cannot do goes by
-// columns (formulas.cpp): float64, groups of channels that are no packets, the gradient by the weight, taps that were
-// chosen, and, where determinism is asked for, the gradient by the input.
+// columns (formulas.cpp): float64, groups of channels that are no packets, the gradient by the weight, and, where
+// determinism is asked for, the gradient by the input. Pooling has kernels of its own, in any layout and type.
 
 namespace ddu {
 
@@ -125,22 +127,95 @@ void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
   }
 }
 
+// Channels of one pixel side by side.
+bool has_channels_inside(const Tensor& image) { return image.stride(1) == 1 && image.size(1) > 1; }
+
+// The gradients of a pooling, with respect to the input and the positions.
+bool is_pooling(const Call& call) {
+  const auto& wanted = call.wanted;
+  return call.x[sums::kTaps].defined() && !call.x[sums::kMask].defined() && !call.x[sums::kWeight].defined() &&
+      !wanted[sums::kQuery] && !at::globalContext().deterministicAlgorithms();
+}
+
+void pool_backward(const Call& call, const UnfoldParams& p, Tensors& results) {
+  const auto& x = call.x;
+  const auto type = x[sums::kQuery].scalar_type();
+  const auto computed = x[sums::kQuery].options().dtype(type == at::kDouble ? at::kDouble : at::kFloat);
+  cuda::PoolGradients c = {};
+  const auto grad = over_positions(x[sums::kQuery]);
+  const auto taps = over_positions(x[sums::kTaps]);
+  c.grad = view(grad);
+  c.taps = view(taps);
+  c.positions = cuda::view_positions(x[sums::kPositions]);
+  c.channels_inside = has_channels_inside(grad);
+  bool wide = cuda::is_wide(x[sums::kQuery]);
+  Tensor by_input;
+  if (call.wanted[sums::kInput]) {
+    const auto& result = results[sums::kInput];
+    by_input = at::zeros(result.sizes(), computed.memory_format(sums::format_of(result)));
+    c.by_input = cuda::view_image(by_input);
+    wide = wide || cuda::is_wide(by_input);
+  }
+  Tensor by_positions;
+  if (call.wanted[sums::kPositions]) {
+    c.input = cuda::view_image(x[sums::kInput]);
+    wide = wide || cuda::is_wide(x[sums::kInput]);
+    c.dots = static_cast<int>(p.parameters);
+    for (int64_t r = 0; r < p.parameters; ++r) {
+      c.terms[r] = term_of(p.source, p.axes, p.parameters, [&](int64_t parameter) { return parameter == r ? 1 : 0; });
+    }
+    by_positions = at::zeros(results[sums::kPositions].sizes(), computed);
+    c.by_positions = by_positions.mutable_data_ptr();
+  }
+  cuda::launch_pool_backward(p, type, wide, c, c10::cuda::getCurrentCUDAStream());
+  for (const auto& [slot, made] : {std::pair(sums::kInput, by_input), std::pair(sums::kPositions, by_positions)}) {
+    if (made.defined()) {
+      results[slot].copy_(made);
+    }
+  }
+}
+
+std::tuple<Tensor, Tensor> max_pool_cuda(const Tensor& input, const Tensor& positions, const Options& options) {
+  const auto params = sums::check_max_pool("max_pool", input, positions, options);
+  const c10::cuda::CUDAGuard guard(input.device());
+  const auto p = concrete(params);
+  auto [values, taps] = sums::allocate_max_pool(params, input);
+  if (values.numel() == 0) {
+    return {values, taps};
+  }
+  const auto flat = values.flatten(2);
+  cuda::PoolCall c = {};
+  c.input = cuda::view_image(input);
+  c.positions = cuda::view_positions(positions);
+  c.ignore = options.padding_mode == sums::kIgnore;
+  c.channels_inside = has_channels_inside(flat);
+  c.values = values.mutable_data_ptr();
+  c.taps = taps.mutable_data_ptr<int64_t>();
+  c.grid = view(flat);
+  cuda::launch_pool(p, input.scalar_type(), cuda::is_wide(input), c, c10::cuda::getCurrentCUDAStream());
+  return {values, taps};
+}
+
 Tensors contract_cuda(const char* op, const Tensors& x, const sums::Options& options, SymIntArrayRef image_size) {
   const auto call = sums::check(op, x, options, image_size);
   const auto& image = x[sums::kInput].defined() ? x[sums::kInput] : x[sums::kQuery];
   const c10::cuda::CUDAGuard guard(image.device());
   const auto p = concrete(call.params);
   const bool empty = p.batch == 0 || p.channels == 0 || pixels_of(p) == 0;
-  if (empty || !can(call, p, image.scalar_type())) {
+  const bool pooling = is_pooling(call);
+  if (empty || !(pooling || can(call, p, image.scalar_type()))) {
     return sums::by_columns(x, options, image_size, options.wanted);
   }
   auto results = sums::allocate(call);
-  contract(call, p, results);
+  pooling ? pool_backward(call, p, results) : contract(call, p, results);
   return results;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(ddu, CUDA, m) { sums::register_contractions<&contract_cuda>(m); }
+TORCH_LIBRARY_IMPL(ddu, CUDA, m) {
+  sums::register_contractions<&contract_cuda>(m);
+  m.impl("max_pool", TORCH_FN(sums::max_pool_schema<&max_pool_cuda>));
+}
 
 }  // namespace ddu
