@@ -19,6 +19,7 @@ from cases import (
     CASES,
     FUSED_CONVOLUTIONS,
     OPERATORS,
+    PACKET_CASES,
     Case,
     ConvolutionCase,
     convolve,
@@ -66,6 +67,11 @@ def main() -> None:
             ((*paths, *deterministic), partial(call_operators, case, dtype))
             for case, paths in [*small, *((case, ()) for case in LARGER)]
             for deterministic, dtype in itertools.product([(), ("deterministic",)], DTYPES)
+        ),
+        *(
+            ((), partial(call_sums, case, dtype))
+            for case, dtype in itertools.product([*CASES, *PACKET_CASES], DTYPES)
+            if case.batch and case.channels
         ),
         *(
             ((), partial(call_convolution, case, dtype, tf32))
@@ -117,6 +123,29 @@ def call_operators(case: Case, dtype: torch.dtype) -> int:
     for name, order in calls:
         operator(name, case, order)(*pick(name, tensors))
     return len(calls)
+
+
+def call_sums(case: Case, dtype: torch.dtype) -> int:
+    """All contractions, with a weight and without, and pooling, forward and backward."""
+    tensors = make_tensors(case, dtype, device="cuda")
+    positions = tensors.dilation_map.detach()
+    positions.view(-1)[:3] = torch.tensor([float("nan"), float("inf"), 1e30])[: positions.numel()]
+    window = (case.source, case.kernel_size, *case.options)
+
+    def leaf(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, dtype=dtype, device="cuda").requires_grad_()
+
+    query = leaf(case.batch, case.channels, *case.output_size)
+    input, positions = tensors.input.detach().requires_grad_(), positions.requires_grad_()
+    groups = [groups for groups in (case.groups, 2 * case.groups) if case.channels % (8 * groups) == 0] or [1]
+    for mask_groups, weight in itertools.product(groups, (None, leaf(case.batch, case.channels, case.taps))):
+        mask = leaf(case.batch, mask_groups * case.taps, *case.output_size)
+        torch.ops.ddu.aggregate(input, mask, weight, None, positions, *window).sum().backward()
+        fixed = torch.ops.ddu.aggregate(input, mask.detach(), weight, None, positions.detach(), *window)
+        torch.autograd.grad(fixed.sum(), input)
+        torch.ops.ddu.correlate(query, input, positions, *window, mask_groups).sum().backward()
+    torch.ops.ddu.max_pool(input, positions, *window)[0].sum().backward()
+    return 6 * len(groups) + 1
 
 
 def call_convolution(case: ConvolutionCase, dtype: torch.dtype, tf32: bool) -> int:

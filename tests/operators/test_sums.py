@@ -13,6 +13,7 @@ from torch import Tensor
 import ddu_ops
 from cases import (
     CASES,
+    PACKET_CASES,
     SMALL_CASES,
     Case,
     assert_bits,
@@ -22,14 +23,15 @@ from cases import (
     make_tensors,
     unfold_reference,
 )
-from ddu_ops import decompositions, reference
+from ddu_ops import _C, decompositions, reference
 
 SLOTS = ("query", "input", "mask", "weight", "positions")
 
 
 def mask_groups(case: Case) -> int:
-    """A number of groups of the mask, another one from case to case."""
-    divisors = [m for m in range(1, max(case.channels, 1) + 1) if case.channels % m == 0]
+    """A number of groups of the mask, another one from case to case; of whole packets where the channels are."""
+    packet = 8 if case in PACKET_CASES else 1
+    divisors = [m for m in range(1, max(case.channels, 1) + 1) if case.channels % (m * packet) == 0]
     return divisors[len(case.name) % len(divisors)]
 
 
@@ -102,7 +104,7 @@ def expected(case: Case, wanted: str, **a: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, torch.autograd.grad(form(case, **leaves), [leaves[n] for n in names]), strict=True))
 
 
-FULL = [case for case in CASES if case.batch and case.channels]
+FULL = [case for case in [*CASES, *PACKET_CASES] if case.batch and case.channels]
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 full_cases = pytest.mark.parametrize("case", FULL, ids=str)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -130,6 +132,23 @@ def test_contractions_are_those_of_the_reference(
             mask_groups=mask_groups(case),
         ),
     )  # fmt: skip
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", PACKET_CASES, ids=str)
+def test_packets_go_through_the_kernels(case: Case) -> None:
+    a = make_arguments(case, torch.float16, device="cuda")
+
+    def launched(call: Callable[[], Any]) -> set[str]:
+        before = _C.cuda_launches()
+        call()
+        return {name.split("<")[0] for name, count in _C.cuda_launches().items() if count > before[name]}
+
+    assert "sums_kernel" in launched(lambda: aggregate(case, a["input"], a["mask"], a["positions"], a["weight"]))
+    assert "sums_kernel" in launched(lambda: correlate(case, a["query"], a["input"], a["positions"]))
+    assert "sums_input_kernel" in launched(lambda: scatter(case, a["query"], a["mask"], a["positions"], a["weight"]))
+    pooled = [a["input"], a["positions"], *window(case)]
+    assert launched(lambda: torch.ops.ddu.max_pool(*pooled)) == {"pool_kernel"}
 
 
 @full_cases

@@ -165,6 +165,21 @@ CASES = [
          padding_mode="reflection"),
 ]  # fmt: skip
 
+# Channels in whole packets of 16 bytes, which the kernels for sums on CUDA take: more positions than a tile has, more taps
+# than are sorted together, pixels further apart than a box of them.
+PACKET_CASES = [
+    Case("packets", 2, 16, (9, 11), padding=(1, 1)),
+    Case("packets_lopsided", 1, 32, (10, 9), (3, 2), (1, 2), (1, 0), (1, 2), groups=2, rates=2),
+    Case("packets_first_tap", 1, 40, (5, 4), padding=(1, 1), aligned=False),
+    Case("packets_many_taps", 1, 24, (9, 10), (5, 5), padding=(2, 2)),
+    Case("packets_apart", 1, 16, (40, 48), padding=(20, 24), dilation=(20, 24)),
+    Case("packets_line", 2, 16, (70,), padding=(1,)),
+    Case("packets_volume", 1, 16, (3, 5, 6), padding=(1, 1, 1), groups=2, rates=3),
+    Case("packets_offsets", 2, 32, (7, 12), padding=(1, 1), groups=2, source="offsets"),
+    Case("packets_volume_offsets", 1, 8, (3, 4, 5), (2, 3, 2), padding=(1, 1, 0), source="offsets"),
+    Case("packets_border", 1, 16, (6, 9), padding=(1, 1), groups=2, padding_mode="border"),
+    Case("packets_reflection", 1, 16, (9, 5), padding=(1, 1), source="offsets", padding_mode="reflection"),
+]
 SMALL_CASES = [  # for what takes a loop over entries, like gradcheck
     Case("small", 1, 2, (3, 4), (2, 3), (1, 1), (1, 1)),
     Case("small_groups", 2, 2, (4, 3), (3, 2), (2, 1), (1, 0), (1, 2), groups=2),
