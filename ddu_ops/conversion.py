@@ -14,6 +14,9 @@ from ddu_ops.modules import (
     _CONVOLUTIONS,
     _HOOKS,
     _PADDING_MODES,
+    AffineConv1d,
+    AffineConv2d,
+    AffineConv3d,
     DeformConv1d,
     DeformConv2d,
     DeformConv3d,
@@ -27,6 +30,7 @@ from ddu_ops.modules import (
 _ADAPTIVE: dict[str, tuple[type[Any], ...]] = {
     "rates": (DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d),
     "offsets": (DeformConv1d, DeformConv2d, DeformConv3d),
+    "affine": (AffineConv1d, AffineConv2d, AffineConv3d),
 }
 _ALREADY = tuple(kind for kinds in _ADAPTIVE.values() for kind in kinds)
 _OPTIONS = ("dilation_groups", "aligned")  # of adaptive layers alone
@@ -101,10 +105,11 @@ def adapt(
     """Replace convolutions of a model by adaptive ones, which start with the same results.
 
     The layers that are chosen become a :class:`~ddu_ops.DynamicDilationConv2d`, or its like for signals and volumes, or
-    a :class:`~ddu_ops.DeformConv2d`. They keep their parameters, the same objects, and so every optimiser, tie and
-    ``requires_grad``; hooks, with the handles that remove them; device, type and mode; the padding modes ``replicate``
-    and ``reflect``. The predictors begin at rates of one, or offsets of zero, so the model computes what it did, to
-    rounding. Layers that are adaptive already stay what they are: adapting twice is adapting once.
+    a :class:`~ddu_ops.DeformConv2d` or :class:`~ddu_ops.AffineConv2d`. They keep their parameters, the same objects,
+    and so every optimiser, tie and ``requires_grad``; hooks, with the handles that remove them; device, type and mode;
+    the padding modes ``replicate`` and ``reflect``. The predictors begin at rates of one, offsets of zero or the
+    identity, so the model computes what it did, to rounding. Layers that are adaptive already stay what they are:
+    adapting twice is adapting once.
 
     Args:
         model: changed in place. Adapt it before it is compiled or wrapped for several processes.
@@ -112,7 +117,7 @@ def adapt(
         types: kinds of layers. Default: the convolutions that are not transposed, and all of their subclasses.
         where: whether to replace a layer, of its name and itself. Default: those with a kernel of three taps or more on
             some axis.
-        source: what the new layers predict: ``"rates"`` or ``"offsets"``. Default: ``"rates"``.
+        source: what the new layers predict: ``"rates"``, ``"offsets"`` or ``"affine"``. Default: ``"rates"``.
         options: keyword arguments of the new layers, such as ``bounds``.
 
     Returns:
@@ -179,7 +184,7 @@ def _adaptive(conv: Any, source: str, options: dict[str, Any]) -> nn.Module:
         raise TypeError(f"expected parameters weight and bias, but got {', '.join(others)}, too")
     bare = _bare(conv)
     kind = _ADAPTIVE[source][len(bare.kernel_size) - 1]
-    return kind.from_conv(bare, **({"predict": True, **options} if source == "offsets" else options))
+    return kind.from_conv(bare, **(options if source == "rates" else {"predict": True, **options}))
 
 
 def _others(layer: nn.Module, *known: str) -> list[str]:

@@ -71,6 +71,13 @@ CASES = [
     ConvolutionCase("volume_offsets", 1, 4, (3, 4, 2), (2, 3, 1), padding=(1, 1, 0), groups=2, source="offsets",
                     padding_mode="reflection"),
     ConvolutionCase("offsets_no_channels", channels=0, source="offsets"),
+    ConvolutionCase("line_affine", 2, 4, (9,), (3,), (2,), (1,), groups=2, source="affine"),
+    ConvolutionCase("affine", 2, 4, (5, 6), (3, 2), (2, 1), (1, 0), groups=2, conv_groups=2, source="affine"),
+    ConvolutionCase("affine_border", 2, 6, (5, 4), (2, 3), groups=2, mask_groups=3, source="affine",
+                    padding_mode="border"),
+    ConvolutionCase("volume_affine", 1, 4, (3, 4, 2), (2, 3, 1), padding=(1, 1, 0), groups=2, source="affine",
+                    padding_mode="reflection"),
+    ConvolutionCase("affine_no_channels", channels=0, source="affine"),
 ]  # fmt: skip
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 FULL = next(case for case in CASES if case.name == "both_groups")
@@ -80,6 +87,8 @@ SMALL_CASES = [
     ConvolutionCase("small_line", 2, 2, (4,), (3,), padding=(1,), groups=2, out_channels=2, padding_mode="border"),
     ConvolutionCase("small_volume", 1, 2, (2, 3, 2), (2, 1, 2), groups=2, out_channels=1, conv_groups=1),
     ConvolutionCase("small_offsets", 1, 2, (3, 2), (2, 1), padding=(1, 0), out_channels=1, source="offsets"),
+    ConvolutionCase("small_affine", 1, 2, (3, 2), (2, 1), padding=(1, 0), out_channels=1, source="affine"),
+    ConvolutionCase("small_volume_affine", 1, 1, (2, 2, 2), (1, 2, 1), out_channels=1, source="affine"),
     ConvolutionCase("small_volume_offsets", 1, 1, (2, 2, 2), (1, 2, 1), out_channels=1, source="offsets"),
 ]
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -149,6 +158,7 @@ LARGE_CASES = [
     ConvolutionCase("groups", 2, 64, (13, 11), groups=2, conv_groups=4, mask_groups=8, out_channels=12),
     ConvolutionCase("images", 5, 18, (6, 5), padding=(1, 1), groups=3, out_channels=7, per_image=True),
     ConvolutionCase("offsets", 5, 36, (12, 12), padding=(1, 1), groups=2, source="offsets", padding_mode="border"),
+    ConvolutionCase("affine", 5, 36, (12, 12), padding=(1, 1), groups=2, source="affine", padding_mode="border"),
     ConvolutionCase("volume", 2, 34, (4, 6, 7), (3, 2, 3), padding=(1, 1, 1), rates=3, padding_mode="reflection"),
 ]
 
@@ -260,7 +270,7 @@ def test_half_with_a_float_mask(half: torch.dtype, device: torch.device) -> None
         torch.ops.ddu.convolution(*strict, *FULL.strict_options)
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "offsets", "affine"])
 def test_a_batch_in_several_parts(name: str, device: torch.device) -> None:
     """A large one: the same as image by image, forward and backward."""
     case = replace(next(case for case in CASES if case.name == name), batch=5)
@@ -385,7 +395,9 @@ def test_no_channels_in_groups(device: torch.device) -> None:
             ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=groups)
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"]
+)
 @pytest.mark.parametrize("meta", [False, True], ids=["values", "meta"])
 def test_channels_last_as_torchs_own(name: str, meta: bool, device: torch.device) -> None:
     """The result and the gradient by the input; everything else is contiguous."""
@@ -525,7 +537,10 @@ def test_torchvision(case: ConvolutionCase, device: torch.device) -> None:
 # ---- the rest of PyTorch ----
 
 
-@pytest.mark.parametrize("name", ["plain", "both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "both_groups", "per_image", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"],
+)
 def test_opcheck(name: str, device: torch.device) -> None:
     case = next(case for case in CASES if case.name == name)
     arguments = leaves(make_arguments(case, torch.float32, device, kinks=False))
@@ -554,7 +569,9 @@ def away_from_ones(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"]
+)
 def test_decompositions(name: str) -> None:
     """Forward and backward in terms of ATen's operators, with the kernels' values, types and layouts."""
     case = next(case for case in CASES if case.name == name)
@@ -600,7 +617,7 @@ def test_export_with_dynamic_shapes() -> None:
     torch.testing.assert_close(program.module()(input), model(input))
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "volume", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "volume", "offsets", "affine"])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_autocast(half: torch.dtype, name: str, device: torch.device) -> None:
     """As a convolution's, but for the positions."""
@@ -620,7 +637,7 @@ def test_autocast(half: torch.dtype, name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("mapped", [("input",), ("weight",), ("bias",), ("positions", "mask"), "all"], ids=str)
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "affine"])
 def test_vmap(name: str, mapped: Any, device: torch.device) -> None:
     """With the gradients, by what is mapped and by what is not."""
     case = next(case for case in CASES if case.name == name)
@@ -661,7 +678,7 @@ def test_gradients_for_every_sample(device: torch.device) -> None:
             torch.testing.assert_close(each[name][index], gradient, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["both_groups", "line", "volume", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "line", "volume", "offsets", "affine"])
 def test_unbatched(name: str, device: torch.device) -> None:
     case = next(case for case in CASES if case.name == name)
     arguments = make_arguments(case, device=device)
@@ -672,7 +689,10 @@ def test_unbatched(name: str, device: torch.device) -> None:
         convolve(case, {**first, "weight": first["weight"][None]})
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line_border", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name",
+    ["both_groups", "per_image", "line_border", "volume", "offsets", "volume_offsets", "affine", "volume_affine"],
+)
 def test_broadcast(name: str, device: torch.device) -> None:
     """Over the batch, of the positions also over the grid; with gradients summed up again."""
     case = replace(next(case for case in CASES if case.name == name), batch=2)

@@ -74,9 +74,12 @@ NAMED: dict[str, dict[str, Any]] = {
     "deform_unfold1d": {"input": tensor(2, 4, 8), "offset": tensor(2, 3, 8)},
     "deform_unfold2d": {"input": INPUT, "offset": tensor(2, 18, 8, 8)},
     "deform_unfold3d": {"input": tensor(2, 4, 3, 4, 5), "offset": tensor(2, 81, 3, 4, 5)},
+    "affine_unfold1d": {"input": tensor(2, 4, 8), "theta": tensor(2, 2, 8)},
+    "affine_unfold2d": {"input": INPUT, "theta": tensor(2, 6, 8, 8)},
+    "affine_unfold3d": {"input": tensor(2, 4, 3, 4, 5), "theta": tensor(2, 12, 3, 4, 5)},
 }
 for _arguments in NAMED.values():
-    if "offset" in _arguments:
+    if "offset" in _arguments or "theta" in _arguments:
         _arguments |= {key: value for key, value in WINDOW.items() if key not in ("dilation_map", "aligned")}
 
 
@@ -591,7 +594,7 @@ def test_words() -> None:
             everywhere(padding_mode="Zeros"),
             everywhere(padding_mode=""),
             everywhere(source="offset"),
-            everywhere(source="affine"),
+            everywhere(source="Affine"),
             everywhere(source=""),
             message("deform_unfold2d", padding_mode="circular"),
         ),
@@ -599,9 +602,9 @@ def test_words() -> None:
 expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'replicate'
 expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'Zeros'
 expected padding_mode to be 'zeros', 'border' or 'reflection', but got ''
-expected source to be 'rates' or 'offsets', but got 'offset'
-expected source to be 'rates' or 'offsets', but got 'affine'
-expected source to be 'rates' or 'offsets', but got ''
+expected source to be 'rates', 'offsets' or 'affine', but got 'offset'
+expected source to be 'rates', 'offsets' or 'affine', but got 'Affine'
+expected source to be 'rates', 'offsets' or 'affine', but got ''
 deform_unfold2d(): expected padding_mode to be 'zeros', 'border' or 'reflection', but got 'circular'
 """,
     )
@@ -702,6 +705,36 @@ dot(): expected positions of shape (2, 18, 8, 8), but got (2, 18, 1, 1)
     )
 
 
+def test_shapes_of_affine_maps() -> None:
+    sampled = {"positions": tensor(2, 6, 8, 8), "source": "affine"}
+    assert_expected_inline(
+        lines(
+            message("affine_unfold1d", theta=tensor(2, 6, 8)),
+            message("affine_unfold2d", theta=tensor(2, 4, 8, 8)),
+            message("affine_unfold2d", theta=tensor(2, 6, 8, 7)),
+            message("affine_unfold2d", groups=2),
+            message("affine_unfold2d", input=tensor(4, 8, 8)),
+            message("affine_unfold2d", theta=tensor(2, 6, 8, 8, dtype=torch.float64)),
+            message("affine_unfold3d", theta=tensor(2, 6, 3, 4, 5)),
+            message("sample", **sampled | {"positions": tensor(2, 2, 8, 8)}),
+            message("sample", **sampled, order=[1]),
+            message("dot", **sampled | {"positions": tensor(2, 6, 1, 1)}),
+        ),
+        """\
+affine_unfold1d(): expected theta of shape (2, 2, 8), but got (2, 6, 8)
+affine_unfold2d(): expected theta of shape (2, 6, 8, 8), but got (2, 4, 8, 8)
+affine_unfold2d(): expected theta of shape (2, 6, 8, 8), but got (2, 6, 8, 7)
+affine_unfold2d(): expected theta of shape (2, 12, 8, 8), but got (2, 6, 8, 8)
+affine_unfold2d(): expected theta of shape (6, 8, 8), but got (2, 6, 8, 8)
+affine_unfold2d(): expected theta of type float32, for input is float32, but got float64
+affine_unfold3d(): expected theta of shape (2, 12, 3, 4, 5), but got (2, 6, 3, 4, 5)
+sample(): expected positions of shape (2, 6, 8, 8), but got (2, 2, 8, 8)
+sample(): expected order to have as many entries as a window has entries of theta, 6, but got (1,)
+dot(): expected positions of shape (2, 6, 8, 8), but got (2, 6, 1, 1)
+""",
+    )
+
+
 def test_what_models_broadcast_and_the_operators_below_do_not() -> None:
     one, spot = tensor(1, 1, 8, 8), tensor(2, 1, 1, 1)
     for device in DEVICES:
@@ -709,6 +742,7 @@ def test_what_models_broadcast_and_the_operators_below_do_not() -> None:
         call("dynamic_dilation_fold", device, dilation_map=spot)
         call("dynamic_dilation_unfold3d", device, dilation_map=tensor(1, 3, 1, 1, 1))
         call("deform_unfold2d", device, offset=tensor(1, 18, 1, 1))
+        call("affine_unfold2d", device, theta=tensor(1, 6, 1, 1))
     assert_expected_inline(
         lines(
             *(message(name, dilation_map=made) for name in ("unfold", "fold") for made in (one, spot)),
@@ -1007,5 +1041,8 @@ ddu::dynamic_dilation_unfold3d(Tensor input, int[3] kernel_size, Tensor dilation
 ddu::dynamic_dilation_fold3d(Tensor columns, SymInt[3] output_size, int[3] kernel_size, Tensor dilation_map, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
 ddu::deform_unfold1d(Tensor input, int[1] kernel_size, Tensor offset, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, str padding_mode="zeros") -> Tensor
 ddu::deform_unfold2d(Tensor input, int[2] kernel_size, Tensor offset, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
-ddu::deform_unfold3d(Tensor input, int[3] kernel_size, Tensor offset, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor""",
+ddu::deform_unfold3d(Tensor input, int[3] kernel_size, Tensor offset, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::affine_unfold1d(Tensor input, int[1] kernel_size, Tensor theta, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::affine_unfold2d(Tensor input, int[2] kernel_size, Tensor theta, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::affine_unfold3d(Tensor input, int[3] kernel_size, Tensor theta, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor""",
     )

@@ -43,7 +43,8 @@ struct Sums {
   static constexpr Caller kCaller = {axes, /*model=*/true};
 
   static std::string name(Source source, const char* stem) {
-    return std::string(source == Source::kRates ? "dynamic_dilation_" : "deform_") + stem + std::to_string(axes) + "d";
+    constexpr const char* kPrefixes[] = {"dynamic_dilation_", "deform_", "affine_"};
+    return std::string(kPrefixes[static_cast<int>(source)]) + stem + std::to_string(axes) + "d";
   }
 
   // The result of the operator for `given`, whose leading argument is an image.
@@ -66,13 +67,9 @@ struct Sums {
     return unbatched ? result.squeeze(0) : result;
   }
 
-  static Tensor aggregate(const Tensor& input, const Tensor& mask, const Tensor& dilation_map, const Options& options) {
-    return contract<Source::kRates>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, dilation_map}, options, 0);
-  }
-
-  static Tensor deform_aggregate(
-      const Tensor& input, const Tensor& mask, const Tensor& offset, const Options& options) {
-    return contract<Source::kOffsets>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, offset}, options, 0);
+  template <Source source>
+  static Tensor aggregate(const Tensor& input, const Tensor& mask, const Tensor& positions, const Options& options) {
+    return contract<source>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, positions}, options, 0);
   }
 
   template <Source source>
@@ -101,20 +98,21 @@ struct Sums {
         {name_of(Source::kRates), kernel_size, stride, padding, dilation, groups, aligned, padding_mode}, mask_groups);
   }
 
-  static Tensor deform_correlate(
+  template <Source source>
+  static Tensor correlate_from(
       const Tensor& query,
       const Tensor& input,
       IntArrayRef kernel_size,
-      const Tensor& offset,
+      const Tensor& positions,
       IntArrayRef stride,
       IntArrayRef padding,
       IntArrayRef dilation,
       int64_t groups,
       int64_t mask_groups,
       Word padding_mode) {
-    return correlated<Source::kOffsets>(
-        query, input, offset,
-        {name_of(Source::kOffsets), kernel_size, stride, padding, dilation, groups, true, padding_mode}, mask_groups);
+    return correlated<source>(
+        query, input, positions, {name_of(source), kernel_size, stride, padding, dilation, groups, true, padding_mode},
+        mask_groups);
   }
 
   static std::tuple<Tensor, Tensor> max_pool(
@@ -141,11 +139,17 @@ struct Sums {
   }
 
   static void implement(torch::Library& m) {
-    m.impl(name(Source::kRates, "aggregate").c_str(), TORCH_FN(RatesSchema<&Sums::aggregate>::call));
+    m.impl(name(Source::kRates, "aggregate").c_str(), TORCH_FN(RatesSchema<&aggregate<Source::kRates>>::call));
     m.impl(name(Source::kRates, "correlate").c_str(), TORCH_FN(correlate));
     m.impl(name(Source::kRates, "max_pool").c_str(), TORCH_FN(max_pool));
-    m.impl(name(Source::kOffsets, "aggregate").c_str(), TORCH_FN(OffsetsSchema<&Sums::deform_aggregate>::call));
-    m.impl(name(Source::kOffsets, "correlate").c_str(), TORCH_FN(deform_correlate));
+    implement_from<Source::kOffsets>(m);
+    implement_from<Source::kAffine>(m);
+  }
+
+  template <Source source>
+  static void implement_from(torch::Library& m) {
+    m.impl(name(source, "aggregate").c_str(), TORCH_FN(WindowsSchema<source, &aggregate<source>>::call));
+    m.impl(name(source, "correlate").c_str(), TORCH_FN(correlate_from<source>));
   }
 };
 
@@ -168,8 +172,9 @@ struct Windows {
     return text;
   }
 
-  static const std::string& deform_unfold_name() {
-    static const auto text = name("deform_unfold", false);
+  template <Source source>
+  static const std::string& unfold_name_of() {
+    static const auto text = name(source == Source::kAffine ? "affine_unfold" : "deform_unfold", false);
     return text;
   }
 
@@ -178,12 +183,13 @@ struct Windows {
     return of_batch<&ddu::unfold>(params, input, dilation_map, options);
   }
 
-  static Tensor deform_unfold(const Tensor& input, const Tensor& offset, const Options& options) {
-    const auto params = check_sample(deform_unfold_name().c_str(), input, offset, options, kCaller);
+  template <Source source>
+  static Tensor unfold_from(const Tensor& input, const Tensor& positions, const Options& options) {
+    const auto params = check_sample(unfold_name_of<source>().c_str(), input, positions, options, kCaller);
     // The value, by an order for each parameter: of an empty list AOTInductor's programs make None (torch 2.13).
     Options value = options;
     value.order.assign(params.parameters, 0);
-    return of_batch<&ddu::sample>(params, input, offset, value);
+    return of_batch<&ddu::sample>(params, input, positions, value);
   }
 
   static const std::string& conv_name() {
@@ -236,6 +242,30 @@ struct Windows {
         deform_conv_name(), {input, weight, offset, value_or_undefined(bias), value_or_undefined(mask)}, options);
   }
 
+  static const std::string& affine_conv_name() {
+    static const auto text = name("affine_conv", false);
+    return text;
+  }
+
+  static Tensor affine_conv(
+      const Tensor& input,
+      const Tensor& weight,
+      const Tensor& theta,
+      const OptionalTensor& bias,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      int64_t groups,
+      int64_t theta_groups,
+      const OptionalTensor& mask,
+      Word padding_mode) {
+    const convolution::Options options(
+        axes, weight, name_of(Source::kAffine), stride, padding, dilation, groups, theta_groups, /*aligned=*/true,
+        padding_mode);
+    return convolved(
+        affine_conv_name(), {input, weight, theta, value_or_undefined(bias), value_or_undefined(mask)}, options);
+  }
+
   static Tensor fold(
       const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
     const auto params = check_splat(fold_name().c_str(), columns, output_size, dilation_map, options, kCaller);
@@ -249,9 +279,18 @@ struct Windows {
   static void implement(torch::Library& m) {
     m.impl(unfold_name().c_str(), TORCH_FN(RatesSchema<&Windows::unfold>::call));
     m.impl(fold_name().c_str(), TORCH_FN(RatesSchema<&Windows::fold>::call));
-    m.impl(deform_unfold_name().c_str(), TORCH_FN(OffsetsSchema<&Windows::deform_unfold>::call));
     m.impl(conv_name().c_str(), TORCH_FN(Windows::conv));
     m.impl(deform_conv_name().c_str(), TORCH_FN(Windows::deform_conv));
+    m.impl(affine_conv_name().c_str(), TORCH_FN(Windows::affine_conv));
+    implement_from<Source::kOffsets>(m);
+    implement_from<Source::kAffine>(m);
+  }
+
+  template <Source source>
+  static void implement_from(torch::Library& m) {
+    m.impl(
+        unfold_name_of<source>().c_str(),
+        TORCH_FN(WindowsSchema<source, &Windows::template unfold_from<source>>::call));
   }
 
  private:

@@ -282,12 +282,19 @@ struct Locator {
 
   // Of the window, or of tap `number`, for channels from `channel` on.
   __device__ __forceinline__ void load_parameters(int channel, int number) {
-    const int group = channel / f.position_run;
-    finite = true;
+    float distance[kAxes] = {};
+    if (f.p.source == Source::kAffine) {
+      distances(distance);
+    }
+    finite = ddu::cuda::load_parameters<T>(
+        f.p, f.positions, f.p.source, at, channel / f.position_run, number, distance, parameter);
+  }
+
+  // Of the tap from the window's centre at rate one.
+  __device__ __forceinline__ void distances(float (&distance)[kAxes]) const {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      parameter[a] = load_parameter<T>(f.p, f.positions, at, group, number, kFirst + a);
-      finite = finite && is_finite(parameter[a]);
+      distance[a] = f.axis[kFirst + a].distance(tap[a]);
     }
   }
 
@@ -299,17 +306,12 @@ struct Locator {
     return load(reinterpret_cast<const T*>(f.mask) + mask_at + row * f.mask_channel);
   }
 
-  __device__ __forceinline__ float slope(int a) const {
-    return f.p.source == Source::kRates ? f.axis[kFirst + a].template slope<Source::kRates>(tap[a]) : 1.f;
-  }
+  __device__ __forceinline__ float slope(int a) const { return f.axis[kFirst + a].slope(f.p.source, tap[a]); }
 
   __device__ __forceinline__ void locate(Neighbours<float, int> (&n)[kAxes]) const {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      const auto& axis = f.axis[kFirst + a];
-      n[a] = f.p.source == Source::kRates
-          ? axis.template neighbours_of<Source::kRates, false>(tap[a], pixel[a], parameter[a])
-          : axis.template neighbours_of<Source::kOffsets, false>(tap[a], pixel[a], parameter[a]);
+      n[a] = f.axis[kFirst + a].template neighbours_of<false>(f.p.source, tap[a], pixel[a], parameter[a]);
     }
   }
 

@@ -94,21 +94,23 @@ __device__ __forceinline__ void locate(
   }
   AxisWeights<float> along[kAxes];
   float distance[kAxes];
-  bool finite = true;
+  float parameter[kAxes];
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a) {
+    distance[a] = tap_distance<float>(p.axis[kFirst + a], taps[a]);
+  }
+  const bool finite = load_parameters<scalar_t>(p, call.positions, p.source, at, g, tap, distance, parameter);
   int pixel = 0;
   int pitch = 1;
   unsigned inside = (1u << kCorners) - 1;
 #pragma unroll
   for (int a = kAxes - 1; a >= 0; --a) {
     const auto& axis = p.axis[kFirst + a];
-    const float parameter = load_parameter<scalar_t>(p, call.positions, at, g, tap, kFirst + a);
-    finite = finite && is_finite(parameter);
     const auto place = tap_place<float>(axis, p.source, p.aligned, taps[a]);
     const int base = static_cast<int>(index[a] * axis.stride + first_pixel(axis, p.source, p.aligned) + place.pixels);
     const auto found = neighbours<float, int>(
-        static_cast<int>(axis.size), base, place.fraction, place.slope, parameter, p.padding_mode);
+        static_cast<int>(axis.size), base, place.fraction, place.slope, parameter[a], p.padding_mode);
     along[a] = axis_weights(found.fraction, found.direction);
-    distance[a] = tap_distance<float>(axis, taps[a]);
     const bool low = found.pixel >= 0;
     const bool high = found.pixel >= -1 && found.pixel + 1 < static_cast<int>(axis.size);
 #pragma unroll
@@ -200,7 +202,9 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const UnfoldParams p, co
     }
   }
   [[maybe_unused]] float by_query[kElements] = {};
-  [[maybe_unused]] float by_parameter[kMaxAxes] = {0, 0, 0};
+  // Of each dot its multiples by the distance along every axis, and last itself.
+  [[maybe_unused]] float by_parameter[kMaxAxes][kAxes + 1] = {};
+  const auto is_wanted = [&](int e) { return e == kAxes || (call.multiples > 1 && kFirst + e >= p.first_axis()); };
 
   for (int start = 0; start < taps; start += shape.taps) {
     const int count = min(shape.taps, taps - start);
@@ -268,6 +272,17 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const UnfoldParams p, co
         }
       }
       if constexpr (kProducts) {
+        [[maybe_unused]] float distance[kAxes + 1];
+        if (p.source == Source::kAffine) {
+          int rest = tap;
+#pragma unroll
+          for (int a = kAxes - 1; a >= 0; --a) {
+            const auto& axis = p.axis[kFirst + a];
+            distance[a] = tap_distance<float>(axis, rest % static_cast<int>(axis.kernel));
+            rest /= static_cast<int>(axis.kernel);
+          }
+        }
+        distance[kAxes] = 1;
         float product[kCorners];
 #pragma unroll
         for (int c = 0; c < kCorners; ++c) {
@@ -290,7 +305,12 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const UnfoldParams p, co
           } else {
 #pragma unroll
             for (int r = 0; r < kMaxAxes; ++r) {
-              by_parameter[r] += r + 1 == d ? factor * value : 0.f;
+#pragma unroll
+              for (int e = 0; e <= kAxes; ++e) {
+                if (is_wanted(e)) {
+                  by_parameter[r][e] += r + 1 == d ? factor * value * distance[e] : 0.f;
+                }
+              }
             }
           }
         }
@@ -332,12 +352,13 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const UnfoldParams p, co
         }
       }
     }
-    const auto store = [&](int64_t entry, int d, int r, const float* values) {
+    const auto store = [&](int64_t entry, int number, int r, const float* values) {
       float sum = 0;
       for (int k = 0; k < packets; ++k) {
         sum += values[k];
       }
-      const int64_t at = ((group * positions_per_group(p) + entry) * dots + d) * length + first_position + r;
+      const int64_t at =
+          ((group * positions_per_group(p) + entry) * dots * call.multiples + number) * length + first_position + r;
       if (call.positions.is_float) {
         static_cast<float*>(call.by_positions)[at] = sum;
       } else {
@@ -355,15 +376,26 @@ __global__ void __launch_bounds__(kThreads) sums_kernel(const UnfoldParams p, co
           }
         }
       } else if (dots > 0 && start + count == taps) {
-        __syncthreads();
-        for (int d = 0; d < dots; ++d) {
-          parts[(d * tile + row) * packets + packet] = by_parameter[d];
-        }
-        __syncthreads();
-        for (int i = thread; i < dots * tile; i += threads) {
-          if (first_position + i % tile < length) {
-            store(0, i / tile, i % tile, parts + i * packets);
+        int multiple = 0;
+#pragma unroll
+        for (int e = 0; e <= kAxes; ++e) {
+          if (!is_wanted(e)) {
+            continue;
           }
+          __syncthreads();
+#pragma unroll
+          for (int d = 0; d < kMaxAxes; ++d) {
+            if (d < dots) {
+              parts[(d * tile + row) * packets + packet] = by_parameter[d][e];
+            }
+          }
+          __syncthreads();
+          for (int i = thread; i < dots * tile; i += threads) {
+            if (first_position + i % tile < length) {
+              store(0, i / tile * call.multiples + multiple, i % tile, parts + i * packets);
+            }
+          }
+          ++multiple;
         }
       }
     }
