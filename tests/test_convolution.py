@@ -1055,6 +1055,10 @@ def test_constructor_refuses() -> None:
         ddu_ops.DeformConv1d(4, 6, 3)(torch.randn(2, 4, 5))
     with pytest.raises(ValueError, match=r"^DeformConv3d\(\): expected offset_groups to divide in_channels = 4, but"):
         ddu_ops.DeformConv3d(4, 6, 3, offset_groups=3)
+    with pytest.raises(RuntimeError, match=r"^AffineConv1d\(\): expected theta to be a tensor"):
+        ddu_ops.AffineConv1d(4, 6, 3)(torch.randn(2, 4, 5))
+    with pytest.raises(ValueError, match=r"^AffineConv3d\(\): expected theta_groups to divide in_channels = 4, but"):
+        ddu_ops.AffineConv3d(4, 6, 3, theta_groups=3)
     with pytest.raises(ValueError, match=r"^DynamicDilationConv1d\(\): expected padding_mode .*, but got 'circular'"):
         ddu_ops.DynamicDilationConv1d(4, 6, 3, padding_mode="circular")
     for options in ({"mask": "tanh"}, {"bound": 0.0}, {"moved": ()}, {"moved": (1, 0)}, {"moved": (2,)}):
@@ -1080,6 +1084,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "volume": lambda: ddu_ops.DynamicDilationConv3d(4, 6, 3, padding=1, padding_mode="reflect"),
     "offsets": lambda: ddu_ops.DeformConv2d(4, 6, (3, 2), 2, 1, predict=True, offset_groups=2, bound=1.5),
     "line_offsets": lambda: ddu_ops.DeformConv1d(4, 6, 3, predict=True, mask="softmax"),
+    "affine": lambda: ddu_ops.AffineConv2d(4, 6, (3, 2), 2, 1, predict=True, theta_groups=2),
 }
 
 
