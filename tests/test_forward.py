@@ -299,7 +299,7 @@ def test_a_rate_an_angle_and_a_shift(device: torch.device) -> None:
     assert volume[0].tolist() == [1, 0, 0, 0]
     assert not volume[:, 3].any()
     for bad, name in (
-        (lambda: ddu_ops.theta_from_rates(rates[0]), "dilation_map"),
+        (lambda: ddu_ops.theta_from_rates(rates.repeat(1, 2, 1, 1)), "dilation_map"),
         (lambda: ddu_ops.theta_from_rates(rates, angle[0]), "angle"),
         (lambda: ddu_ops.theta_from_rates(rates[:, :1, 0], angle[:, :, 0]), "angle"),
         (lambda: ddu_ops.theta_from_rates(rates, shift=angle), "shift"),
