@@ -30,6 +30,7 @@ sources = pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 ADAPTIVE = (
     ddu_ops.DynamicDilationConv1d, ddu_ops.DynamicDilationConv2d, ddu_ops.DynamicDilationConv3d,
     ddu_ops.DeformConv1d, ddu_ops.DeformConv2d, ddu_ops.DeformConv3d,
+    ddu_ops.AffineConv1d, ddu_ops.AffineConv2d, ddu_ops.AffineConv3d,
 )  # fmt: skip
 
 
