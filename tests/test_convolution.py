@@ -836,7 +836,8 @@ def test_nested_tensors_are_refused_by_name(name: str) -> None:
     axes = int(name[-2]) if name[-2].isdigit() else 2
     window = {"size": (5,) * axes, "padding": (1,) * axes, "kernel_size": (3,) * axes}
     window |= {"stride": (1,) * axes, "dilation": (1,) * axes}
-    case = replace(FULL, **window, source="offsets" if name.startswith("deform") else "rates")
+    source = {"deform": "offsets", "affine": "affine"}.get(name.split("_")[0], "rates")
+    case = replace(FULL, **window, source=source)
     given: dict[str, Any] = {**make_arguments(case, torch.float32), "grad_output": torch.randn(case.output_shape)}
     positions = given[case.positions_name]
     given |= {**case.keywords, "source": case.source, "positions": positions, "output_mask": [True] * 4}

@@ -95,7 +95,7 @@ def test_operators_stay_opaque_unless_asked(kind: str, device: torch.device) -> 
     model = Model(**KINDS[kind]).to(device)
     program = exported(model, device)
     opaque = program.run_decompositions()
-    strict = {"ddu.unfold.default", "ddu.fold.default"} if model.of_rates else {"ddu.sample.default"}
+    strict = {"ddu.unfold.default", "ddu.fold.default"} if model.source == "rates" else {"ddu.sample.default"}
     assert ours(opaque) == strict
     check(opaque.module(), model, device)
     taken_apart = program.run_decompositions(ddu_ops.decompositions())
