@@ -111,7 +111,8 @@ struct Check {
   Source start(const Options& options, const at::Tensor& positions, int64_t lead_axes) {
     const auto source = word<Source>("source", options.source, kSourceNames);
     if (!caller.family) {
-      positions_name = source == Source::kRates ? "dilation_map" : "offset";
+      constexpr const char* kNames[] = {"dilation_map", "offset", "theta"};
+      positions_name = kNames[static_cast<int>(source)];
     }
     if (caller.axes == 0) {
       const auto valid = [](int64_t axes) { return axes >= 1 && axes <= kMaxAxes; };
@@ -389,8 +390,9 @@ struct Check {
 
   void located(SymParams& params, const at::Tensor& tensor) const {
     const auto shape = batched(tensor);
-    const char* const channels_name =
-        params.source == Source::kRates ? "the channels of the rates" : "the channels of the offsets";
+    constexpr const char* kNames[] = {
+        "the channels of the rates", "the channels of the offsets", "the channels of theta"};
+    const char* const channels_name = kNames[static_cast<int>(params.source)];
     const auto entries =
         per_tap(params.source) ? product(channels_name, params.groups, taps(params)) : c10::SymInt(params.groups);
     const auto most = parameters_of(params.source, params.axes);
@@ -419,10 +421,11 @@ struct Check {
   }
 
   void order(SymParams& params, c10::IntArrayRef order) const {
+    constexpr const char* kNames[] = {"rates", "offsets", "entries of theta"};
     TORCH_CHECK(
         order.empty() || static_cast<int64_t>(order.size()) == params.parameters, op,
         "(): expected order to have as many entries as a ", per_tap(params.source) ? "tap" : "window", " has ",
-        params.source == Source::kRates ? "rates" : "offsets", ", ", params.parameters, ", but got ", tuple(order));
+        kNames[static_cast<int>(params.source)], ", ", params.parameters, ", but got ", tuple(order));
     for (const auto entry : order) {
       TORCH_CHECK(entry >= 0, op, "(): expected order to be at least 0, but got ", tuple(order));
     }
@@ -585,7 +588,8 @@ SymParams check_convolution(
     const Caller& caller) {
   // deform_conv* knows its groups from the channels of offset alone.
   const bool inferred = caller.model && options.source == name_of(Source::kOffsets);
-  Check check{op, caller, inferred ? "the groups of offset" : "dilation_groups"};
+  const bool affine = caller.model && options.source == name_of(Source::kAffine);
+  Check check{op, caller, inferred ? "the groups of offset" : affine ? "theta_groups" : "dilation_groups"};
   check.tensor("input", input);
   check.tensor("weight", weight);
   const auto axes = caller.axes;

@@ -8,6 +8,7 @@
 namespace ddu {
 
 constexpr int kMaxAxes = 3;
+constexpr int kMaxParameters = kMaxAxes * (kMaxAxes + 1);  // of a window: math/positions.h
 
 // One spatial axis. `Int` is int64_t in the kernels and a symbolic integer while shapes are worked out.
 template <class Int>
@@ -21,8 +22,8 @@ struct Axis {
 };
 
 // What moves the taps of a window: math/positions.h.
-enum class Source : int8_t { kRates, kOffsets };
-constexpr const char* kSourceNames[] = {"rates", "offsets"};
+enum class Source : int8_t { kRates, kOffsets, kAffine };
+constexpr const char* kSourceNames[] = {"rates", "offsets", "affine"};
 constexpr const char* name_of(Source source) { return kSourceNames[static_cast<int>(source)]; }
 
 // What lies outside the image: math/axis.h.

@@ -5,6 +5,7 @@
 #include <ATen/core/enum_tag.h>
 #include <torch/library.h>
 
+#include <array>
 #include <string>
 #include <vector>
 
@@ -32,10 +33,9 @@ TORCH_LIBRARY(ddu, m) {
     define(
         "dynamic_dilation_fold" + suffix + "(Tensor columns, SymInt[" + std::to_string(axes) + "] output_size, " +
         rates + ") -> Tensor");
-    define(
-        "deform_unfold" + std::to_string(axes) + "d(Tensor input, " + window(axes, "Tensor offset, ", "*, ") +
-        ") -> Tensor");
     const auto number = std::to_string(axes);
+    define("deform_unfold" + number + "d(Tensor input, " + window(axes, "Tensor offset, ", "*, ") + ") -> Tensor");
+    define("affine_unfold" + number + "d(Tensor input, " + window(axes, "Tensor theta, ", "*, ") + ") -> Tensor");
     const auto steps = ints(axes) + " stride=1, " + ints(axes) + " padding=0, " + ints(axes) + " dilation=1, ";
     define(
         "dynamic_dilation_conv" + number + "d(Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias=None, " +
@@ -45,6 +45,9 @@ TORCH_LIBRARY(ddu, m) {
     define(
         "deform_conv" + number + "d(Tensor input, Tensor offset, Tensor weight, Tensor? bias=None, " + steps +
         "Tensor? mask=None, *, str padding_mode=\"zeros\") -> Tensor");
+    define(
+        "affine_conv" + number + "d(Tensor input, Tensor weight, Tensor theta, Tensor? bias=None, " + steps +
+        "int groups=1, *, int theta_groups=1, Tensor? mask=None, str padding_mode=\"zeros\") -> Tensor");
   }
 
   // The operators: strictly batched, one each for every number of axes, which the rank of the positions tells.
@@ -82,11 +85,12 @@ TORCH_LIBRARY(ddu, m) {
 
   // Sums of windows, as models call them.
   for (int axes = 1; axes <= 3; ++axes) {
-    for (const bool offsets : {false, true}) {
-      const std::string stem = offsets ? "deform_" : "dynamic_dilation_";
-      const auto number = std::to_string(axes) + "d";
-      const std::string positions = offsets ? "Tensor offset, " : "Tensor dilation_map, ";
-      const std::string aligned = offsets ? "" : "bool aligned=True, ";
+    const auto number = std::to_string(axes) + "d";
+    const std::vector<std::array<std::string, 3>> sources = {
+        {"dynamic_dilation_", "Tensor dilation_map, ", "bool aligned=True, "},
+        {"deform_", "Tensor offset, ", ""},
+        {"affine_", "Tensor theta, ", ""}};
+    for (const auto& [stem, positions, aligned] : sources) {
       define(
           stem + "aggregate" + number + "(Tensor input, Tensor mask, " + window(axes, positions, "*, " + aligned) +
           ") -> Tensor");
@@ -95,8 +99,8 @@ TORCH_LIBRARY(ddu, m) {
           window(axes, positions, "*, int mask_groups=1, " + aligned) + ") -> Tensor");
     }
     define(
-        "dynamic_dilation_max_pool" + std::to_string(axes) + "d(Tensor input, " + ints(axes) +
-        " kernel_size, Tensor dilation_map, " + ints(axes) + " stride=[], " + ints(axes) + " padding=0, " + ints(axes) +
+        "dynamic_dilation_max_pool" + number + "(Tensor input, " + ints(axes) + " kernel_size, Tensor dilation_map, " +
+        ints(axes) + " stride=[], " + ints(axes) + " padding=0, " + ints(axes) +
         " dilation=1, int groups=1, *, bool aligned=True, str padding_mode=\"ignore\") -> (Tensor values, Tensor "
         "taps)");
   }

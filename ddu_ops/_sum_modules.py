@@ -19,6 +19,11 @@ class _DeformAggregate(_Window):
         return self._call(input, mask, positions=offset)
 
 
+class _AffineAggregate(_Window):
+    def forward(self, input: Tensor, mask: Tensor, theta: Tensor) -> Tensor:
+        return self._call(input, mask, positions=theta)
+
+
 class _Correlate(_RateWindow):
     def __init__(
         self,
@@ -42,7 +47,9 @@ class _Correlate(_RateWindow):
         return f"{super().extra_repr()}, mask_groups={self.mask_groups}"
 
 
-class _DeformCorrelate(_Window):
+class _MovedCorrelate(_Window):
+    """From offsets, or affine maps."""
+
     def __init__(
         self,
         kernel_size: Ints,
@@ -57,11 +64,18 @@ class _DeformCorrelate(_Window):
         super().__init__(kernel_size, stride, padding, dilation, groups, padding_mode=padding_mode)
         self.mask_groups = integer(mask_groups, "mask_groups", type(self).__name__, ValueError, least=1)
 
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, mask_groups={self.mask_groups}"
+
+
+class _DeformCorrelate(_MovedCorrelate):
     def forward(self, query: Tensor, input: Tensor, offset: Tensor) -> Tensor:
         return self._call(query, input, positions=offset, mask_groups=self.mask_groups)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, mask_groups={self.mask_groups}"
+
+class _AffineCorrelate(_MovedCorrelate):
+    def forward(self, query: Tensor, input: Tensor, theta: Tensor) -> Tensor:
+        return self._call(query, input, positions=theta, mask_groups=self.mask_groups)
 
 
 class _MaxPool(_RateWindow):
@@ -332,3 +346,105 @@ class DeformCorrelate3d(_DeformCorrelate):
 
     _axes = 3
     _function = staticmethod(sums.deform_correlate3d)
+
+
+class AffineAggregate1d(_AffineAggregate):
+    """The module form of :func:`~ddu_ops.affine_aggregate1d`, with its options, shapes and errors.
+
+    Called with ``(input, mask, theta)``. The constructor also takes the words of
+    :class:`torch.nn.Conv1d` as ``padding_mode``, ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> input, mask = torch.randn(2, 8, 6), torch.rand(2, 3, 6)
+        >>> theta = torch.eye(1, 2).view(1, 2, 1)
+        >>> AffineAggregate1d(3, padding=1)(input, mask, theta).shape
+        torch.Size([2, 8, 6])
+    """
+
+    _axes = 1
+    _function = staticmethod(sums.affine_aggregate1d)
+
+
+class AffineAggregate2d(_AffineAggregate):
+    """The module form of :func:`~ddu_ops.affine_aggregate2d`, with its options, shapes and errors.
+
+    Called with ``(input, mask, theta)``. The constructor also takes the words of
+    :class:`torch.nn.Conv2d` as ``padding_mode``, ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> input, mask = torch.randn(2, 8, 6, 7), torch.rand(2, 9, 6, 7)
+        >>> theta = torch.eye(2, 3).view(1, 6, 1, 1)
+        >>> AffineAggregate2d(3, padding=1)(input, mask, theta).shape
+        torch.Size([2, 8, 6, 7])
+    """
+
+    _axes = 2
+    _function = staticmethod(sums.affine_aggregate2d)
+
+
+class AffineAggregate3d(_AffineAggregate):
+    """The module form of :func:`~ddu_ops.affine_aggregate3d`, with its options, shapes and errors.
+
+    Called with ``(input, mask, theta)``. The constructor also takes the words of
+    :class:`torch.nn.Conv3d` as ``padding_mode``, ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> input, mask = torch.randn(2, 8, 4, 5, 6), torch.rand(2, 27, 4, 5, 6)
+        >>> theta = torch.eye(3, 4).view(1, 12, 1, 1, 1)
+        >>> AffineAggregate3d(3, padding=1)(input, mask, theta).shape
+        torch.Size([2, 8, 4, 5, 6])
+    """
+
+    _axes = 3
+    _function = staticmethod(sums.affine_aggregate3d)
+
+
+class AffineCorrelate1d(_AffineCorrelate):
+    """The module form of :func:`~ddu_ops.affine_correlate1d`, with its options, shapes and errors.
+
+    Called with ``(query, input, theta)``. The constructor also takes the words of
+    :class:`torch.nn.Conv1d` as ``padding_mode``, ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> query, input = torch.randn(2, 2, 8, 6)
+        >>> theta = torch.eye(1, 2).view(1, 2, 1)
+        >>> AffineCorrelate1d(3, padding=1)(query, input, theta).shape
+        torch.Size([2, 3, 6])
+    """
+
+    _axes = 1
+    _function = staticmethod(sums.affine_correlate1d)
+
+
+class AffineCorrelate2d(_AffineCorrelate):
+    """The module form of :func:`~ddu_ops.affine_correlate2d`, with its options, shapes and errors.
+
+    Called with ``(query, input, theta)``. The constructor also takes the words of
+    :class:`torch.nn.Conv2d` as ``padding_mode``, ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> query, input = torch.randn(2, 2, 8, 6, 7)
+        >>> theta = torch.eye(2, 3).view(1, 6, 1, 1)
+        >>> AffineCorrelate2d(3, padding=1)(query, input, theta).shape
+        torch.Size([2, 9, 6, 7])
+    """
+
+    _axes = 2
+    _function = staticmethod(sums.affine_correlate2d)
+
+
+class AffineCorrelate3d(_AffineCorrelate):
+    """The module form of :func:`~ddu_ops.affine_correlate3d`, with its options, shapes and errors.
+
+    Called with ``(query, input, theta)``. The constructor also takes the words of
+    :class:`torch.nn.Conv3d` as ``padding_mode``, ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> query, input = torch.randn(2, 2, 8, 4, 5, 6)
+        >>> theta = torch.eye(3, 4).view(1, 12, 1, 1, 1)
+        >>> AffineCorrelate3d(3, padding=1)(query, input, theta).shape
+        torch.Size([2, 27, 4, 5, 6])
+    """
+
+    _axes = 3
+    _function = staticmethod(sums.affine_correlate3d)

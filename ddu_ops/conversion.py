@@ -14,6 +14,9 @@ from ddu_ops.modules import (
     _CONVOLUTIONS,
     _HOOKS,
     _PADDING_MODES,
+    AffineConv1d,
+    AffineConv2d,
+    AffineConv3d,
     DeformConv1d,
     DeformConv2d,
     DeformConv3d,
@@ -27,6 +30,7 @@ from ddu_ops.modules import (
 _ADAPTIVE: dict[str, tuple[type[Any], ...]] = {
     "rates": (DynamicDilationConv1d, DynamicDilationConv2d, DynamicDilationConv3d),
     "offsets": (DeformConv1d, DeformConv2d, DeformConv3d),
+    "affine": (AffineConv1d, AffineConv2d, AffineConv3d),
 }
 _ALREADY = tuple(kind for kinds in _ADAPTIVE.values() for kind in kinds)
 _OPTIONS = ("dilation_groups", "aligned")  # of adaptive layers alone
@@ -101,9 +105,9 @@ def adapt(
     """Replace convolutions of a model by adaptive layers, which start with the same results.
 
     Each selected layer becomes a :class:`~ddu_ops.DynamicDilationConv2d`, or its counterpart for signals and volumes,
-    or a :class:`~ddu_ops.DeformConv2d`. The layers keep their parameter objects, and so optimiser state, ties and
+    a :class:`~ddu_ops.DeformConv2d` or an :class:`~ddu_ops.AffineConv2d`. The layers keep their parameter objects, and so optimiser state, ties and
     ``requires_grad``; hooks, with the handles that remove them; device, type and mode; and the padding modes
-    ``replicate`` and ``reflect``. The predictors start at rates of one or offsets of zero, so the results of the model
+    ``replicate`` and ``reflect``. The predictors start at rates of one, offsets of zero or the identity, so the results of the model
     are unchanged up to rounding. Layers that are already adaptive are left unchanged, so calling this twice has no
     further effect.
 
@@ -113,7 +117,7 @@ def adapt(
         types: classes of layers. Default: convolutions that are not transposed, including all subclasses.
         where: a function of a layer's name and the layer that returns whether to replace it. Default: layers whose
             kernel has three or more taps on some axis.
-        source: what the new layers predict: ``"rates"`` or ``"offsets"``. Default: ``"rates"``.
+        source: what the new layers predict: ``"rates"``, ``"offsets"`` or ``"affine"``. Default: ``"rates"``.
         options: keyword arguments of the new layers, such as ``bounds``.
 
     Returns:
@@ -180,7 +184,7 @@ def _adaptive(conv: Any, source: str, options: dict[str, Any]) -> nn.Module:
         raise TypeError(f"expected parameters weight and bias, but got {', '.join(others)}, too")
     bare = _bare(conv)
     kind = _ADAPTIVE[source][len(bare.kernel_size) - 1]
-    return kind.from_conv(bare, **({"predict": True, **options} if source == "offsets" else options))
+    return kind.from_conv(bare, **(options if source == "rates" else {"predict": True, **options}))
 
 
 def _others(layer: nn.Module, *known: str) -> list[str]:

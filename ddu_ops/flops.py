@@ -44,14 +44,20 @@ def _touch(positions: Shape) -> int:
 
 
 def _parameters(positions: Shape, source: str, groups: int) -> int:
-    """How many move an entry: the rates of its window, or an offset on every axis."""
+    """How many derivatives an entry is multiplied with: by the rates of its window, or by an offset on every axis.
+
+    Those by the entries of an affine map are multiples of the ones by its shifts, made once for all channels.
+    """
     return positions[1] // groups if source == "rates" else len(positions) - 2
 
 
 def _vanishes(positions: Shape, source: str, order: Sequence[int]) -> bool:
     """Whether so high a derivative is zero. By an axis there is one; the one rate moves the taps along all axes."""
+    axes = len(positions) - 2
+    if source == "affine":  # the entries of a row move the taps along one axis
+        order = [sum(order[first : first + axes + 1]) for first in range(0, len(order), axes + 1)]
     one_rate = source == "rates" and len(order) == 1
-    return max(order, default=0) > (len(positions) - 2 if one_rate else 1)
+    return max(order, default=0) > (axes if one_rate else 1)
 
 
 def _entries(lead: Shape, positions: Shape, window: tuple[Any, ...]) -> int:
@@ -184,10 +190,11 @@ def _sample_backward(
     grad_output: Shape, input: Shape, positions: Shape, source: str, *window: Any, out_shape: Any
 ) -> int:
     touch, parameters = _touch(positions), _parameters(positions, source, window[4] if len(window) > 4 else 1)
-    order = list(_order(window)) or [0] * parameters
+    stride = len(positions) - 1 if source == "affine" else 1  # from one shift to the next
+    order = list(_order(window)) or [0] * (parameters * stride)
     each = 0 if _vanishes(positions, source, order) else touch
     for r in range(parameters):
-        raised = [times + (index == r) for index, times in enumerate(order)]
+        raised = [times + (index == (r + 1) * stride - 1) for index, times in enumerate(order)]
         each += 0 if _vanishes(positions, source, raised) else touch + _REDUCE
     return math.prod(grad_output) * each
 

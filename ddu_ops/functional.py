@@ -363,7 +363,7 @@ def deform_unfold1d(
         >>> deform_unfold1d(signal, 3, offset, padding=1)[0, :, 2]
         tensor([1.5000, 2.5000, 3.5000])
     """
-    return _deform_unfold(1, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+    return _moved_unfold("deform", 1, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
 
 
 def deform_unfold2d(
@@ -410,7 +410,7 @@ def deform_unfold2d(
         >>> torch.equal(deform_unfold2d(input, 3, offset, padding=1), F.unfold(input, 3, padding=1))
         True
     """
-    return _deform_unfold(2, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+    return _moved_unfold("deform", 2, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
 
 
 def deform_unfold3d(
@@ -435,7 +435,114 @@ def deform_unfold3d(
         >>> deform_unfold3d(volume, 3, offset, padding=1).shape
         torch.Size([1, 108, 210])
     """
-    return _deform_unfold(3, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+    return _moved_unfold("deform", 3, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
+
+
+def affine_unfold1d(
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract windows of a signal, each stretched and moved.
+
+    :func:`affine_unfold2d` along one axis: ``input`` is :math:`(B, C, W)`, ``theta`` :math:`(B, 2G, W_{out})`, for
+    every group the factor and the shift, the output :math:`(B, C \, k, L)`; unbatched without the :math:`B`.
+
+    Example:
+        >>> signal, theta = torch.arange(6.0).view(1, 1, 6), torch.tensor([2.0, 0.5]).view(1, 2, 1)
+        >>> affine_unfold1d(signal, 3, theta, padding=1)[0, :, 2]
+        tensor([0.5000, 2.5000, 4.5000])
+    """
+    return _moved_unfold("affine", 1, input, kernel_size, theta, stride, padding, dilation, groups, padding_mode)
+
+
+def affine_unfold2d(
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract sliding windows, each turned, stretched and moved by an affine map of its own.
+
+    The windows of alignment convolution (J. Han et al., "Align Deep Features for Oriented Object Detection", TGRS
+    2021) and of adaptive convolution (T. Vu et al., "Cascade RPN", NeurIPS 2019), which follow boxes; and of any other
+    map that six numbers say. :func:`theta_from_boxes` and :func:`theta_from_rates` make them. With the entries
+    :math:`A` and :math:`s` of ``theta`` for output position :math:`(i, j)`, tap :math:`(m, n)` of the window is the
+    bilinear sample of the input at
+
+    .. math::
+        y &= i \, s_h - p_h + d_h \tfrac{k_h - 1}{2} + s_y + A_{yy} u_y + A_{yx} u_x, \qquad
+        u_y = (m - \tfrac{k_h - 1}{2}) \, d_h \\
+        x &= j \, s_w - p_w + d_w \tfrac{k_w - 1}{2} + s_x + A_{xy} u_y + A_{xx} u_x, \qquad
+        u_x = (n - \tfrac{k_w - 1}{2}) \, d_w
+
+    The identity without a shift makes it :func:`torch.nn.functional.unfold`, :math:`D` times the identity
+    :func:`dynamic_dilation_unfold` with the rate :math:`D`. Gradients of every order flow to ``input`` and to
+    ``theta``.
+
+    Args:
+        input: the image.
+        kernel_size: taps of the window, an int or a pair (height, width).
+        theta: the affine maps, any real numbers. One that is not finite makes its window NaN.
+        stride, padding, dilation, padding_mode: as in :func:`dynamic_dilation_unfold`.
+        groups: number of channel groups that have maps of their own. Default: 1.
+
+    Shape:
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`.
+        - theta: :math:`(B, 6G, H_{out}, W_{out})`: for every group :math:`A_{yy}, A_{yx}, s_y, A_{xy}, A_{xx}, s_x`,
+          the shifts in pixels. (Not the matrix of :func:`torch.nn.functional.affine_grid`, which is x first, in units
+          of half the image, and maps the whole of it.) Without :math:`B` where the input has none; a batch of 1 is
+          broadcast, and so is a grid of :math:`1 \times 1`.
+        - Output: :math:`(B, C \, k_h k_w, L)` or :math:`(C \, k_h k_w, L)`, as of :func:`dynamic_dilation_unfold`.
+
+    Raises:
+        RuntimeError: as in :func:`dynamic_dilation_unfold`.
+
+    Example:
+        >>> input, turned = torch.arange(25.0).view(1, 1, 5, 5), torch.tensor([0.0, 1.0, 0.0, -1.0, 0.0, 0.0])
+        >>> columns = affine_unfold2d(input, 3, turned.view(1, 6, 1, 1), padding=1)  # by a right angle
+        >>> columns[0, :, 12].view(3, 3)
+        tensor([[ 8., 13., 18.],
+                [ 7., 12., 17.],
+                [ 6., 11., 16.]])
+    """
+    return _moved_unfold("affine", 2, input, kernel_size, theta, stride, padding, dilation, groups, padding_mode)
+
+
+def affine_unfold3d(
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Extract windows of a volume, each turned, stretched and moved by an affine map of its own.
+
+    :func:`affine_unfold2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``theta``
+    :math:`(B, 12 G, D_{out}, H_{out}, W_{out})`, for every group and axis, depth first, the row of the matrix and the
+    shift, the output :math:`(B, C \, k_d k_h k_w, L)`; unbatched without the :math:`B`.
+
+    Example:
+        >>> volume, theta = torch.randn(1, 4, 5, 6, 7), torch.eye(3, 4).view(1, 12, 1, 1, 1)
+        >>> affine_unfold3d(volume, 3, theta, padding=1).shape
+        torch.Size([1, 108, 210])
+    """
+    return _moved_unfold("affine", 3, input, kernel_size, theta, stride, padding, dilation, groups, padding_mode)
 
 
 def dynamic_dilation_conv1d(
@@ -619,6 +726,109 @@ def deform_conv3d(
     return _deform_conv(3, input, offset, weight, bias, stride, padding, dilation, mask, padding_mode)
 
 
+def affine_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    theta_groups: int = 1,
+    mask: Tensor | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve a signal with a kernel that is stretched and moved, position by position.
+
+    :func:`affine_conv2d` along one axis: ``input`` is :math:`(B, C, W)`, ``theta`` as in :func:`affine_unfold1d`, all
+    else as in :func:`dynamic_dilation_conv1d`.
+
+    Example:
+        >>> signal, difference = torch.arange(6.0).view(1, 1, 6), torch.tensor([[[-1.0, 0.0, 1.0]]])
+        >>> affine_conv1d(signal, difference, torch.tensor([1.5, 0.5]).view(1, 2, 1), padding=1)[0, 0, 2]
+        tensor(3.)
+    """
+    options = (bias, stride, padding, dilation, groups, theta_groups, mask, padding_mode)
+    return _affine_conv(1, input, weight, theta, *options)
+
+
+def affine_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    theta_groups: int = 1,
+    mask: Tensor | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve with a kernel that is turned, stretched and moved by an affine map, position by position.
+
+    :func:`dynamic_dilation_conv2d` with the windows of :func:`affine_unfold2d`: arguments, layouts, memory and
+    gradients are as there. The identity without a shift makes it :func:`torch.nn.functional.conv2d`, up to the order of
+    the additions.
+
+    Args:
+        input: the image.
+        weight: the kernels, the same for every image or each image's own.
+        theta: the affine maps, any real numbers. One that is not finite makes its window NaN.
+        bias, stride, padding, dilation, groups, mask, padding_mode: as in :func:`dynamic_dilation_conv2d`.
+        theta_groups: number of channel groups that have maps of their own. Default: 1.
+
+    Shape:
+        - theta: :math:`(B, 6G, H_{out}, W_{out})`, as in :func:`affine_unfold2d`.
+        - input, weight, bias, mask, output: as in :func:`dynamic_dilation_conv2d`.
+
+    Types:
+        As in :func:`dynamic_dilation_conv2d`, with ``theta`` in the place of the map.
+
+    Raises:
+        RuntimeError: as in :func:`dynamic_dilation_conv2d`.
+
+    Example:
+        >>> input, weight, theta = torch.randn(2, 8, 6, 7), torch.randn(4, 8, 3, 3), torch.eye(2, 3).view(1, 6, 1, 1)
+        >>> plain = F.conv2d(input, weight, padding=1)
+        >>> torch.allclose(affine_conv2d(input, weight, theta, padding=1), plain, atol=1e-4)
+        True
+    """
+    options = (bias, stride, padding, dilation, groups, theta_groups, mask, padding_mode)
+    return _affine_conv(2, input, weight, theta, *options)
+
+
+def affine_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    theta_groups: int = 1,
+    mask: Tensor | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Convolve a volume with a kernel that is turned, stretched and moved by an affine map, position by position.
+
+    :func:`affine_conv2d` along three axes: ``input`` is :math:`(B, C, D, H, W)`, ``theta`` as in
+    :func:`affine_unfold3d`, all else as in :func:`dynamic_dilation_conv3d`.
+
+    Example:
+        >>> volume, weight = torch.randn(1, 4, 5, 6, 7), torch.randn(2, 4, 3, 3, 3)
+        >>> affine_conv3d(volume, weight, torch.randn(1, 12, 5, 6, 7), padding=1).shape
+        torch.Size([1, 2, 5, 6, 7])
+    """
+    options = (bias, stride, padding, dilation, groups, theta_groups, mask, padding_mode)
+    return _affine_conv(3, input, weight, theta, *options)
+
+
 def grid_size(
     size: Ints, kernel_size: Ints, stride: Ints = 1, padding: Ints | str = 0, dilation: Ints = 1
 ) -> tuple[int, ...]:
@@ -679,9 +889,9 @@ def _check_same(name: str, stride: Sequence[int]) -> None:
 
 _UNFOLD = ("dynamic_dilation_unfold1d", "dynamic_dilation_unfold", "dynamic_dilation_unfold3d")
 _FOLD = ("dynamic_dilation_fold1d", "dynamic_dilation_fold", "dynamic_dilation_fold3d")
-_DEFORM_UNFOLD = ("deform_unfold1d", "deform_unfold2d", "deform_unfold3d")
 _CONV = ("dynamic_dilation_conv1d", "dynamic_dilation_conv2d", "dynamic_dilation_conv3d")
 _DEFORM_CONV = ("deform_conv1d", "deform_conv2d", "deform_conv3d")
+_AFFINE_CONV = ("affine_conv1d", "affine_conv2d", "affine_conv3d")
 
 
 def _unfold(
@@ -715,26 +925,28 @@ def _unfold(
     )
 
 
-def _deform_unfold(
+def _moved_unfold(
+    kind: str,
     axes: int,
     input: Tensor,
     kernel_size: Ints,
-    offset: Tensor,
+    positions: Tensor,
     stride: Ints,
     padding: Ints | str,
     dilation: Ints,
     groups: int,
     padding_mode: str,
 ) -> Tensor:
-    if _looks_at_sizes(offset, padding) and has_torch_function((input,)):
-        arguments = (axes, input, kernel_size, offset, stride, padding, dilation, groups, padding_mode)
-        return handle_torch_function(_deform_unfold, (input,), *arguments)
-    name = _DEFORM_UNFOLD[axes - 1]
+    """From offsets, or affine maps."""
+    if _looks_at_sizes(positions, padding) and has_torch_function((input,)):
+        arguments = (kind, axes, input, kernel_size, positions, stride, padding, dilation, groups, padding_mode)
+        return handle_torch_function(_moved_unfold, (input,), *arguments)
+    name = f"{kind}_unfold{axes}d"
     _require_image(input, "input", name)
-    require_tensor(offset, "offset", name)
+    require_tensor(positions, "theta" if kind == "affine" else "offset", name)
     groups = integer(groups, "groups", name)
     input, *window = _window(axes, name, input, kernel_size, stride, padding, dilation, padding_mode)
-    return getattr(torch.ops.ddu, name)(input, window[0], offset, *window[1:], groups, padding_mode=padding_mode)
+    return getattr(torch.ops.ddu, name)(input, window[0], positions, *window[1:], groups, padding_mode=padding_mode)
 
 
 def _conv(
@@ -794,6 +1006,33 @@ def _deform_conv(
     require_tensor(offset, "offset", name)
     input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
     return getattr(torch.ops.ddu, name)(input, offset, weight, bias, *steps, mask, padding_mode=padding_mode)
+
+
+def _affine_conv(
+    axes: int,
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None,
+    stride: Ints,
+    padding: Ints | str,
+    dilation: Ints,
+    groups: int,
+    theta_groups: int,
+    mask: Tensor | None,
+    padding_mode: str,
+) -> Tensor:
+    if _looks_at_sizes(theta, padding) and has_torch_function((input, weight)):
+        options = (bias, stride, padding, dilation, groups, theta_groups, mask, padding_mode)
+        return handle_torch_function(_affine_conv, (input, weight), axes, input, weight, theta, *options)
+    name = _AFFINE_CONV[axes - 1]
+    _require_tensors(name, input, weight, bias, mask)
+    require_tensor(theta, "theta", name)
+    input, *steps = _steps(axes, name, input, weight, stride, padding, dilation, padding_mode)
+    groups, theta_groups = integer(groups, "groups", name), integer(theta_groups, "theta_groups", name)
+    return getattr(torch.ops.ddu, name)(
+        input, weight, theta, bias, *steps, groups, theta_groups=theta_groups, mask=mask, padding_mode=padding_mode
+    )
 
 
 def _fold(
@@ -1051,3 +1290,153 @@ def to_offsets(
     shape = (rates.shape[0], dilation_groups, *kernel_size, *rates.shape[2:])
     stacked = torch.stack([offset.expand(shape) for offset in offsets], 2 + axes)
     return stacked.flatten(1, 2 + axes).to(dilation_map.dtype)
+
+
+def theta_from_rates(
+    dilation_map: Tensor, angle: Tensor | None = None, shift: Tensor | None = None, groups: int = 1
+) -> Tensor:
+    r"""Affine maps that stretch a window, turn it, and move it: ``theta`` of :func:`affine_unfold2d`.
+
+    .. math::
+        \begin{pmatrix} A_{yy} & A_{yx} \\ A_{xy} & A_{xx} \end{pmatrix} =
+        \begin{pmatrix} \cos \varphi & \sin \varphi \\ -\sin \varphi & \cos \varphi \end{pmatrix}
+        \begin{pmatrix} D_h & 0 \\ 0 & D_w \end{pmatrix}
+
+    so the angle :math:`\varphi` turns the x axis towards the y axis, clockwise where y points down. Along three axes it
+    turns within the last two. Gradients flow to all three tensors.
+
+    Args:
+        dilation_map: the rates, as in :func:`dynamic_dilation_unfold`.
+        angle: how far a window is turned, in radians. Default: not at all.
+        shift: how far its centre is moved, in pixels. Default: not at all.
+        groups: the number of groups that the maps are for. Default: 1.
+
+    Shape:
+        - dilation_map: :math:`(B, G, H_{out}, W_{out})` or :math:`(B, 2G, H_{out}, W_{out})`, or as many axes as the
+          windows have.
+        - angle: :math:`(B, G, H_{out}, W_{out})`.
+        - shift: :math:`(B, 2G, H_{out}, W_{out})`: for every group down, then to the right.
+        - Output: :math:`(B, 6G, H_{out}, W_{out})`, in float32 at least. Sizes of 1 of the three are broadcast.
+
+    Raises:
+        RuntimeError: for tensors of other shapes, and an angle along one axis.
+
+    Example:
+        >>> rates = torch.full((1, 1, 6, 7), 2.0)
+        >>> theta = theta_from_rates(rates)
+        >>> input = torch.randn(1, 4, 6, 7)
+        >>> stretched = dynamic_dilation_unfold(input, 3, rates, padding=1)
+        >>> torch.allclose(affine_unfold2d(input, 3, theta, padding=1), stretched, atol=1e-5)
+        True
+        >>> theta_from_rates(rates, angle=torch.full((1, 1, 1, 1), 0.5)).shape
+        torch.Size([1, 6, 6, 7])
+    """
+    tensors = tuple(t for t in (dilation_map, angle, shift) if t is not None)
+    if has_torch_function(tensors):
+        return handle_torch_function(theta_from_rates, tensors, dilation_map, angle, shift, groups)
+    name = "theta_from_rates"
+    groups = integer(groups, "groups", name, least=1)
+    axes = dilation_map.dim() - 2
+
+    def grouped(argument: str, tensor: Tensor, most: Sequence[int]) -> Tensor:
+        """``(B, G, parameters, *out)``, for as many parameters as ``most`` has."""
+        channels = sorted({groups * n for n in most})
+        if axes not in (1, 2, 3) or tensor.dim() != axes + 2 or tensor.shape[1] not in channels:
+            out = ", ".join(("D_out", "H_out", "W_out")[-(axes if axes in (1, 2, 3) else 2) :])
+            shapes = " or ".join(f"(B, {n}, {out})" for n in channels)
+            raise RuntimeError(f"{name}(): expected {argument} of shape {shapes}, but got {tuple(tensor.shape)}")
+        return at_least_float32(tensor).unflatten(1, (groups, -1))
+
+    rates = grouped("dilation_map", dilation_map, (1, axes))
+    rates = rates.expand(-1, -1, axes, *[-1] * axes)
+    rows = [[torch.zeros_like(rates[:, :, 0])] * axes for _ in range(axes)]
+    for axis in range(axes):
+        rows[axis][axis] = rates[:, :, axis]
+    if angle is not None:
+        if axes == 1:
+            raise RuntimeError(f"{name}(): expected angle to be None along one axis, but got a tensor")
+        turn = grouped("angle", angle, (1,))[:, :, 0]
+        down, right = rates[:, :, -2], rates[:, :, -1]
+        rows[-2][-2:] = [turn.cos() * down, turn.sin() * right]
+        rows[-1][-2:] = [-turn.sin() * down, turn.cos() * right]
+    moved = [torch.zeros_like(rates[:, :, 0])] * axes
+    if shift is not None:
+        moved = list(grouped("shift", shift, (axes,)).unbind(2))
+    return _theta([[*row, move] for row, move in zip(rows, moved, strict=True)])
+
+
+def theta_from_boxes(
+    boxes: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+) -> Tensor:
+    r"""Affine maps with which windows fill boxes: ``theta`` of :func:`affine_unfold2d`.
+
+    A box is divided into :math:`k_h \times k_w` cells, and the taps lie on the centres of these, as in alignment
+    convolution (J. Han et al., "Align Deep Features for Oriented Object Detection", TGRS 2021) and Cascade RPN's
+    adaptive convolution (T. Vu et al., NeurIPS 2019). Gradients flow to the boxes.
+
+    Args:
+        boxes: a box for every output position, x before y, as detectors have them: the centre :math:`x, y`, the width
+            and the height, in pixels of the input, where the centre of the first pixel is 0; and the angle, if there
+            is one, in radians, by which the x axis is turned towards the y axis: clockwise where y points down. Boxes
+            in pixels of an image of which the input is a feature map are divided by its stride first.
+        kernel_size, stride, padding, dilation: those that :func:`affine_unfold2d` is called with.
+        groups: number of boxes of a position, for as many groups of channels. Default: 1.
+
+    Shape:
+        - boxes: :math:`(B, 4G, H_{out}, W_{out})` or, with angles, :math:`(B, 5G, H_{out}, W_{out})`.
+        - Output: :math:`(B, 6G, H_{out}, W_{out})`, in float32 at least.
+
+    Raises:
+        RuntimeError: for boxes of another shape.
+
+    Example:
+        >>> input = torch.arange(49.0).view(1, 1, 7, 7)
+        >>> box = torch.tensor([3.0, 3.0, 6.0, 3.0]).view(1, 4, 1, 1).expand(1, 4, 7, 7)  # wider than high
+        >>> theta = theta_from_boxes(box, 3, padding=1)
+        >>> affine_unfold2d(input, 3, theta, padding=1)[0, :, 0].view(3, 3)  # the same box everywhere
+        tensor([[15., 17., 19.],
+                [22., 24., 26.],
+                [29., 31., 33.]])
+    """
+    if has_torch_function((boxes,)):
+        return handle_torch_function(theta_from_boxes, (boxes,), boxes, kernel_size, stride, padding, dilation, groups)
+    name = "theta_from_boxes"
+    groups = integer(groups, "groups", name, least=1)
+    if boxes.dim() != 4 or boxes.shape[1] not in (4 * groups, 5 * groups):
+        shapes = " or ".join(f"(B, {n * groups}, H_out, W_out)" for n in (4, 5))
+        raise RuntimeError(f"{name}(): expected boxes of shape {shapes}, but got {tuple(boxes.shape)}")
+    kernel_size, stride, dilation = (
+        ints(option, 2, argument, name, least=1)
+        for option, argument in ((kernel_size, "kernel_size"), (stride, "stride"), (dilation, "dilation"))
+    )
+    reach = [d * (k - 1) for d, k in zip(dilation, kernel_size, strict=True)]
+    if isinstance(padding, str) and padding in PADDING_WORDS:
+        if padding == "same":
+            _check_same(name, stride)
+        before = tuple(r // 2 if padding == "same" else 0 for r in reach)
+    else:
+        before = ints(padding, 2, "padding", name, words=PADDING_WORDS, least=0)
+    x, y, width, height, *angle = at_least_float32(boxes).unflatten(1, (groups, -1)).unbind(2)
+    turn = angle[0] if angle else torch.zeros_like(x)
+    down, right = height / (kernel_size[0] * dilation[0]), width / (kernel_size[1] * dilation[1])
+    centre_y, centre_x = (
+        torch.arange(n, device=x.device, dtype=x.dtype) * s - p + r / 2
+        for n, s, p, r in zip(boxes.shape[2:], stride, before, reach, strict=True)
+    )
+    return _theta(
+        [
+            [turn.cos() * down, turn.sin() * right, y - centre_y.unsqueeze(1)],
+            [-turn.sin() * down, turn.cos() * right, x - centre_x],
+        ]
+    )
+
+
+def _theta(rows: list[list[Tensor]]) -> Tensor:
+    """From the entries ``(B, G, *out)``, row by row, each with its shift at the end."""
+    entries = torch.broadcast_tensors(*(entry for row in rows for entry in row))
+    return torch.stack(entries, 2).flatten(1, 2)

@@ -12,6 +12,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 from ddu_ops._options import Ints, integer, ints, one_or_more, require_tensor, several
 from ddu_ops.functional import (
     PADDING_WORDS,
+    affine_conv1d,
+    affine_conv2d,
+    affine_conv3d,
+    affine_unfold1d,
+    affine_unfold2d,
+    affine_unfold3d,
     at_least_float32,
     deform_conv1d,
     deform_conv2d,
@@ -313,6 +319,53 @@ def starts_without(predictor: nn.Module, state_dict: dict[str, Any], prefix: str
             # A parameter on meta is replaced by what is loaded.
             zeros = torch.zeros_like(parameter, device=device if parameter.is_meta else parameter.device)
             state_dict[f"{prefix}{name}.{key}"] = zeros
+
+
+class _AffineUnfold(_Window):
+    def forward(self, input: Tensor, theta: Tensor) -> Tensor:
+        return self._call(input, positions=theta)
+
+
+class AffineUnfold1d(_AffineUnfold):
+    """The module form of :func:`~ddu_ops.affine_unfold1d`: see :class:`AffineUnfold2d`.
+
+    Example:
+        >>> unfold = AffineUnfold1d(3, padding=1)
+        >>> unfold(torch.randn(2, 8, 9), torch.randn(2, 2, 9)).shape
+        torch.Size([2, 24, 9])
+    """
+
+    _axes = 1
+    _function = staticmethod(affine_unfold1d)
+
+
+class AffineUnfold2d(_AffineUnfold):
+    """Extract sliding windows, each turned, stretched and moved by an affine map of its own.
+
+    The module form of :func:`~ddu_ops.affine_unfold2d`, with its arguments, shapes and errors; the maps are an argument
+    of the call. As ``padding_mode`` it also takes ``"replicate"`` and ``"reflect"``.
+
+    Example:
+        >>> unfold = AffineUnfold2d(3, padding=1)
+        >>> unfold(torch.randn(2, 8, 5, 5), torch.randn(2, 6, 5, 5)).shape
+        torch.Size([2, 72, 25])
+    """
+
+    _axes = 2
+    _function = staticmethod(affine_unfold2d)
+
+
+class AffineUnfold3d(_AffineUnfold):
+    """The module form of :func:`~ddu_ops.affine_unfold3d`: see :class:`AffineUnfold2d`.
+
+    Example:
+        >>> unfold = AffineUnfold3d(3, padding=1)
+        >>> unfold(torch.randn(1, 4, 5, 5, 5), torch.randn(1, 12, 5, 5, 5)).shape
+        torch.Size([1, 108, 125])
+    """
+
+    _axes = 3
+    _function = staticmethod(affine_unfold3d)
 
 
 class _StartsAtZero(nn.Module):
@@ -630,6 +683,74 @@ class OffsetPredictor(_StartsAtZero):
             f"{super().extra_repr()}, offset_groups={self.offset_groups}, mask={self.mask}, bound={self.bound}, "
             f"moved={self.moved}"
         )
+
+
+class AffinePredictor(_StartsAtZero):
+    r"""A convolution that predicts the affine maps of windows: the identity, plus what it makes of its input.
+
+    The weights start at zero, so what reads the maps starts as the plain convolution, and learns from the first step
+    on.
+
+    Args:
+        in_channels: channels of the input.
+        kernel_size, stride, padding, dilation: as in :class:`torch.nn.Conv2d`; those of the layer that reads the maps,
+            which then have the size that the layer expects.
+        theta_groups: number of channel groups that get maps of their own. Default: 1.
+        axes: spatial axes of the input, one to three. Default: 2.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Shape:
+        - input: :math:`(B, C, H, W)` or :math:`(C, H, W)`, or as many axes as ``axes`` says.
+        - Output: ``theta``, as in :func:`~ddu_ops.affine_conv2d`, in float32 where the input is of a half type.
+
+    Raises:
+        ValueError: for a number of axes that there is not, and options that are too small.
+
+    Example:
+        >>> theta = AffinePredictor(8, 3, padding=1)(torch.randn(2, 8, 6, 7))
+        >>> theta[0, :, 3, 3]
+        tensor([1., 0., 0., 0., 1., 0.], grad_fn=<SelectBackward0>)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        *,
+        theta_groups: int = 1,
+        axes: int = 2,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = "AffinePredictor"
+        axes = integer(axes, "axes", name, ValueError)
+        if axes not in (1, 2, 3):
+            raise ValueError(f"{name}(): expected axes to be 1, 2 or 3, but got {axes}")
+        theta_groups = integer(theta_groups, "theta_groups", name, ValueError, least=1)
+        super().__init__(
+            integer(in_channels, "in_channels", name, ValueError, least=0),
+            theta_groups * axes * (axes + 1),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            axes=axes,
+            device=device,
+            dtype=dtype,
+        )
+        self.theta_groups = theta_groups
+
+    def forward(self, input: Tensor) -> Tensor:
+        check_input("AffinePredictor", input, self.axes, self.in_channels)
+        change = at_least_float32(super().forward(input))
+        identity = torch.eye(self.axes, self.axes + 1, dtype=change.dtype, device=change.device)
+        return change + identity.flatten().repeat(self.theta_groups)[(..., *[None] * self.axes)]
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, theta_groups={self.theta_groups}"
 
 
 # Attributes that a subclass or an object may redefine without changing the result. (Python's own first.)
@@ -1105,6 +1226,145 @@ class DeformConv3d(_DeformConv, nn.Conv3d):
 
     _axes = 3
     _function = staticmethod(deform_conv3d)
+
+
+class _AffineConv(_Convolution):
+    _predictor = "theta"
+    theta: AffinePredictor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Ints,
+        stride: Ints = 1,
+        padding: Ints | str = 0,
+        dilation: Ints = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        predict: bool = False,
+        theta_groups: int = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        name = f"AffineConv{self._axes}d"
+        window, options = (kernel_size, stride, padding, dilation), {"device": device, "dtype": dtype}
+        in_channels = integer(in_channels, "in_channels", name, ValueError, least=0)
+        theta_groups = integer(theta_groups, "theta_groups", name, ValueError, least=1)
+        if in_channels % theta_groups:
+            raise ValueError(
+                f"{name}(): expected theta_groups to divide in_channels = {in_channels}, but got {theta_groups}"
+            )
+        self._start(name, (in_channels, out_channels), window, groups, bias, padding_mode, options)
+        self.theta_groups = theta_groups
+        self.theta = None
+        if predict:
+            self.theta = AffinePredictor(
+                in_channels,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                self.dilation,
+                theta_groups=theta_groups,
+                axes=self._axes,
+                **options,
+            )
+
+    def forward(self, input: Tensor, theta: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        check_input(type(self).__name__, input, self._axes, self.in_channels)
+        if self.theta is None:
+            if theta is None:
+                raise RuntimeError(
+                    f"AffineConv{self._axes}d(): expected theta to be a tensor, because the layer predicts none, but "
+                    "got None"
+                )
+        elif theta is None or _may_be_left_out(theta):
+            theta = _given_or(theta, self.theta(input))
+        return type(self)._function(
+            input,
+            self.weight,
+            theta,
+            self.bias,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            theta_groups=self.theta_groups,
+            mask=mask,
+            padding_mode=self.padding_mode,
+        )
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, theta_groups={self.theta_groups}"
+
+
+class AffineConv1d(_AffineConv, nn.Conv1d):
+    """The module form of :func:`~ddu_ops.affine_conv1d`: see :class:`AffineConv2d`.
+
+    Example:
+        >>> layer = AffineConv1d(8, 4, 3, padding=1, predict=True)
+        >>> layer(torch.randn(2, 8, 9)).shape
+        torch.Size([2, 4, 9])
+    """
+
+    _axes = 1
+    _function = staticmethod(affine_conv1d)
+
+
+class AffineConv2d(_AffineConv, nn.Conv2d):
+    """A convolution whose windows are turned, stretched and moved by affine maps, which it takes or predicts.
+
+    The module form of :func:`~ddu_ops.affine_conv2d`. Its first arguments and its parameters are those of
+    :class:`torch.nn.Conv2d`. With ``predict`` it makes the maps of its input by an :class:`AffinePredictor` with the
+    window of the layer, and starts as the ``Conv2d`` with the same weights, up to the order of the additions. It is a
+    ``Conv2d``, as :class:`DynamicDilationConv2d` is.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
+            :class:`torch.nn.Conv2d`.
+        predict: predict the maps where a call brings none. Default: every call brings them.
+        theta_groups: number of channel groups that have maps of their own. Default: 1.
+        padding_mode: as in :func:`~ddu_ops.affine_conv2d`, or in the words of :class:`torch.nn.Conv2d`, ``"replicate"``
+            and ``"reflect"``. The predictor pads with zeros.
+        device, dtype: as in :class:`torch.nn.Conv2d`.
+
+    Attributes:
+        weight, bias: as in :class:`torch.nn.Conv2d`.
+        theta: the predictor, or ``None``.
+
+    Shape:
+        As in :func:`~ddu_ops.affine_conv2d`. ``forward(input, theta=None, mask=None)`` takes the maps from the
+        predictor where they are not given.
+
+    Raises:
+        RuntimeError: in a call, as :func:`~ddu_ops.affine_conv2d`; without a predictor and without maps.
+        ValueError: from the constructor, for channels that ``groups`` or ``theta_groups`` do not divide, and for an
+            unknown ``padding_mode``.
+
+    Example:
+        >>> layer = AffineConv2d(8, 4, 3, padding=1, predict=True)
+        >>> input = torch.randn(2, 8, 6, 7)
+        >>> torch.allclose(layer(input), F.conv2d(input, layer.weight, layer.bias, padding=1), atol=1e-5)
+        True
+    """
+
+    _axes = 2
+    _function = staticmethod(affine_conv2d)
+
+
+class AffineConv3d(_AffineConv, nn.Conv3d):
+    """The module form of :func:`~ddu_ops.affine_conv3d`: see :class:`AffineConv2d`.
+
+    Example:
+        >>> layer = AffineConv3d(8, 4, 3, padding=1, predict=True)
+        >>> layer(torch.randn(2, 8, 5, 6, 7)).shape
+        torch.Size([2, 4, 5, 6, 7])
+    """
+
+    _axes = 3
+    _function = staticmethod(affine_conv3d)
 
 
 def convert_mmcv(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

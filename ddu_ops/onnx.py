@@ -81,17 +81,22 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         return [ints(option, axes, "an option", "translations") for option in options]
 
     def taps_of(kernel_size: Sequence[int], source: str, **options: Any) -> tuple[Any, Any]:
-        """Where the taps of the first window lie with parameters of zero, and how far one moves them: each (N, K)."""
+        """Where the taps of the first window lie with parameters of zero, and how far one moves them: each (N, K).
+
+        Of an affine map, the identity.
+        """
         axes, taps = len(kernel_size), math.prod(kernel_size)
-        parameters = torch.zeros(1, axes if source == "rates" else axes * taps, *[1] * axes, dtype=torch.float64)
+        ones = torch.ones(axes if source == "rates" else axes * taps, dtype=torch.float64)
+        ones = torch.eye(axes, axes + 1, dtype=torch.float64).flatten() if source == "affine" else ones
+        ones = ones.view(1, -1, *[1] * axes)
 
         def places(parameters: torch.Tensor) -> Any:
             along = reference.positions(parameters, source, kernel_size, **options)
             full = [(pixel + moved).expand(1, 1, *kernel_size, *[1] * axes) for pixel, moved in along]
             return torch.stack([place.flatten() for place in full]).numpy()
 
-        first = places(parameters)
-        return first, places(parameters + 1) - first
+        first = places(0 * ones)
+        return first, places(ones) - first
 
     def moved_taps(positions: Any, source: str, slope: Any, groups: int) -> tuple[Any, Any]:
         """How far the taps are moved, (B, G, K, N, *out), where a parameter is not finite not at all.
@@ -99,12 +104,17 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
         And what makes up for that, (B, G, K or 1, 1, *out): 1, or NaN for what such a parameter moves.
         """
         axes, taps = slope.shape
-        parts = (1, -1) if source == "rates" else (taps, axes)
+        parts = (1, -1) if source != "offsets" else (taps, axes)
         grid = op.Shape(positions, start=2)
         parameters = op.Reshape(op.Cast(positions, to=to), shape(size(positions, 0), groups, *parts, grid))
         not_finite = op.Or(op.IsNaN(parameters), op.IsInf(parameters))
         unit = op.ReduceProd(op.Where(not_finite, real(np.nan), real(1)), shape(3))
         parameters = op.Where(not_finite, real(0), parameters)
+        if source == "affine":  # rows of matrix and shift, times the taps' places and one
+            rows = op.Reshape(parameters, shape(size(positions, 0), groups, axes, axes + 1, -1))
+            places = real(np.concatenate([slope.T, np.ones((taps, 1))], axis=1))
+            moved = op.Einsum(rows, places, equation="bgnel,te->bgtnl")
+            return op.Reshape(moved, shape(size(positions, 0), groups, taps, axes, grid)), unit
         return op.Mul(parameters, real(slope.T.reshape(1, 1, taps, axes, *[1] * axes))), unit
 
     def per_tap(values: Any, axes: int) -> Any:
@@ -263,7 +273,7 @@ def translations(dtype: torch.dtype = torch.float64) -> dict[Callable[..., Any],
             )
         # What is not finite makes NaN of the taps that it moves, and of them alone.
         by_tap = op.Reshape(columns, shape(size(positions, 0), groups, channels // groups, taps, -1))
-        factors = op.Reshape(unit, shape(size(positions, 0), groups, 1, 1 if source == "rates" else taps, -1))
+        factors = op.Reshape(unit, shape(size(positions, 0), groups, 1, taps if source == "offsets" else 1, -1))
         return op.Reshape(op.Mul(by_tap, factors), shape(size(positions, 0), channels * taps, -1))
 
     # ---- Their annotations tell the exporter what is a tensor and what an attribute.

@@ -533,18 +533,24 @@ class _Follow(TorchDispatchMode):
         return windows
 
     def _dynamic(self, given: dict[str, Any]) -> list[tuple[Number, Number, Number]]:
-        """With the largest rates, or the largest offsets, that the call has."""
+        """With the largest rates, the largest offsets or the furthest taps of affine maps that the call has."""
         kernel_size = self._along(given.get("kernel_size") or given["weight"].shape[-self.axes :])
-        options = (self._along(given[name]) for name in ("stride", "padding", "dilation"))
+        strides, paddings, dilations = (self._along(given[name]) for name in ("stride", "padding", "dilation"))
         positions = given["positions"] if "positions" in given else given["dilation_map"]
         windows: list[tuple[Number, Number, Number]] = []
         groups = given.get("dilation_groups", given.get("groups", 1))
-        for axis, (k, s, p, d) in enumerate(zip(kernel_size, *options, strict=True)):
+        for axis, (k, s, p, d) in enumerate(zip(kernel_size, strides, paddings, dilations, strict=True)):
             if given.get("source", "rates") == "rates":
                 per_axis = positions.shape[1] == self.axes * groups and self.axes > 1
                 rates = positions[:, axis :: self.axes] if per_axis else positions
                 rate = rates.abs().max().item() if rates.numel() else 0.0
                 low, high = pixels(interval(Layer(k, s, p, d, rate, given["aligned"]), (0, 0)))
+            elif given["source"] == "affine":
+                rows = positions.unflatten(1, (-1, self.axes, self.axes + 1))[:, :, axis].unbind(2)
+                reach = [(t - 1) * e / 2 for t, e in zip(kernel_size, dilations, strict=True)]
+                half = sum(entry.abs() * r for entry, r in zip(rows, reach, strict=False))
+                ends = ((rows[-1] - half).min().item(), (rows[-1] + half).max().item()) if half.numel() else (0.0, 0.0)
+                low, high = math.floor(ends[0] + reach[axis] - p), math.ceil(ends[1] + reach[axis] - p)
             else:
                 offsets = positions[:, axis :: self.axes]
                 ends = (offsets.min().item(), offsets.max().item()) if offsets.numel() else (0.0, 0.0)

@@ -43,8 +43,8 @@ def sample(
 
     Args:
         parameters: the parameters of the positions. Their rank determines the number of axes, N.
-        source: what the parameters are: ``"rates"``, ``(B, G, *out)`` or ``(B, G * N, *out)``, or ``"offsets"``,
-            ``(B, G * K * N, *out)``.
+        source: what the parameters are: ``"rates"``, ``(B, G, *out)`` or ``(B, G * N, *out)``; ``"offsets"``,
+            ``(B, G * K * N, *out)``; or ``"affine"``, ``(B, G * N * (N + 1), *out)``.
     """
     batch, channels, *size = input.shape
     groups = integer(groups, "groups", "reference")
@@ -166,19 +166,34 @@ def positions(
     reach = max(1, *(d * (k - 1) for d, k in zip(dilation, kernel, strict=True)))
     if source == "rates":
         moved = _poisoned(parameters.unflatten(1, (groups, -1)), 2, reach)[(slice(None),) * 3 + (None,) * axes]
+    elif source == "affine":
+        whole = _poisoned(parameters.unflatten(1, (groups, -1)), 2, (axes + 1) * reach)
+        moved = whole[(slice(None),) * 3 + (None,) * axes].unflatten(2, (axes, axes + 1))
     else:
         moved = _poisoned(parameters.unflatten(1, (groups, *kernel, axes)), 2 + axes, reach).movedim(2 + axes, 2)
+
+    def number(axis: int) -> Tensor:
+        """Of the taps along an axis."""
+        return torch.arange(kernel[axis], device=moved.device).view(-1, *[1] * (2 * axes - 1 - axis))
+
+    def distance(axis: int) -> Tensor:
+        """Of the taps from the window's centre at rate one."""
+        return (2 * number(axis) - (kernel[axis] - 1)).to(moved.dtype) * (dilation[axis] / 2)
 
     found = []
     for axis, (k, s, p, d) in enumerate(zip(kernel, stride, padding, dilation, strict=True)):
         own = moved[:, :, min(axis, moved.shape[2] - 1)]  # one rate moves the taps along all axes
-        m = torch.arange(k, device=own.device).view(-1, *[1] * (2 * axes - 1 - axis))
         i = torch.arange(out[axis], device=own.device).view(-1, *[1] * (axes - 1 - axis))
+        centre = d * (k - 1) if aligned or source == "affine" else 0  # in halves of a pixel
         if source == "rates":
-            centre = d * (k - 1) if aligned else 0  # in halves of a pixel
-            tap = (2 * m - (k - 1)).to(own.dtype) * (d / 2)
-            found.append((i * s - p + centre // 2, centre % 2 / 2 + tap * own))
+            found.append((i * s - p + centre // 2, centre % 2 / 2 + distance(axis) * own))
+        elif source == "affine":
+            displacement = own[:, :, axes]
+            for e in range(axes):
+                displacement = displacement + distance(e) * own[:, :, e]
+            found.append((i * s - p + centre // 2, centre % 2 / 2 + displacement))
         else:
+            m = number(axis)
             found.append((i * s - p + m * d, own))
     return found
 
@@ -566,6 +581,57 @@ def deform_unfold3d(
     return _unfold(3, input, offset, "offsets", kernel_size, stride, padding, dilation, groups, True, padding_mode)
 
 
+def affine_unfold1d(
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.affine_unfold1d` computes."""
+    return _unfold(1, input, theta, "affine", kernel_size, stride, padding, dilation, groups, True, padding_mode)
+
+
+def affine_unfold2d(
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.affine_unfold2d` computes.
+
+    Example:
+        >>> input, theta = torch.randn(2, 4, 6, 7), torch.eye(2, 3).view(1, 6, 1, 1)
+        >>> torch.equal(reference.affine_unfold2d(input, 3, theta), F.unfold(input, 3))
+        True
+    """
+    return _unfold(2, input, theta, "affine", kernel_size, stride, padding, dilation, groups, True, padding_mode)
+
+
+def affine_unfold3d(
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.affine_unfold3d` computes."""
+    return _unfold(3, input, theta, "affine", kernel_size, stride, padding, dilation, groups, True, padding_mode)
+
+
 def dynamic_dilation_conv1d(
     input: Tensor,
     weight: Tensor,
@@ -686,6 +752,69 @@ def deform_conv3d(
 ) -> Tensor:
     """What :func:`ddu_ops.deform_conv3d` computes."""
     return _deform_conv(3, input, offset, weight, bias, mask, stride, padding, dilation, padding_mode)
+
+
+def affine_conv1d(
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    theta_groups: int = 1,
+    mask: Tensor | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.affine_conv1d` computes."""
+    options = ("affine", stride, padding, dilation, groups, theta_groups, True, padding_mode)
+    return _conv(1, input, weight, theta, bias, mask, *options)
+
+
+def affine_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    theta_groups: int = 1,
+    mask: Tensor | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.affine_conv2d` computes.
+
+    Example:
+        >>> input, weight, theta = torch.randn(2, 4, 6, 7), torch.randn(3, 4, 3, 3), torch.eye(2, 3).view(1, 6, 1, 1)
+        >>> torch.allclose(reference.affine_conv2d(input, weight, theta), F.conv2d(input, weight), atol=1e-5)
+        True
+    """
+    options = ("affine", stride, padding, dilation, groups, theta_groups, True, padding_mode)
+    return _conv(2, input, weight, theta, bias, mask, *options)
+
+
+def affine_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    theta: Tensor,
+    bias: Tensor | None = None,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    theta_groups: int = 1,
+    mask: Tensor | None = None,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    """What :func:`ddu_ops.affine_conv3d` computes."""
+    options = ("affine", stride, padding, dilation, groups, theta_groups, True, padding_mode)
+    return _conv(3, input, weight, theta, bias, mask, *options)
 
 
 # ---- Dilated convolution with learnable spacings ----

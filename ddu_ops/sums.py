@@ -276,6 +276,120 @@ def deform_aggregate3d(
     )
 
 
+def affine_aggregate1d(
+    input: Tensor,
+    mask: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Add up the taps of every window of a signal, placed by an affine map, each multiplied by a factor.
+
+    Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, W)`, ``mask`` :math:`(B, M \, k,
+    W_{out})`, the output :math:`(B, C, W_{out})`; ``theta`` is as in :func:`ddu_ops.affine_unfold1d`; unbatched
+    without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> input, mask = torch.randn(2, 8, 6), torch.rand(2, 6, 6)
+        >>> affine_aggregate1d(input, mask, 3, torch.eye(1, 2).view(1, 2, 1), padding=1).shape
+        torch.Size([2, 8, 6])
+    """
+    return _call(
+        "affine_aggregate1d",
+        1,
+        (input, mask),
+        0,
+        kernel_size,
+        theta,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=padding_mode,
+    )
+
+
+def affine_aggregate2d(
+    input: Tensor,
+    mask: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Add up the taps of every window of an image, placed by an affine map, each multiplied by a factor.
+
+    Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, H, W)`, ``mask`` :math:`(B, M \, k_h k_w,
+    H_{out}, W_{out})`, the output :math:`(B, C, H_{out}, W_{out})`; ``theta`` is as in
+    :func:`ddu_ops.affine_unfold2d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> input, mask = torch.randn(2, 8, 6, 7), torch.rand(2, 18, 6, 7)
+        >>> affine_aggregate2d(input, mask, 3, torch.eye(2, 3).view(1, 6, 1, 1), padding=1).shape
+        torch.Size([2, 8, 6, 7])
+    """
+    return _call(
+        "affine_aggregate2d",
+        2,
+        (input, mask),
+        0,
+        kernel_size,
+        theta,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=padding_mode,
+    )
+
+
+def affine_aggregate3d(
+    input: Tensor,
+    mask: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Add up the taps of every window of a volume, placed by an affine map, each multiplied by a factor.
+
+    Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, D, H, W)`, ``mask`` :math:`(B, M \, k_d
+    k_h k_w, D_{out}, H_{out}, W_{out})`, the output :math:`(B, C, D_{out}, H_{out}, W_{out})`; ``theta`` is as in
+    :func:`ddu_ops.affine_unfold3d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> input, mask = torch.randn(2, 8, 4, 5, 6), torch.rand(2, 54, 4, 5, 6)
+        >>> affine_aggregate3d(input, mask, 3, torch.eye(3, 4).view(1, 12, 1, 1, 1), padding=1).shape
+        torch.Size([2, 8, 4, 5, 6])
+    """
+    return _call(
+        "affine_aggregate3d",
+        3,
+        (input, mask),
+        0,
+        kernel_size,
+        theta,
+        stride,
+        padding,
+        dilation,
+        groups,
+        padding_mode=padding_mode,
+    )
+
+
 def dynamic_dilation_correlate2d(
     query: Tensor,
     input: Tensor,
@@ -556,6 +670,129 @@ def deform_correlate3d(
     )
 
 
+def affine_correlate1d(
+    query: Tensor,
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    mask_groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Multiply every window of a signal by a query, with an affine map for every window.
+
+    Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, W_{out})`, ``input`` :math:`(B, C, W)`,
+    the output :math:`(B, M \, k, W_{out})`; ``theta`` is as in :func:`ddu_ops.affine_unfold1d`; unbatched without
+    the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> query, input = torch.randn(2, 2, 8, 6)
+        >>> affine_correlate1d(query, input, 3, torch.eye(1, 2).view(1, 2, 1), padding=1, mask_groups=2).shape
+        torch.Size([2, 6, 6])
+    """
+    name = "affine_correlate1d"
+    return _call(
+        name,
+        1,
+        (query, input),
+        1,
+        kernel_size,
+        theta,
+        stride,
+        padding,
+        dilation,
+        groups,
+        mask_groups=integer(mask_groups, "mask_groups", name),
+        padding_mode=padding_mode,
+    )
+
+
+def affine_correlate2d(
+    query: Tensor,
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    mask_groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Multiply every window of an image by a query, with an affine map for every window.
+
+    Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, H_{out}, W_{out})`, ``input`` :math:`(B,
+    C, H, W)`, the output :math:`(B, M \, k_h k_w, H_{out}, W_{out})`; ``theta`` is as in
+    :func:`ddu_ops.affine_unfold2d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> query, input = torch.randn(2, 2, 8, 6, 7)
+        >>> affine_correlate2d(query, input, 3, torch.eye(2, 3).view(1, 6, 1, 1), padding=1, mask_groups=2).shape
+        torch.Size([2, 18, 6, 7])
+    """
+    name = "affine_correlate2d"
+    return _call(
+        name,
+        2,
+        (query, input),
+        1,
+        kernel_size,
+        theta,
+        stride,
+        padding,
+        dilation,
+        groups,
+        mask_groups=integer(mask_groups, "mask_groups", name),
+        padding_mode=padding_mode,
+    )
+
+
+def affine_correlate3d(
+    query: Tensor,
+    input: Tensor,
+    kernel_size: Ints,
+    theta: Tensor,
+    stride: Ints = 1,
+    padding: Ints | str = 0,
+    dilation: Ints = 1,
+    groups: int = 1,
+    *,
+    mask_groups: int = 1,
+    padding_mode: str = "zeros",
+) -> Tensor:
+    r"""Multiply every window of a volume by a query, with an affine map for every window.
+
+    Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, D_{out}, H_{out}, W_{out})`, ``input``
+    :math:`(B, C, D, H, W)`, the output :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`; ``theta`` is as
+    in :func:`ddu_ops.affine_unfold3d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+
+    Example:
+        >>> query, input = torch.randn(2, 2, 8, 4, 5, 6)
+        >>> affine_correlate3d(query, input, 3, torch.eye(3, 4).view(1, 12, 1, 1, 1), padding=1, mask_groups=2).shape
+        torch.Size([2, 54, 4, 5, 6])
+    """
+    name = "affine_correlate3d"
+    return _call(
+        name,
+        3,
+        (query, input),
+        1,
+        kernel_size,
+        theta,
+        stride,
+        padding,
+        dilation,
+        groups,
+        mask_groups=integer(mask_groups, "mask_groups", name),
+        padding_mode=padding_mode,
+    )
+
+
 def dynamic_dilation_max_pool2d(
     input: Tensor,
     kernel_size: Ints,
@@ -695,7 +932,7 @@ def dynamic_dilation_max_pool3d(
 
 # The names of arguments, by the last and the first part of a function's name; where there is none, rates.
 _TENSORS = {"aggregate": ("input", "mask"), "correlate": ("query", "input"), "pool": ("input",)}
-_POSITIONS = {"deform": "offset"}
+_POSITIONS = {"deform": "offset", "affine": "theta"}
 
 
 def _call(

@@ -41,7 +41,7 @@ SMALL = [
     *(
         Case(f"{channels}_channels_{source}_{len(size)}", 1, channels, size, source=source, padding_mode=mode)
         for channels in (12, 40)
-        for size, source in [((5, 4, 6), "rates"), ((5, 4, 6), "offsets"), ((6, 7), "offsets")]
+        for size, source in [((5, 4, 6), "rates"), *itertools.product([(5, 4, 6), (6, 7)], ["offsets", "affine"])]
         for mode in ("zeros", "reflection")
     ),
 ]

@@ -24,10 +24,12 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <iterator>
 #include <tuple>
 
 #include "../dispatch/calls.h"
 #include "../dispatch/signatures.h"
+#include "../math/positions.h"
 #include "family.h"
 #include "node.h"
 
@@ -51,12 +53,19 @@ struct Family {
   const Options& options;
   const ImageSize& image_size;
 
-  bool is_rates() const { return options.source == name_of(Source::kRates); }
+  Source source() const {
+    const auto* const found = std::find(std::begin(kSourceNames), std::end(kSourceNames), options.source);
+    return static_cast<Source>(found - std::begin(kSourceNames));
+  }
+
+  bool is_rates() const { return source() == Source::kRates; }
 
   int64_t axes() const { return positions.dim() - 2; }
 
   // Of a window, or of a tap.
-  int64_t parameters() const { return is_rates() && positions.sym_size(1) == options.groups ? 1 : axes(); }
+  int64_t parameters() const {
+    return is_rates() && positions.sym_size(1) == options.groups ? 1 : parameters_of(source(), axes());
+  }
 
   Order zero() const { return Order(parameters(), 0); }
 
@@ -132,8 +141,7 @@ struct Family {
 
  private:
   bool vanishes(const Order& order) const {
-    const int64_t most = is_rates() && parameters() == 1 ? axes() : 1;
-    return std::any_of(order.begin(), order.end(), [&](int64_t times) { return times > most; });
+    return ddu::vanishes(term_of(source(), axes(), parameters(), [&](int64_t r) { return order[r]; }));
   }
 
   // [B, *channels, *out], for a tensor [B, C, *out].

@@ -26,7 +26,16 @@
 namespace ddu {
 
 // The first derivatives by each of the parameters of what params.term is.
-using ParameterTerms = std::array<Term, kMaxAxes>;
+using ParameterTerms = std::array<Term, kMaxParameters>;
+
+// Those of them that the others are multiples of: math/positions.h.
+inline ParameterTerms bases_of(const SymParams& params, const ParameterTerms& terms) {
+  ParameterTerms bases = {};
+  for (int64_t b = 0; b < bases_of(params.source, params.axes, params.parameters); ++b) {
+    bases[b] = terms[basis(params.source, params.axes, b)];
+  }
+  return bases;
+}
 
 template <class Backend>
 struct Operators {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Autocast: images and columns are cast to the autocast type, as a convolution's would be; dilation maps and offsets
-// are cast up to float32, because positions are not to be rounded. float64 stays what it is. Only what a model calls is
-// registered: a backward takes the types of its forward (see WithoutAutocast).
+// Autocast: images and columns are cast to the autocast type, as a convolution's would be; dilation maps, offsets and
+// affine maps are cast up to float32, because positions are not to be rounded. float64 stays what it is. Only what a
+// model calls is registered: a backward takes the types of its forward (see WithoutAutocast).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -19,8 +19,8 @@ void autocast(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   auto value = stack->end() - static_cast<std::ptrdiff_t>(arguments.size());
   for (const auto& argument : arguments) {
     if (value->isTensor()) {
-      const bool positions =
-          argument.name() == "dilation_map" || argument.name() == "offset" || argument.name() == "positions";
+      const bool positions = argument.name() == "dilation_map" || argument.name() == "offset" ||
+          argument.name() == "theta" || argument.name() == "positions";
       const auto type = positions ? at::kFloat : at::autocast::get_autocast_dtype(device);
       *value = at::autocast::cached_cast(type, value->toTensor(), device);
     }
@@ -33,7 +33,7 @@ template <at::DeviceType device>
 void register_autocast(torch::Library& m) {
   for (const auto* name :
        {"unfold", "fold", "convolution", "aggregate", "correlate", "max_pool", "dcls_sparse_sum", "deform_unfold1d",
-        "deform_unfold2d", "deform_unfold3d"}) {
+        "deform_unfold2d", "deform_unfold3d", "affine_unfold1d", "affine_unfold2d", "affine_unfold3d"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autocast<device>>());
   }
 }

@@ -37,21 +37,25 @@ Tensor over_grid(const Tensor& tensor, const SymParams& params) {
   return tensor.sym_sizes() == SymIntArrayRef(shape) ? tensor : tensor.expand_symint(shape);
 }
 
+// What the names of the operators begin with that read positions of a source.
+std::string prefix(Word source) {
+  return source == name_of(Source::kRates)  ? "dynamic_dilation_"
+      : source == name_of(Source::kOffsets) ? "deform_"
+                                            : "affine_";
+}
+
 // The sums of windows that models call for a problem of `axes` axes.
 template <int axes>
 struct Sums {
   static constexpr Caller kCaller = {axes, /*model=*/true};
 
-  static std::string name(Source source, const char* stem) {
-    return std::string(source == Source::kRates ? "dynamic_dilation_" : "deform_") + stem + std::to_string(axes) + "d";
-  }
+  static std::string name(Word source, const char* stem) { return prefix(source) + stem + std::to_string(axes) + "d"; }
 
   // The result of the operator for `given`, whose leading argument is an image.
-  template <Source source>
   static Tensor contract(
       const char* stem, sums::Slot kept, const sums::Tensors& given, const Options& window, int64_t mask_groups) {
     const sums::Options options(window, mask_groups, sums::only(kept));
-    const auto call = sums::check(name(source, stem).c_str(), given, options, {}, kCaller);
+    const auto call = sums::check(name(window.source, stem).c_str(), given, options, {}, kCaller);
     const auto& input = given[sums::kInput];
     const bool unbatched = input.dim() == axes + 1;
     auto x = given;
@@ -66,22 +70,16 @@ struct Sums {
     return unbatched ? result.squeeze(0) : result;
   }
 
-  static Tensor aggregate(const Tensor& input, const Tensor& mask, const Tensor& dilation_map, const Options& options) {
-    return contract<Source::kRates>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, dilation_map}, options, 0);
+  static Tensor aggregate(const Tensor& input, const Tensor& mask, const Tensor& positions, const Options& options) {
+    return contract("aggregate", sums::kQuery, {{}, input, mask, {}, {}, positions}, options, 0);
   }
 
-  static Tensor deform_aggregate(
-      const Tensor& input, const Tensor& mask, const Tensor& offset, const Options& options) {
-    return contract<Source::kOffsets>("aggregate", sums::kQuery, {{}, input, mask, {}, {}, offset}, options, 0);
-  }
-
-  template <Source source>
   static Tensor correlated(
       const Tensor& query, const Tensor& input, const Tensor& positions, const Options& options, int64_t mask_groups) {
     TORCH_CHECK(
-        mask_groups >= 1, name(source, "correlate"), "(): expected mask_groups to be at least 1, but got ",
+        mask_groups >= 1, name(options.source, "correlate"), "(): expected mask_groups to be at least 1, but got ",
         mask_groups);
-    return contract<source>("correlate", sums::kMask, {query, input, {}, {}, {}, positions}, options, mask_groups);
+    return contract("correlate", sums::kMask, {query, input, {}, {}, {}, positions}, options, mask_groups);
   }
 
   static Tensor correlate(
@@ -96,25 +94,26 @@ struct Sums {
       int64_t mask_groups,
       bool aligned,
       Word padding_mode) {
-    return correlated<Source::kRates>(
+    return correlated(
         query, input, dilation_map,
         {name_of(Source::kRates), kernel_size, stride, padding, dilation, groups, aligned, padding_mode}, mask_groups);
   }
 
-  static Tensor deform_correlate(
+  template <Source source>
+  static Tensor correlate_from(
       const Tensor& query,
       const Tensor& input,
       IntArrayRef kernel_size,
-      const Tensor& offset,
+      const Tensor& positions,
       IntArrayRef stride,
       IntArrayRef padding,
       IntArrayRef dilation,
       int64_t groups,
       int64_t mask_groups,
       Word padding_mode) {
-    return correlated<Source::kOffsets>(
-        query, input, offset,
-        {name_of(Source::kOffsets), kernel_size, stride, padding, dilation, groups, true, padding_mode}, mask_groups);
+    return correlated(
+        query, input, positions, {name_of(source), kernel_size, stride, padding, dilation, groups, true, padding_mode},
+        mask_groups);
   }
 
   static std::tuple<Tensor, Tensor> max_pool(
@@ -130,7 +129,7 @@ struct Sums {
     const Options options(
         name_of(Source::kRates), kernel_size, stride.empty() ? kernel_size : stride, padding, dilation, groups, aligned,
         padding_mode);
-    const auto op = name(Source::kRates, "max_pool");
+    const auto op = name(options.source, "max_pool");
     const auto params = sums::check_max_pool(op.c_str(), input, dilation_map, options, kCaller);
     if (input.dim() == axes + 1) {
       const auto [values, taps] =
@@ -141,11 +140,19 @@ struct Sums {
   }
 
   static void implement(torch::Library& m) {
-    m.impl(name(Source::kRates, "aggregate").c_str(), TORCH_FN(RatesSchema<&Sums::aggregate>::call));
-    m.impl(name(Source::kRates, "correlate").c_str(), TORCH_FN(correlate));
-    m.impl(name(Source::kRates, "max_pool").c_str(), TORCH_FN(max_pool));
-    m.impl(name(Source::kOffsets, "aggregate").c_str(), TORCH_FN(OffsetsSchema<&Sums::deform_aggregate>::call));
-    m.impl(name(Source::kOffsets, "correlate").c_str(), TORCH_FN(deform_correlate));
+    constexpr const char* kRates = name_of(Source::kRates);
+    m.impl(name(kRates, "aggregate").c_str(), TORCH_FN(RatesSchema<&Sums::aggregate>::call));
+    m.impl(name(kRates, "correlate").c_str(), TORCH_FN(correlate));
+    m.impl(name(kRates, "max_pool").c_str(), TORCH_FN(max_pool));
+    implement_from<Source::kOffsets>(m);
+    implement_from<Source::kAffine>(m);
+  }
+
+  template <Source source>
+  static void implement_from(torch::Library& m) {
+    using Aggregate = WindowsSchema<source, &Sums::aggregate>;
+    m.impl(name(name_of(source), "aggregate").c_str(), TORCH_FN(Aggregate::call));
+    m.impl(name(name_of(source), "correlate").c_str(), TORCH_FN(correlate_from<source>));
   }
 };
 
@@ -168,22 +175,19 @@ struct Windows {
     return text;
   }
 
-  static const std::string& deform_unfold_name() {
-    static const auto text = name("deform_unfold", false);
-    return text;
-  }
+  static std::string unfold_name_from(Word source) { return prefix(source) + name("unfold", false); }
 
   static Tensor unfold(const Tensor& input, const Tensor& dilation_map, const Options& options) {
     const auto params = check_sample(unfold_name().c_str(), input, dilation_map, options, kCaller);
     return of_batch<&ddu::unfold>(params, input, dilation_map, options);
   }
 
-  static Tensor deform_unfold(const Tensor& input, const Tensor& offset, const Options& options) {
-    const auto params = check_sample(deform_unfold_name().c_str(), input, offset, options, kCaller);
+  static Tensor unfold_from(const Tensor& input, const Tensor& positions, const Options& options) {
+    const auto params = check_sample(unfold_name_from(options.source).c_str(), input, positions, options, kCaller);
     // The value, by an order for each parameter: of an empty list AOTInductor's programs make None (torch 2.13).
     Options value = options;
     value.order.assign(params.parameters, 0);
-    return of_batch<&ddu::sample>(params, input, offset, value);
+    return of_batch<&ddu::sample>(params, input, positions, value);
   }
 
   static const std::string& conv_name() {
@@ -236,6 +240,30 @@ struct Windows {
         deform_conv_name(), {input, weight, offset, value_or_undefined(bias), value_or_undefined(mask)}, options);
   }
 
+  static const std::string& affine_conv_name() {
+    static const auto text = name("affine_conv", false);
+    return text;
+  }
+
+  static Tensor affine_conv(
+      const Tensor& input,
+      const Tensor& weight,
+      const Tensor& theta,
+      const OptionalTensor& bias,
+      IntArrayRef stride,
+      IntArrayRef padding,
+      IntArrayRef dilation,
+      int64_t groups,
+      int64_t theta_groups,
+      const OptionalTensor& mask,
+      Word padding_mode) {
+    const convolution::Options options(
+        axes, weight, name_of(Source::kAffine), stride, padding, dilation, groups, theta_groups, /*aligned=*/true,
+        padding_mode);
+    return convolved(
+        affine_conv_name(), {input, weight, theta, value_or_undefined(bias), value_or_undefined(mask)}, options);
+  }
+
   static Tensor fold(
       const Tensor& columns, SymIntArrayRef output_size, const Tensor& dilation_map, const Options& options) {
     const auto params = check_splat(fold_name().c_str(), columns, output_size, dilation_map, options, kCaller);
@@ -249,9 +277,17 @@ struct Windows {
   static void implement(torch::Library& m) {
     m.impl(unfold_name().c_str(), TORCH_FN(RatesSchema<&Windows::unfold>::call));
     m.impl(fold_name().c_str(), TORCH_FN(RatesSchema<&Windows::fold>::call));
-    m.impl(deform_unfold_name().c_str(), TORCH_FN(OffsetsSchema<&Windows::deform_unfold>::call));
     m.impl(conv_name().c_str(), TORCH_FN(Windows::conv));
     m.impl(deform_conv_name().c_str(), TORCH_FN(Windows::deform_conv));
+    m.impl(affine_conv_name().c_str(), TORCH_FN(Windows::affine_conv));
+    implement_from<Source::kOffsets>(m);
+    implement_from<Source::kAffine>(m);
+  }
+
+  template <Source source>
+  static void implement_from(torch::Library& m) {
+    using Unfold = WindowsSchema<source, &Windows::unfold_from>;
+    m.impl(unfold_name_from(name_of(source)).c_str(), TORCH_FN(Unfold::call));
   }
 
  private:

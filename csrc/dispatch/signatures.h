@@ -74,27 +74,27 @@ struct RatesSchema<f, std::index_sequence<i...>> {
   }
 };
 
-// deform_unfold.
-template <auto f, class Leading = typename Arguments<decltype(f)>::Leading>
-struct OffsetsSchema;
+// deform_unfold, affine_unfold and their like.
+template <Source source, auto f, class Leading = typename Arguments<decltype(f)>::Leading>
+struct WindowsSchema;
 
-template <auto f, size_t... i>
-struct OffsetsSchema<f, std::index_sequence<i...>> {
+template <Source source, auto f, size_t... i>
+struct WindowsSchema<source, f, std::index_sequence<i...>> {
   using Args = Arguments<decltype(f)>;
 
   static typename Args::Result call(
       typename Args::template At<i>... leading,
       Ints kernel_size,
-      const at::Tensor& offset,
+      const at::Tensor& positions,
       Ints stride,
       Ints padding,
       Ints dilation,
       int64_t groups,
       Word padding_mode) {
     return f(
-        leading..., offset,
+        leading..., positions,
         Options(
-            name_of(Source::kOffsets), kernel_size, stride, padding, dilation, groups,
+            name_of(source), kernel_size, stride, padding, dilation, groups,
             /*aligned=*/true, padding_mode));
   }
 };

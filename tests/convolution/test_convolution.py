@@ -71,6 +71,13 @@ CASES = [
     ConvolutionCase("volume_offsets", 1, 4, (3, 4, 2), (2, 3, 1), padding=(1, 1, 0), groups=2, source="offsets",
                     padding_mode="reflection"),
     ConvolutionCase("offsets_no_channels", channels=0, source="offsets"),
+    ConvolutionCase("line_affine", 2, 4, (9,), (3,), (2,), (1,), groups=2, source="affine"),
+    ConvolutionCase("affine", 2, 4, (5, 6), (3, 2), (2, 1), (1, 0), groups=2, conv_groups=2, source="affine"),
+    ConvolutionCase("affine_border", 2, 6, (5, 4), (2, 3), groups=2, mask_groups=3, source="affine",
+                    padding_mode="border"),
+    ConvolutionCase("volume_affine", 1, 4, (3, 4, 2), (2, 3, 1), padding=(1, 1, 0), groups=2, source="affine",
+                    padding_mode="reflection"),
+    ConvolutionCase("affine_no_channels", channels=0, source="affine"),
 ]  # fmt: skip
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 FULL = next(case for case in CASES if case.name == "both_groups")
@@ -80,6 +87,8 @@ SMALL_CASES = [
     ConvolutionCase("small_line", 2, 2, (4,), (3,), padding=(1,), groups=2, out_channels=2, padding_mode="border"),
     ConvolutionCase("small_volume", 1, 2, (2, 3, 2), (2, 1, 2), groups=2, out_channels=1, conv_groups=1),
     ConvolutionCase("small_offsets", 1, 2, (3, 2), (2, 1), padding=(1, 0), out_channels=1, source="offsets"),
+    ConvolutionCase("small_affine", 1, 2, (3, 2), (2, 1), padding=(1, 0), out_channels=1, source="affine"),
+    ConvolutionCase("small_volume_affine", 1, 1, (2, 2, 2), (1, 2, 1), out_channels=1, source="affine"),
     ConvolutionCase("small_volume_offsets", 1, 1, (2, 2, 2), (1, 2, 1), out_channels=1, source="offsets"),
 ]
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
@@ -149,6 +158,7 @@ LARGE_CASES = [
     ConvolutionCase("groups", 2, 64, (13, 11), groups=2, conv_groups=4, mask_groups=8, out_channels=12),
     ConvolutionCase("images", 5, 18, (6, 5), padding=(1, 1), groups=3, out_channels=7, per_image=True),
     ConvolutionCase("offsets", 5, 36, (12, 12), padding=(1, 1), groups=2, source="offsets", padding_mode="border"),
+    ConvolutionCase("affine", 5, 36, (12, 12), padding=(1, 1), groups=2, source="affine", padding_mode="border"),
     ConvolutionCase("volume", 2, 34, (4, 6, 7), (3, 2, 3), padding=(1, 1, 1), rates=3, padding_mode="reflection"),
 ]
 
@@ -262,7 +272,7 @@ def test_half_with_a_float_mask(half: torch.dtype, device: torch.device) -> None
         torch.ops.ddu.convolution(*strict, *FULL.strict_options)
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "offsets", "affine"])
 def test_a_batch_in_several_parts(name: str, device: torch.device) -> None:
     """A large one: the same as image by image, forward and backward."""
     case = replace(next(case for case in CASES if case.name == name), batch=5)
@@ -387,7 +397,9 @@ def test_no_channels_in_groups(device: torch.device) -> None:
             ddu_ops.dynamic_dilation_conv2d(input, weight, dilation_map, padding=1, groups=groups)
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"]
+)
 @pytest.mark.parametrize("meta", [False, True], ids=["values", "meta"])
 def test_channels_last_as_torchs_own(name: str, meta: bool, device: torch.device) -> None:
     """The result and the gradient by the input; everything else is contiguous."""
@@ -503,7 +515,10 @@ def test_torchvision(case: ConvolutionCase, device: torch.device) -> None:
 # ---- the rest of PyTorch ----
 
 
-@pytest.mark.parametrize("name", ["plain", "both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "both_groups", "per_image", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"],
+)
 def test_opcheck(name: str, device: torch.device) -> None:
     case = next(case for case in CASES if case.name == name)
     arguments = leaves(make_arguments(case, torch.float32, device, kinks=False))
@@ -532,7 +547,9 @@ def away_from_ones(model: nn.Module) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name", ["both_groups", "per_image", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"]
+)
 def test_decompositions(name: str) -> None:
     """Forward and backward in terms of ATen's operators, with the kernels' values, types and layouts."""
     case = next(case for case in CASES if case.name == name)
@@ -578,7 +595,7 @@ def test_export_with_dynamic_shapes() -> None:
     torch.testing.assert_close(program.module()(input), model(input))
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "volume", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "volume", "offsets", "affine"])
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_autocast(half: torch.dtype, name: str, device: torch.device) -> None:
     """As a convolution's, but for the positions."""
@@ -598,7 +615,7 @@ def test_autocast(half: torch.dtype, name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("mapped", [("input",), ("weight",), ("bias",), ("positions", "mask"), "all"], ids=str)
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "per_image", "line", "volume", "offsets", "affine"])
 def test_vmap(name: str, mapped: Any, device: torch.device) -> None:
     """With the gradients, by what is mapped and by what is not."""
     case = next(case for case in CASES if case.name == name)
@@ -639,7 +656,7 @@ def test_gradients_for_every_sample(device: torch.device) -> None:
             torch.testing.assert_close(each[name][index], gradient, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["both_groups", "line", "volume", "offsets"])
+@pytest.mark.parametrize("name", ["both_groups", "line", "volume", "offsets", "affine"])
 def test_unbatched(name: str, device: torch.device) -> None:
     case = next(case for case in CASES if case.name == name)
     arguments = make_arguments(case, device=device)
@@ -650,7 +667,10 @@ def test_unbatched(name: str, device: torch.device) -> None:
         convolve(case, {**first, "weight": first["weight"][None]})
 
 
-@pytest.mark.parametrize("name", ["both_groups", "per_image", "line_border", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name",
+    ["both_groups", "per_image", "line_border", "volume", "offsets", "volume_offsets", "affine", "volume_affine"],
+)
 def test_broadcast(name: str, device: torch.device) -> None:
     """Over the batch, of the positions also over the grid; with gradients summed up again."""
     case = replace(next(case for case in CASES if case.name == name), batch=2)
@@ -794,7 +814,8 @@ def test_nested_tensors_are_refused_by_name(name: str) -> None:
     axes = int(name[-2]) if name[-2].isdigit() else 2
     window = {"size": (5,) * axes, "padding": (1,) * axes, "kernel_size": (3,) * axes}
     window |= {"stride": (1,) * axes, "dilation": (1,) * axes}
-    case = replace(FULL, **window, source="offsets" if name.startswith("deform") else "rates")
+    source = {"deform": "offsets", "affine": "affine"}.get(name.split("_")[0], "rates")
+    case = replace(FULL, **window, source=source)
     given: dict[str, Any] = {**make_arguments(case, torch.float32), "grad_output": torch.randn(case.output_shape)}
     positions = given[case.positions_name]
     given |= {**case.keywords, "source": case.source, "positions": positions, "output_mask": [True] * 4}
@@ -1014,6 +1035,10 @@ def test_constructor_refuses() -> None:
         ddu_ops.DeformConv1d(4, 6, 3)(torch.randn(2, 4, 5))
     with pytest.raises(ValueError, match=r"^DeformConv3d\(\): expected offset_groups to divide in_channels = 4, but"):
         ddu_ops.DeformConv3d(4, 6, 3, offset_groups=3)
+    with pytest.raises(RuntimeError, match=r"^AffineConv1d\(\): expected theta to be a tensor"):
+        ddu_ops.AffineConv1d(4, 6, 3)(torch.randn(2, 4, 5))
+    with pytest.raises(ValueError, match=r"^AffineConv3d\(\): expected theta_groups to divide in_channels = 4, but"):
+        ddu_ops.AffineConv3d(4, 6, 3, theta_groups=3)
     with pytest.raises(ValueError, match=r"^DynamicDilationConv1d\(\): expected padding_mode .*, but got 'circular'"):
         ddu_ops.DynamicDilationConv1d(4, 6, 3, padding_mode="circular")
     for options in ({"mask": "tanh"}, {"bound": 0.0}, {"moved": ()}, {"moved": (1, 0)}, {"moved": (2,)}):
@@ -1040,6 +1065,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "volume": lambda: ddu_ops.DynamicDilationConv3d(4, 6, 3, padding=1, padding_mode="reflect"),
     "offsets": lambda: ddu_ops.DeformConv2d(4, 6, (3, 2), 2, 1, predict=True, offset_groups=2, bound=1.5),
     "line_offsets": lambda: ddu_ops.DeformConv1d(4, 6, 3, predict=True, mask="softmax"),
+    "affine": lambda: ddu_ops.AffineConv2d(4, 6, (3, 2), 2, 1, predict=True, theta_groups=2),
 }
 
 

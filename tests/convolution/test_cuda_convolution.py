@@ -144,7 +144,9 @@ def test_tf32_as_torchs_own(case: ConvolutionCase, tf32: None) -> None:
 
 
 @pytest.mark.parametrize("mode", ["zeros", "border", "reflection"])
-@pytest.mark.parametrize("name", ["part_of_a_step", "line", "volume", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name", ["part_of_a_step", "line", "volume", "offsets", "volume_offsets", "affine", "volume_affine"]
+)
 @dtypes
 def test_positions_that_are_huge_or_not_finite(name: str, mode: str, dtype: torch.dtype) -> None:
     case = replace(BY_NAME[name], padding_mode=mode)
@@ -228,7 +230,7 @@ def more_channels(tensor: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "name", ["part_of_a_step", "groups", "per_image", "one_window", "one_tap", "offsets", "volume"]
+    "name", ["part_of_a_step", "groups", "per_image", "one_window", "one_tap", "offsets", "affine", "volume"]
 )
 @pytest.mark.parametrize("change", [misaligned, every_second, more_channels], ids=lambda f: f.__name__)
 @dtypes
@@ -364,7 +366,7 @@ def test_what_needs_no_order_is_the_same_in_every_run(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream:UserWarning")
-@pytest.mark.parametrize("name", ["part_of_a_step", "offsets", "volume"])
+@pytest.mark.parametrize("name", ["part_of_a_step", "offsets", "affine", "volume"])
 def test_a_graph_replays_what_it_captured(name: str) -> None:
     case = BY_NAME[name]
     arguments = leaves(make_arguments(case, torch.float16, "cuda"))

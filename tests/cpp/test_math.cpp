@@ -719,7 +719,38 @@ TEST(terms_of_one_rate_count_the_orders_of_the_axes) {
   }
 }
 
-// ---- what is not zeros, and offsets
+// By an entry of the matrix: along the axis of its row, times the distance along the axis of its column.
+TEST(terms_of_an_affine_map) {
+  for (int axes = 1; axes <= kMaxAxes; ++axes) {
+    const int first = kMaxAxes - axes;
+    const int64_t parameters = parameters_of(Source::kAffine, axes);
+    CHECK(parameters == axes * (axes + 1), parameters, axes);
+    for (int64_t r = 0; r < parameters; ++r) {
+      const int row = static_cast<int>(r) / (axes + 1);
+      const int column = static_cast<int>(r) % (axes + 1);
+      const auto once = [&](int64_t s) { return r == s ? 1 : 0; };
+      const Term term = term_of(Source::kAffine, axes, parameters, once);
+      for (int q = 0; q < kCorners; ++q) {
+        CHECK(term.count[q] == (q == axis_bit(first + row) ? 1 : 0), q, r, axes);
+        for (int a = 0; a < kMaxAxes && term.count[q] != 0; ++a) {
+          CHECK(term.power[q][a] == (column < axes && a == first + column ? 1 : 0), a, r, axes);
+        }
+      }
+      for (int64_t s = 0; s < parameters; ++s) {  // and by another one
+        const auto both = [&](int64_t t) { return once(t) + (s == t ? 1 : 0); };
+        const bool same_row = s / (axes + 1) == row;
+        CHECK(vanishes(term_of(Source::kAffine, axes, parameters, both)) == same_row, r, s, axes);
+      }
+    }
+    for (int64_t b = 0; b < axes; ++b) {
+      CHECK(basis(Source::kAffine, axes, b) == b * (axes + 1) + axes, b, axes);
+    }
+    const auto huge = [](int64_t) { return std::numeric_limits<int64_t>::max(); };
+    CHECK(vanishes(term_of(Source::kAffine, axes, parameters, huge)), axes);
+  }
+}
+
+// ---- what is not zeros, offsets and affine maps
 
 TEST(the_border_continues_the_edge) {
   for_all_types([](auto type, auto index) {
@@ -801,6 +832,35 @@ TEST(offsets_move_the_taps_of_the_plain_window) {
       CHECK(rates.pixels == 0 && rates.slope == tap_distance<double>(axis, tap), rates.pixels, rates.slope, tap);
     }
   }
+}
+
+TEST(an_affine_map_moves_the_window_at_rate_one) {
+  for (const auto& axis : axes()) {
+    for (int64_t tap = 0; tap < axis.kernel; ++tap) {
+      const auto place = tap_place<double>(axis, Source::kAffine, false, tap);
+      const auto rates = tap_place<double>(axis, Source::kRates, true, tap);
+      CHECK(place.pixels == 0 && place.fraction == rates.fraction && place.slope == 1, place.fraction, tap);
+      CHECK(first_pixel(axis, Source::kAffine, false) == first_pixel(axis, Source::kRates, true), axis.kernel);
+    }
+  }
+}
+
+TEST(a_displacement_is_finite) {
+  for_all_types([](auto type, auto) {
+    using T = decltype(type);
+    constexpr T kMost = std::numeric_limits<T>::max();
+    const T distance[2] = {-2, 3};
+    CHECK(displacement({T(0.5), T(0.25)}, T(1), distance) == T(0.75), 0);
+    for (const T a : {-kMost, T(0), kMost}) {
+      for (const T b : {-kMost, T(0), kMost}) {
+        for (const T shift : {-kMost, T(0), kMost}) {
+          const T matrix[2] = {a, b};
+          const T found = displacement(matrix, shift, distance);
+          CHECK(std::isfinite(found), found, a, b, shift);
+        }
+      }
+    }
+  });
 }
 
 }  // namespace

@@ -123,6 +123,10 @@ BLOCKS: dict[str, Callable[..., Tensor]] = {
     "unfold": partial(unfold, CASE),
     "deform_unfold": lambda input, offset: ddu_ops.deform_unfold2d(input, 3, offset, padding=1, groups=CASE.groups),
     "deform_conv": lambda input, offset, weight: ddu_ops.deform_conv2d(input, offset, weight, padding=1),
+    "affine_unfold": lambda input, theta: ddu_ops.affine_unfold2d(input, 3, theta, padding=1, groups=CASE.groups),
+    "affine_conv": lambda input, theta, weight: ddu_ops.affine_conv2d(
+        input, weight, theta, padding=1, theta_groups=CASE.groups
+    ),
     "fold": partial(fold, CASE),
     "conv2d": convolve,
 }
@@ -136,6 +140,9 @@ def block_arguments(name: str, device: torch.device) -> list[Tensor]:
     if name == "deform_conv":
         offset = torch.randn(2, CASE.groups * CASE.taps * 2, *CASE.output_size, device=device)
         return [input, offset, torch.randn(3, 4, 3, 3, device=device)]
+    if name.startswith("affine"):
+        theta = torch.randn(2, CASE.groups * 6, *CASE.output_size, device=device)
+        return [input, theta, torch.randn(3, 4, 3, 3, device=device)][: 3 if name == "affine_conv" else 2]
     if name != "conv2d":
         return [columns if name == "fold" else input, dilation_map]
     mask = torch.rand(2, CASE.groups * CASE.taps, *CASE.output_size, device=device)

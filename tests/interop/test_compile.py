@@ -541,7 +541,7 @@ def test_compiled_autograd_of_every_operator(name: str, device: torch.device) ->
 
 
 @not_leaves
-@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 def test_compiled_autograd_of_the_convolution(source: str, device: torch.device) -> None:
     """With every argument, without bias and mask, and where the bias alone is trained."""
     backward = CompiledBackward()

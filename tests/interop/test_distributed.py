@@ -226,6 +226,7 @@ SOURCES = [
     Case("volume", 2, 4, (3, 4, 2), (2, 3, 1), padding=(1, 0, 0), rates=3, padding_mode="border"),
     Case("offsets", 2, 4, (5, 4), (3, 2), padding=(1, 0), source="offsets"),
     Case("volume_offsets", 2, 4, (3, 2, 3), (2,), source="offsets", padding_mode="reflection"),
+    Case("affine", 2, 4, (5, 4), (3, 2), padding=(1, 0), source="affine"),
 ]
 
 

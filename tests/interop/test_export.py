@@ -19,15 +19,15 @@ class Model(nn.Module):
 
     def __init__(self, groups: int = 1, axes: int = 2, source: str = "rates", padding_mode: str = "zeros") -> None:
         super().__init__()
-        self.axes, self.of_rates = axes, source == "rates"
+        self.axes, self.source = axes, source
         self.window = {"padding": 1, "groups": groups, "padding_mode": padding_mode}
-        parameters = 1 if self.of_rates else axes * 3**axes
+        parameters = {"rates": 1, "offsets": axes * 3**axes, "affine": axes * (axes + 1)}[source]
         self.positions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](4, groups * parameters, 3, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
         positions = self.positions(input)
-        if not self.of_rates:
-            return operators("offsets", self.axes)[0](input, 3, positions, **self.window)
+        if self.source != "rates":
+            return operators(self.source, self.axes)[0](input, 3, positions, **self.window)
         unfold, fold = operators("rates", self.axes)
         positions = F.softplus(positions)
         return fold(unfold(input, 3, positions, **self.window).tanh(), input.shape[2:], 3, positions, **self.window)
@@ -37,7 +37,9 @@ def operators(source: str, axes: int) -> tuple[Callable[..., Tensor], ...]:
     unfolds = [ddu_ops.dynamic_dilation_unfold1d, ddu_ops.dynamic_dilation_unfold, ddu_ops.dynamic_dilation_unfold3d]
     folds = [ddu_ops.dynamic_dilation_fold1d, ddu_ops.dynamic_dilation_fold, ddu_ops.dynamic_dilation_fold3d]
     offsets = [ddu_ops.deform_unfold1d, ddu_ops.deform_unfold2d, ddu_ops.deform_unfold3d]
-    return (unfolds[axes - 1], folds[axes - 1]) if source == "rates" else (offsets[axes - 1],)
+    affine = [ddu_ops.affine_unfold1d, ddu_ops.affine_unfold2d, ddu_ops.affine_unfold3d]
+    found = {"rates": (unfolds, folds), "offsets": (offsets,), "affine": (affine,)}[source]
+    return tuple(of_axes[axes - 1] for of_axes in found)
 
 
 KINDS = {
@@ -45,6 +47,7 @@ KINDS = {
     "one_axis": {"axes": 1, "groups": 2, "padding_mode": "reflection"},
     "three_axes": {"axes": 3, "padding_mode": "border"},
     "offsets": {"source": "offsets", "groups": 2},
+    "affine": {"source": "affine", "groups": 2, "padding_mode": "border"},
     "offsets_of_three_axes": {"source": "offsets", "axes": 3, "padding_mode": "reflection"},
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +95,7 @@ def test_operators_stay_opaque_unless_asked(kind: str, device: torch.device) -> 
     model = Model(**KINDS[kind]).to(device)
     program = exported(model, device)
     opaque = program.run_decompositions()
-    strict = {"ddu.unfold.default", "ddu.fold.default"} if model.of_rates else {"ddu.sample.default"}
+    strict = {"ddu.unfold.default", "ddu.fold.default"} if model.source == "rates" else {"ddu.sample.default"}
     assert ours(opaque) == strict
     check(opaque.module(), model, device)
     taken_apart = program.run_decompositions(ddu_ops.decompositions())

@@ -124,7 +124,9 @@ FLOPS = [  # a case, its first derivative and one that vanishes; by hand, the op
     (Case("one_rate", 2, 4, (5, 6), (3, 2), padding=(1, 0), groups=2), [1], [3], 4, 1),
     (Case("two_rates", 2, 4, (5, 6), (3, 2), padding=(1, 0), groups=2, rates=2), [0, 1], [0, 2], 4, 2),
     (Case("offsets", 2, 4, (5, 6), (3, 2), groups=2, source="offsets"), [0, 1], [0, 2], 4, 2),
+    (Case("affine", 2, 4, (5, 6), (3, 2), groups=2, source="affine"), [1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 0, 0], 4, 2),
     (Case("line", 2, 4, (9,), groups=2), [1], [2], 2, 1),
+    (Case("line_affine", 2, 4, (9,), groups=2, source="affine"), [1, 0], [1, 1], 2, 1),
     (Case("line_offsets", 2, 4, (9,), groups=2, source="offsets"), [1], [2], 2, 1),
     (Case("volume", 2, 4, (5, 4, 6), (3, 2, 1), groups=2), [3], [4], 8, 1),
     (Case("volume_three_rates", 1, 4, (5, 4, 6), (3, 2, 1), groups=2, rates=3), [1, 0, 1], [0, 2, 0], 8, 3),
@@ -162,7 +164,7 @@ def test_flops(
         assert counter.get_total_flops() == each * math.prod(case.columns_shape), name
 
 
-@pytest.mark.parametrize("kind", ["one_rate", "rates", "offsets", "line", "volume_offsets"])
+@pytest.mark.parametrize("kind", ["one_rate", "rates", "offsets", "affine", "line", "volume_offsets"])
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_flops_of_the_convolution(per_image: bool, mask: bool, kind: str, device: torch.device) -> None:
@@ -171,7 +173,7 @@ def test_flops_of_the_convolution(per_image: bool, mask: bool, kind: str, device
     rates = axes if kind == "rates" else 1
     case = ConvolutionCase(
         "flops", 2, 8, (5, 6, 4)[:axes], (3, 2, 1)[:axes], padding=(1, 0, 0)[:axes], groups=4, rates=rates,
-        source="offsets" if "offsets" in kind else "rates", out_channels=6, conv_groups=2, mask=mask,
+        source=next((s for s in ("offsets", "affine") if s in kind), "rates"), out_channels=6, conv_groups=2, mask=mask,
         per_image=per_image,
     )  # fmt: skip
     positions = 2 * math.prod((5, 5, 4)[:axes])
@@ -184,7 +186,7 @@ def test_flops_of_the_convolution(per_image: bool, mask: bool, kind: str, device
     touch = 2 * 2**axes
     assert counter.get_total_flops() == (touch + mask) * entries + product
 
-    of_map = touch + (axes if "offsets" in kind else rates) * (touch + 2)
+    of_map = touch + (rates if case.source == "rates" else axes) * (touch + 2)
     for wanted, flops in {
         ("input",): product + (mask + touch) * entries,
         ("weight",): (touch + mask) * entries + product,

@@ -105,8 +105,9 @@ OF_RATES = [
     Case("volume_border", 2, 2, (5, 6, 7), padding=(1, 1, 1), aligned=False, padding_mode="border"),
     Case("volume_reflection", 1, 2, (5, 6, 7), padding=(1, 1, 1), padding_mode="reflection"),
 ]
-OF_OFFSETS = [
-    replace(case, name=f"offsets_{case.name}", source="offsets", rates=1, aligned=True)
+OF_OTHERS = [
+    replace(case, name=f"{source}_{case.name}", source=source, rates=1, aligned=True)
+    for source in ("offsets", "affine")
     for case in OF_RATES
     if case.name != "first_tap"
 ]
@@ -116,7 +117,7 @@ def opset_of(case: Case) -> int:
     return 20 if case.axes == 3 or case.padding_mode != "zeros" else 19
 
 
-@pytest.mark.parametrize("case", [*OF_RATES, *OF_OFFSETS], ids=str)
+@pytest.mark.parametrize("case", [*OF_RATES, *OF_OTHERS], ids=str)
 def test_unfold(case: Case) -> None:
     """At sizes other than the one it was exported with; among the positions are ones that are huge and not finite."""
     kind = "DeformConv" if opset_of(case) == 19 else "GridSample"
@@ -235,6 +236,7 @@ CONVOLUTIONS = [
     ConvolutionCase(
         "offsets_groups", 2, 12, (6, 7), padding=(1, 1), groups=2, conv_groups=2, mask_groups=3, source="offsets"
     ),
+    ConvolutionCase("affine", 2, 12, (6, 7), padding=(1, 1), groups=2, conv_groups=2, mask_groups=3, source="affine"),
     ConvolutionCase("signal", 2, 12, (9,), (3,), padding=(1,), groups=2, conv_groups=2, mask_groups=3),
     ConvolutionCase("signal_offsets", 2, 4, (9,), (3,), (2,), (2,), (2,), groups=2, mask_groups=2, source="offsets"),
     ConvolutionCase("border", 2, 4, (6, 7), padding=(1, 1), conv_groups=2, mask=False, padding_mode="border"),

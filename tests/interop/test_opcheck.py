@@ -33,6 +33,8 @@ CHECKED = [
     Case("volume", 1, 2, (3, 2, 4), (2, 1, 3), padding=(1, 0, 1), rates=3, padding_mode="border"),
     Case("offsets", 2, 4, (5, 4), (2, 3), (1, 2), (1, 1), groups=2, source="offsets"),
     Case("volume_offsets", 1, 2, (2, 3, 2), (2,), groups=2, source="offsets"),
+    Case("affine", 2, 4, (5, 4), (2, 3), (1, 2), (1, 1), groups=2, source="affine"),
+    Case("volume_affine", 1, 2, (2, 3, 2), (2,), groups=2, source="affine"),
 ]
 
 

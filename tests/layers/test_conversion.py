@@ -26,10 +26,11 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
     "WaveNet": (networks.Causal, (2, 1, 40), 6),
 }
 models = pytest.mark.parametrize("make, shape, count", MODELS.values(), ids=MODELS.keys())
-sources = pytest.mark.parametrize("source", ["rates", "offsets"])
+sources = pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 ADAPTIVE = (
     ddu_ops.DynamicDilationConv1d, ddu_ops.DynamicDilationConv2d, ddu_ops.DynamicDilationConv3d,
     ddu_ops.DeformConv1d, ddu_ops.DeformConv2d, ddu_ops.DeformConv3d,
+    ddu_ops.AffineConv1d, ddu_ops.AffineConv2d, ddu_ops.AffineConv3d,
 )  # fmt: skip
 
 
@@ -97,7 +98,9 @@ def test_options_go_to_the_new_layers() -> None:
     assert model[0].rate.bounds == (0.5, 3.0)
     assert model[0].rate.out_channels == 4
     assert adapt(nn.Conv2d(4, 4, 3), source="offsets", mask=None).model.offset.mask is None
-    with pytest.raises(ValueError, match=r"^adapt\(\): expected source to be 'rates' or 'offsets', but got 'taps'$"):
+    with pytest.raises(
+        ValueError, match=r"^adapt\(\): expected source to be 'rates', 'offsets' or 'affine', but got 'taps'$"
+    ):
         adapt(model, source="taps")
 
 
@@ -202,7 +205,7 @@ def test_adapting_twice_is_adapting_once() -> None:
     model = adapt(networks.DeepLabV3()).model
     before = repr(model)
     nn.init.ones_(model.get_submodule("backbone.0").rate.bias)
-    for source in ("rates", "offsets"):
+    for source in ("rates", "offsets", "affine"):
         again = adapt(model, source=source)
         assert again.changes == ()
         assert again.added == []

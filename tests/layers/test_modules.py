@@ -71,6 +71,9 @@ WINDOWS = [
     (ddu_ops.DeformUnfold1d, ddu_ops.deform_unfold1d, [], [(2, 4, 6), (2, 3, 6)]),
     (ddu_ops.DeformUnfold2d, ddu_ops.deform_unfold2d, [], [(2, 4, 6, 6), (2, 18, 6, 6)]),
     (ddu_ops.DeformUnfold3d, ddu_ops.deform_unfold3d, [], [(2, 4, 6, 6, 6), (2, 81, 6, 6, 6)]),
+    (ddu_ops.AffineUnfold1d, ddu_ops.affine_unfold1d, [], [(2, 4, 6), (2, 2, 6)]),
+    (ddu_ops.AffineUnfold2d, ddu_ops.affine_unfold2d, [], [(2, 4, 6, 6), (2, 6, 6, 6)]),
+    (ddu_ops.AffineUnfold3d, ddu_ops.affine_unfold3d, [], [(2, 4, 6, 6, 6), (2, 12, 6, 6, 6)]),
 ]
 
 

@@ -29,6 +29,7 @@ from cases import (
     orders,
     pick,
     sample,
+    shift_of,
     small_cases,
     splat,
     sum_over_group,
@@ -348,7 +349,7 @@ SLOPES = {
 
 
 @AXES
-@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 @pytest.mark.parametrize("padding_mode", SLOPES)
 def test_the_derivative_by_the_position_is_the_one_from_the_right(
     padding_mode: str, source: str, axes: int, axis: int, device: torch.device
@@ -362,7 +363,9 @@ def test_the_derivative_by_the_position_is_the_one_from_the_right(
     # Windows are centred on the pixels -2 to 4, and with a rate of 2 the last tap lies two further; so does the first
     # one with a rate of -2, but by it the derivative has the other sign.
     positions = flat_map(case, 2.0, device=device)
-    order = along(axes, axis, 1, 0) if source == "offsets" else [1]
+    order = [1]
+    if source != "rates":
+        order = [int(r == shift_of(case, axis)) for r in range(case.parameters)]
     assert sample(case, image, positions, order)[0, 2].tolist() == SLOPES[padding_mode][2:]
     if source == "rates":
         mirrored = sample(case, image, -positions, order)
@@ -372,7 +375,7 @@ def test_the_derivative_by_the_position_is_the_one_from_the_right(
 
 
 @AXES
-@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("displacement", [1e-9, -1e-9, 1e-30, -1e-30], ids=str)
 def test_a_tiny_displacement_keeps_a_tap_on_its_side_of_a_pixel(
@@ -388,9 +391,10 @@ def test_a_tiny_displacement_keeps_a_tap_on_its_side_of_a_pixel(
         derivative = sample(case, image, flat_map(case, displacement, dtype, device), [1])
         assert derivative[0, :, 2].tolist() == ([-below, 0, above] if displacement > 0 else [-above, 0, below])
     else:
-        offsets = torch.zeros(case.positions_shape, dtype=dtype, device=device)
-        by_mover(case, offsets)[:, :, :, axis] = displacement
-        derivative = sample(case, image, offsets, along(axes, axis, 1, 0))
+        shift = shift_of(case, axis)
+        positions = flat_map(case, 1.0, dtype, device)
+        by_mover(case, positions)[:, :, :, shift] = displacement
+        derivative = sample(case, image, positions, [int(r == shift) for r in range(case.parameters)])
         assert derivative[0, 1, 2] == (above if displacement > 0 else below)
 
 

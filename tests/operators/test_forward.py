@@ -1,5 +1,6 @@
 """Values of every operator: against the reference, against F.unfold and F.fold, and on rates of every kind."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.testing import assert_close
 
 import ddu_ops
 from cases import (
@@ -41,6 +43,7 @@ from cases import (
     unfold_reference,
     windows,
 )
+from ddu_ops import reference
 
 SAME = Case("same", padding=(1, 1))
 
@@ -83,7 +86,10 @@ def test_the_family_of_derivatives(case: Case, order: list[int], device: torch.d
     )
 
 
-HALF_CASES = ("lopsided", "lopsided_two_rates", "deep", "line", "volume", "offsets", "border_volume", "reflection")
+HALF_CASES = (
+    *("lopsided", "lopsided_two_rates", "deep", "line", "volume", "offsets", "affine", "volume_affine"),
+    *("border_volume", "reflection"),
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -115,6 +121,8 @@ BEYOND = [
     (Case("volume_three_rates", size=(4, 3, 5), rates=3), [[1, 2, 0], [2, 1, 1], [0, 0, 2**62]]),
     (Case("line_offsets", size=(7,), source="offsets"), [[2], [2**62]]),
     (Case("volume_offsets", size=(4, 3, 5), source="offsets"), [[1, 2, 0], [2, 1, 1], [2**62, 0, 0]]),
+    (Case("line_affine", size=(7,), source="affine"), [[2, 0], [1, 1], [2**62, 2**62]]),
+    (Case("affine", source="affine"), [[1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 2**62, 2**62], [0, 0, 1, 2, 0, 0]]),
 ]
 
 
@@ -247,6 +255,85 @@ def test_a_rate_per_axis_is_a_dilation_per_axis(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.source == "rates"], ids=str)
+def test_rates_are_affine_maps(case: Case, device: torch.device) -> None:
+    """One for all axes, or one for each; gradients pass through them."""
+    case = replace(case, aligned=True)
+    input, dilation_map, _ = make_tensors(case, device=device, kinks=False)
+    dilation_map.requires_grad_()
+    theta = ddu_ops.theta_from_rates(dilation_map, groups=case.groups)
+    expected = unfold(case, input, dilation_map)
+    actual = unfold(replace(case, source="affine", rates=1), input, theta)
+    assert_near(actual, expected)
+    cotangent = torch.randn_like(expected)
+    assert_near(
+        torch.autograd.grad(actual, dilation_map, cotangent)[0],
+        torch.autograd.grad(expected, dilation_map, cotangent)[0],
+    )
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.source == "affine"], ids=str)
+def test_affine_maps_are_offsets_of_the_taps(case: Case, device: torch.device) -> None:
+    input, theta, _ = make_tensors(case, device=device, kinks=False)
+    places = reference.positions(theta, "affine", case.kernel_size, *case.window)
+    resting = reference.positions(flat_map(case, 1.0, device=device), "affine", case.kernel_size, *case.window)
+    offsets = torch.stack([moved - rest for (_, moved), (_, rest) in zip(places, resting, strict=True)], 2 + case.axes)
+    moved = replace(case, source="offsets")
+    assert_near(unfold(case, input, theta), unfold(moved, input, offsets.reshape(moved.positions_shape)))
+
+
+def test_a_rate_an_angle_and_a_shift(device: torch.device) -> None:
+    """The window turns from x to y, after it is stretched, and moves as a whole; within the frames of a volume."""
+    rates = torch.tensor([2.0, 3.0], dtype=torch.float64, device=device).view(1, 2, 1, 1)
+    angle = torch.full((1, 1, 1, 1), 0.3, dtype=torch.float64, device=device)
+    shift = torch.tensor([0.25, -1.5], dtype=torch.float64, device=device).view(1, 2, 1, 1)
+    theta = ddu_ops.theta_from_rates(rates, angle, shift)
+    (_, down), (_, right) = reference.positions(theta, "affine", 3)
+    for m, n in itertools.product(range(3), repeat=2):
+        y, x = 2.0 * (m - 1), 3.0 * (n - 1)
+        assert_close(down[0, 0, m, n].item(), 0.25 + math.cos(0.3) * y + math.sin(0.3) * x)
+        assert_close(right[0, 0, m, n].item(), -1.5 - math.sin(0.3) * y + math.cos(0.3) * x)
+    volume = ddu_ops.theta_from_rates(
+        torch.cat([torch.ones_like(rates[:, :1]), rates], 1)[..., None], angle[..., None]
+    ).view(3, 4)
+    assert_close(volume[1:, 1:3], theta.view(2, 3)[:, :2])
+    assert volume[0].tolist() == [1, 0, 0, 0]
+    assert not volume[:, 3].any()
+    for bad, name in (
+        (lambda: ddu_ops.theta_from_rates(rates.repeat(1, 2, 1, 1)), "dilation_map"),
+        (lambda: ddu_ops.theta_from_rates(rates, angle[0]), "angle"),
+        (lambda: ddu_ops.theta_from_rates(rates[:, :1, 0], angle[:, :, 0]), "angle"),
+        (lambda: ddu_ops.theta_from_rates(rates, shift=angle), "shift"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"^theta_from_rates\(\): expected {name} "):
+            bad()
+
+
+@pytest.mark.parametrize("angled", [False, True])
+def test_windows_fill_boxes(angled: bool, device: torch.device) -> None:
+    """The taps lie on the centres of the cells that a box is divided into, wherever the window was."""
+    case = Case("boxes", 2, 4, (7, 9), (3, 2), (2, 1), (1, 0), (1, 2), groups=2, source="affine")
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.batch, case.groups, 5 if angled else 4, *case.output_size)
+    boxes = (torch.rand(shape, generator=generator, dtype=torch.float64) * 6).to(device)
+    theta = ddu_ops.theta_from_boxes(boxes.flatten(1, 2), case.kernel_size, *case.window)
+    assert theta.shape == case.positions_shape
+    x, y, width, height = boxes[:, :, :4].unbind(2)
+    angle = boxes[:, :, 4] if angled else torch.zeros_like(x)
+    (row, down), (column, right) = reference.positions(theta, "affine", case.kernel_size, *case.window)
+    for m, n in itertools.product(*map(range, case.kernel_size)):
+        v, u = ((m + 0.5) / 3 - 0.5) * height, ((n + 0.5) / 2 - 0.5) * width
+        assert_close((row + down)[:, :, m, n], y + angle.sin() * u + angle.cos() * v)
+        assert_close((column + right)[:, :, m, n], x + angle.cos() * u - angle.sin() * v)
+    plain = torch.rand(1, 4, 5, 6, device=device)
+    by_word, by_number = (ddu_ops.theta_from_boxes(plain, 3, padding=padding) for padding in ("same", 1))
+    assert torch.equal(by_word, by_number)
+    with pytest.raises(
+        RuntimeError, match=r"^theta_from_boxes\(\): expected boxes of shape \(B, 8, H_out, W_out\) or "
+    ):
+        ddu_ops.theta_from_boxes(boxes.flatten(1, 2)[:, 1:], case.kernel_size, *case.window)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.source == "rates"], ids=str)
 def test_rates_are_offsets_of_the_taps(case: Case, device: torch.device) -> None:
     """`to_offsets` says with which, on every axis and in every mode; gradients pass through them."""
     input, dilation_map, _ = make_tensors(case, device=device, kinks=False)
@@ -301,7 +388,7 @@ def test_every_huge_rate_agrees_with_the_reference(
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border", "reflection"])
-@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 @pytest.mark.parametrize("size", [(5,), (1, 4), (3, 2, 4)], ids=str)
 @dtypes
 def test_every_finite_position_is_safe(
@@ -312,7 +399,10 @@ def test_every_finite_position_is_safe(
     map_dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """With zeros it gives 0, with the others some value of the image."""
+    """With zeros it gives 0, with the others some value of the image.
+
+    The terms of an affine map may cancel, so they give some value of the image or 0 with zeros, too.
+    """
     case = Case("huge", 2, 2, size, (2,), padding=(1,), dilation=(2,), source=source, padding_mode=padding_mode)
     input, positions, columns = make_tensors(case, dtype, map_dtype, device)
     sign = torch.where(positions < 0, -1, 1).to(map_dtype)
@@ -320,13 +410,13 @@ def test_every_finite_position_is_safe(
     for huge in (2.0**31, 2.0**32, 2.0**53, 2.0**63, 2.0**64, largest):
         huge = sign * min(huge, largest)
         outside = unfold(case, input, huge)
-        if padding_mode == "zeros":
+        if padding_mode == "zeros" and source != "affine":
             assert not outside.any()
         assert outside.isfinite().all()
         assert outside.abs().max() <= input.abs().max()
         gradients = unfold_backward(case, columns, input, huge)
         assert all(gradient.isfinite().all() for gradient in gradients)
-        if padding_mode != "reflection":
+        if padding_mode != "reflection" and source != "affine":
             assert not gradients[1].any()
 
 
@@ -354,6 +444,8 @@ BAD_CASES = [
     Case("volume_three_rates", 1, 4, (3, 4, 3), (2, 1, 3), padding=(1, 0, 1), groups=2, rates=3),
     Case("offsets", 2, 4, (4, 5), (2, 3), groups=2, source="offsets"),
     Case("volume_offsets", 2, 2, (3, 2, 3), (2, 1, 2), padding=(1, 0, 0), source="offsets"),
+    Case("affine", 2, 4, (4, 5), (2, 3), groups=2, source="affine"),
+    Case("volume_affine", 2, 2, (3, 2, 3), (2, 1, 2), padding=(1, 0, 0), source="affine", padding_mode="border"),
     Case("border", 2, 4, (5, 6), padding=(1, 1), groups=2, padding_mode="border"),
     Case("reflection_offsets", 2, 4, (4, 3), (2, 2), groups=2, source="offsets", padding_mode="reflection"),
 ]
@@ -453,7 +545,7 @@ def test_a_position_on_the_border_or_beyond_gives_zero(device: torch.device) -> 
         assert window.tolist() == [first, second]
 
 
-@pytest.mark.parametrize("source", ["rates", "offsets"])
+@pytest.mark.parametrize("source", ["rates", "offsets", "affine"])
 @pytest.mark.parametrize("axes, axis", [(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_precision_does_not_fall_with_the_size_of_the_image(
@@ -504,7 +596,9 @@ def test_unbatched(case: Case, device: torch.device) -> None:
             assert_same(actual, fold(case, columns, positions)[b])
 
 
-@pytest.mark.parametrize("name", ["line", "volume_three_rates", "line_offsets", "offsets", "volume_offsets"])
+@pytest.mark.parametrize(
+    "name", ["line", "volume_three_rates", "line_offsets", "offsets", "volume_offsets", "affine", "volume_affine"]
+)
 def test_positions_of_batch_one_are_broadcast(name: str, device: torch.device) -> None:
     case = next(c for c in CASES if c.name == name)
     input, positions, columns = make_tensors(case, device=device)
@@ -577,6 +671,7 @@ THREAD_CASES = [
     Case("line", 2, 6, (1023,), padding=(1,), groups=2),
     Case("volume", 2, 6, (9, 11, 10), (2, 3, 2), padding=(1, 1, 0), groups=2, rates=3, padding_mode="reflection"),
     Case("offsets", 2, 6, (23, 21), padding=(1, 1), groups=2, source="offsets", padding_mode="border"),
+    Case("affine", 2, 6, (23, 21), padding=(1, 1), groups=2, source="affine"),
 ]
 
 

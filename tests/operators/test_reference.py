@@ -44,6 +44,12 @@ def position(case: Case, positions: Tensor, axis: int, tap: tuple[int, ...]) -> 
     if case.source == "rates":
         rate = positions[:, min(axis, case.rates - 1) :: case.rates]
         return i * s - p + case.aligned * d * (k - 1) / 2 + (tap[axis] - (k - 1) / 2) * d * rate
+    if case.source == "affine":
+        row = positions.unflatten(1, (case.groups, case.axes, case.axes + 1))[:, :, axis]
+        place = i * s - p + d * (k - 1) / 2 + row[:, :, -1]
+        for e, m in enumerate(tap):
+            place = place + row[:, :, e] * (m - (case.kernel_size[e] - 1) / 2) * case.dilation[e]
+        return place
     number = 0
     for m, k_here in zip(tap, case.kernel_size, strict=True):
         number = number * k_here + m
@@ -189,6 +195,10 @@ def test_a_line_is_an_image_of_one_row(case: Case, axes: int) -> None:
     if case.source == "offsets":
         zeros = positions.new_zeros(*by_mover(case, positions).shape[:3], more, *case.output_size)
         moved = torch.cat([zeros, by_mover(case, positions)], 3).reshape(image.positions_shape)
+    elif case.source == "affine":
+        maps = positions.new_zeros(case.batch, case.groups, axes, axes + 1, *case.output_size)
+        maps[:, :, -1, -2:] = by_mover(case, positions)[:, :, 0]
+        moved = maps.reshape(image.positions_shape)
     else:
         moved = positions.view(image.positions_shape)
     close(unfold_reference(image, input.view(image.input_shape), moved), unfold_reference(case, input, positions))
@@ -219,7 +229,7 @@ def test_derivatives_beyond_the_last_vanish(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["lopsided_two_rates", "line", "volume", "volume_three_rates", "offsets", "reflection"]
+    "name", ["lopsided_two_rates", "line", "volume", "volume_three_rates", "offsets", "affine", "reflection"]
 )
 def test_a_parameter_that_is_not_finite(name: str) -> None:
     """What it moves is NaN, with its first derivatives; no gradient reaches the input."""
@@ -282,7 +292,8 @@ def test_a_tiny_displacement_keeps_its_side_of_a_pixel(source: str, displacement
 
 def named(kind: str, case: Case) -> Callable[..., Tensor]:
     suffix = {1: "1d", 2: "", 3: "3d"}[case.axes]
-    name = f"deform_{kind}{case.axes}d" if case.source == "offsets" else f"dynamic_dilation_{kind}{suffix}"
+    kinds = {"offsets": f"deform_{kind}{case.axes}d", "affine": f"affine_{kind}{case.axes}d"}
+    name = kinds.get(case.source, f"dynamic_dilation_{kind}{suffix}")
     return getattr(reference, name)
 
 

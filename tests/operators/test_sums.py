@@ -108,7 +108,12 @@ FULL = [case for case in [*CASES, *PACKET_CASES] if case.batch and case.channels
 cases = pytest.mark.parametrize("case", CASES, ids=str)
 full_cases = pytest.mark.parametrize("case", FULL, ids=str)
 small_cases = pytest.mark.parametrize("case", SMALL_CASES, ids=str)
-SOME = [c for c in FULL if c.name in ("lopsided", "deep", "line", "volume_three_rates", "offsets", "border_volume")]
+SOME = [
+    c
+    for c in FULL
+    if c.name
+    in ("lopsided", "deep", "line", "volume_three_rates", "offsets", "affine", "volume_affine", "border_volume")
+]
 some_cases = pytest.mark.parametrize("case", SOME, ids=str)
 
 

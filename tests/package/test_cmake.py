@@ -91,8 +91,8 @@ def test_the_header_is_all_of_the_interface(installed: Path) -> None:
     (library,) = installed.rglob("libddu_ops.so")
     symbols = run("nm", "--dynamic", "--defined-only", "--demangle", library)
     names = {f"{name}{suffix}" for name in ("unfold", "fold") for suffix in ("1d", "", "3d")}
-    of_axes = ["deform_unfold", "conv", "deform_conv", "max_pool"]
-    of_axes += [f"{source}{name}" for source in ("", "deform_") for name in ("aggregate", "correlate")]
+    of_axes = ["conv", "max_pool", *(f"{kind}_{name}" for kind in ("deform", "affine") for name in ("unfold", "conv"))]
+    of_axes += [f"{source}{name}" for source in ("", "deform_", "affine_") for name in ("aggregate", "correlate")]
     names |= {f"{name}{axes}d" for name in of_axes for axes in (1, 2, 3)}
     assert set(re.findall(r" T ddu::(\w+)\(", symbols)) == names
 

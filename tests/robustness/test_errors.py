@@ -251,9 +251,9 @@ dot on cpu | columns=on_meta(2, 36, 64) | columns on the device of input, cpu, b
 * | padding_mode='replicate' | padding_mode to be 'zeros', 'border' or 'reflection', but got 'replicate'
 * | padding_mode='Zeros' | padding_mode to be 'zeros', 'border' or 'reflection', but got 'Zeros'
 * | padding_mode='' | padding_mode to be 'zeros', 'border' or 'reflection', but got ''
-* | source='offset' | source to be 'rates' or 'offsets', but got 'offset'
-* | source='affine' | source to be 'rates' or 'offsets', but got 'affine'
-* | source='' | source to be 'rates' or 'offsets', but got ''
+* | source='offset' | source to be 'rates', 'offsets' or 'affine', but got 'offset'
+* | source='Affine' | source to be 'rates', 'offsets' or 'affine', but got 'Affine'
+* | source='' | source to be 'rates', 'offsets' or 'affine', but got ''
 deform_unfold2d | padding_mode='circular' | padding_mode to be 'zeros', 'border' or 'reflection', but got 'circular'
 
 # shapes on one axis and three
@@ -288,6 +288,18 @@ sample | positions=(2, 18, 8, 8), source='offsets', order=[1] | order to have as
 sample_backward | positions=(2, 18, 7, 8), source='offsets' | positions of shape (2, 18, 8, 8), but got (2, 18, 7, 8)
 splat | positions=(1, 18, 8, 8), source='offsets' | positions of shape (2, 18, 8, 8), but got (1, 18, 8, 8)
 dot | positions=(2, 18, 1, 1), source='offsets' | positions of shape (2, 18, 8, 8), but got (2, 18, 1, 1)
+
+# shapes of affine maps
+affine_unfold1d | theta=(2, 6, 8) | theta of shape (2, 2, 8), but got (2, 6, 8)
+affine_unfold2d | theta=(2, 4, 8, 8) | theta of shape (2, 6, 8, 8), but got (2, 4, 8, 8)
+affine_unfold2d | theta=(2, 6, 8, 7) | theta of shape (2, 6, 8, 8), but got (2, 6, 8, 7)
+affine_unfold2d | groups=2 | theta of shape (2, 12, 8, 8), but got (2, 6, 8, 8)
+affine_unfold2d | input=(4, 8, 8) | input with a batch dimension, because theta of shape (2, 6, 8, 8) has one, but got shape (4, 8, 8)
+affine_unfold2d | theta=float64(2, 6, 8, 8) | theta of type float32, because input is float32, but got float64
+affine_unfold3d | theta=(2, 6, 3, 4, 5) | theta of shape (2, 12, 3, 4, 5), but got (2, 6, 3, 4, 5)
+sample | positions=(2, 2, 8, 8), source='affine' | positions of shape (2, 6, 8, 8), but got (2, 2, 8, 8)
+sample | positions=(2, 6, 8, 8), source='affine', order=[1] | order to have as many entries as a window has entries of theta, 6, but got (1,)
+dot | positions=(2, 6, 1, 1), source='affine' | positions of shape (2, 6, 8, 8), but got (2, 6, 1, 1)
 
 # what models broadcast and the operators below do not
 unfold, fold | dilation_map=(1, 1, 8, 8) | dilation_map of shape (2, 1, 8, 8) or (2, 2, 8, 8), but got (1, 1, 8, 8)
@@ -353,6 +365,7 @@ def test_what_models_broadcast() -> None:
         call("dynamic_dilation_fold", device, dilation_map=tensor(2, 1, 1, 1))
         call("dynamic_dilation_unfold3d", device, dilation_map=tensor(1, 3, 1, 1, 1))
         call("deform_unfold2d", device, offset=tensor(1, 18, 1, 1))
+        call("affine_unfold2d", device, theta=tensor(1, 6, 1, 1))
 
 
 def test_an_input_of_too_many_axes_or_none() -> None:
@@ -572,5 +585,8 @@ ddu::dynamic_dilation_unfold3d(Tensor input, int[3] kernel_size, Tensor dilation
 ddu::dynamic_dilation_fold3d(Tensor columns, SymInt[3] output_size, int[3] kernel_size, Tensor dilation_map, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, bool aligned=True, str padding_mode="zeros") -> Tensor
 ddu::deform_unfold1d(Tensor input, int[1] kernel_size, Tensor offset, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, str padding_mode="zeros") -> Tensor
 ddu::deform_unfold2d(Tensor input, int[2] kernel_size, Tensor offset, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
-ddu::deform_unfold3d(Tensor input, int[3] kernel_size, Tensor offset, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor""",
+ddu::deform_unfold3d(Tensor input, int[3] kernel_size, Tensor offset, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::affine_unfold1d(Tensor input, int[1] kernel_size, Tensor theta, int[1] stride=[1], int[1] padding=[0], int[1] dilation=[1], int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::affine_unfold2d(Tensor input, int[2] kernel_size, Tensor theta, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor
+ddu::affine_unfold3d(Tensor input, int[3] kernel_size, Tensor theta, int[3] stride=1, int[3] padding=0, int[3] dilation=1, int groups=1, *, str padding_mode="zeros") -> Tensor""",
     )

@@ -37,7 +37,7 @@ class Case:
     groups: int = 1
     rates: int = 1  # per window: one for all axes, or one for each
     aligned: bool = True
-    source: str = "rates"  # or "offsets", a displacement of every tap on every axis
+    source: str = "rates"  # or "offsets", a displacement of every tap on every axis, or "affine", a map of the window
     padding_mode: str = "zeros"
 
     def __post_init__(self) -> None:
@@ -68,8 +68,8 @@ class Case:
 
     @property
     def parameters(self) -> int:
-        """How many numbers move one: an offset for every axis, or the rates."""
-        return self.axes if self.source == "offsets" else self.rates
+        """How many numbers move one: an offset for every axis, a matrix and a shift, or the rates."""
+        return {"offsets": self.axes, "affine": self.axes * (self.axes + 1), "rates": self.rates}[self.source]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -149,11 +149,19 @@ CASES = [
     Case("offsets_no_batch", 0, 3, (4, 5), source="offsets"),
     Case("offsets_no_channels", 2, 0, (4, 5), groups=2, source="offsets"),
     Case("volume_offsets", 2, 4, (3, 5, 4), (2, 3, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2, source="offsets"),
+    # An affine map for every window
+    Case("line_affine", 2, 4, (13,), (3,), (2,), (1,), (2,), groups=2, source="affine"),
+    Case("affine", 2, 4, (6, 9), (2, 3), (1, 2), (0, 1), (2, 1), groups=2, source="affine"),
+    Case("affine_deep", 1, 35, (4, 5), (3, 2), (2, 1), (1, 0), source="affine"),
+    Case("affine_no_batch", 0, 3, (4, 5), source="affine"),
+    Case("affine_no_channels", 2, 0, (4, 5), groups=2, source="affine"),
+    Case("volume_affine", 2, 4, (3, 5, 4), (2, 3, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), groups=2, source="affine"),
     # What lies outside
     Case("border", 2, 4, (5, 6), (3, 2), (2, 1), (1, 2), (1, 2), groups=2, padding_mode="border"),
     Case("border_line", 2, 3, (7,), padding=(3,), aligned=False, padding_mode="border"),
     Case("border_volume", 1, 4, (3, 2, 4), (2, 3, 3), padding=(1, 1, 0), groups=2, rates=3, padding_mode="border"),
     Case("border_offsets", 2, 4, (5, 4), (2, 3), (1, 2), (1, 1), groups=2, source="offsets", padding_mode="border"),
+    Case("border_affine", 2, 4, (5, 4), (2, 3), (1, 2), (1, 1), groups=2, source="affine", padding_mode="border"),
     Case("border_one_pixel", 1, 2, (1, 1), padding=(1, 1), rates=2, padding_mode="border"),
     Case("reflection", 2, 4, (6, 5), (2, 3), (1, 2), (2, 1), (2, 1), groups=2, rates=2, padding_mode="reflection"),
     Case("reflection_line", 2, 3, (4,), (5,), padding=(3,), dilation=(2,), padding_mode="reflection"),
@@ -161,6 +169,9 @@ CASES = [
     Case("reflection_one_row", 2, 2, (1, 5), (3, 3), padding=(1, 1), padding_mode="reflection"),
     Case("reflection_kernel_beyond_image", 1, 2, (2, 3), (4, 5), padding=(2, 3), rates=2, padding_mode="reflection"),
     Case("reflection_offsets", 2, 4, (5, 4), (2, 3), groups=2, source="offsets", padding_mode="reflection"),
+    Case("reflection_affine", 2, 4, (5, 4), (2, 3), groups=2, source="affine", padding_mode="reflection"),
+    Case("reflection_volume_affine", 1, 2, (2, 1, 3), (2, 2, 2), padding=(1,), source="affine",
+         padding_mode="reflection"),
     Case("reflection_volume_offsets", 1, 2, (2, 1, 3), (2, 2, 2), padding=(1,), source="offsets",
          padding_mode="reflection"),
 ]  # fmt: skip
@@ -191,6 +202,10 @@ SMALL_CASES = [  # for what takes a loop over entries, like gradcheck
     Case("small_line_offsets", 1, 2, (4,), (2,), groups=2, source="offsets"),
     Case("small_offsets", 1, 2, (3, 2), (2, 1), padding=(1, 0), groups=2, source="offsets"),
     Case("small_volume_offsets", 1, 1, (2, 2, 2), (1, 2, 1), source="offsets"),
+    Case("small_line_affine", 1, 2, (4,), (2,), groups=2, source="affine"),
+    Case("small_affine", 1, 2, (3, 2), (2, 1), padding=(1, 0), groups=2, source="affine"),
+    Case("small_volume_affine", 1, 1, (2, 2, 2), (1, 2, 2), source="affine"),
+    Case("small_border_affine", 1, 1, (2, 3), (2, 2), source="affine", padding_mode="border"),
     Case("small_border", 1, 2, (3, 2), (2, 3), padding=(1, 1), rates=2, padding_mode="border"),
     Case("small_reflection", 1, 2, (2, 3), (3, 2), padding=(1, 1), padding_mode="reflection"),
     Case("small_reflection_offsets", 1, 1, (2, 3), (2, 2), source="offsets", padding_mode="reflection"),
@@ -279,21 +294,27 @@ def make_tensors(
     """Arguments of a case, the same on every device.
 
     The rates lie between -3 and 4, so that windows leave the image on every side, turn over and collapse; offsets
-    between -5 and 5. With ``kinks`` every fifth one is a multiple of one half, so that taps meet whole pixels; without,
-    all taps whose place depends on it stay away from whole pixels, where the derivative jumps.
+    between -5 and 5, entries of affine maps between -2 and 2. With ``kinks`` every fifth one, or affine map, is a
+    multiple of one half, so that taps meet whole pixels; without, all taps whose place depends on it stay away from whole pixels, where the derivative jumps.
     """
     generator = torch.Generator().manual_seed(seed)
     normal = {"generator": generator, "dtype": torch.float64}
     input, columns = torch.randn(case.input_shape, **normal), torch.randn(case.columns_shape, **normal)
     map_dtype = map_dtype or dtype
 
-    low, high = (-3, 4) if case.source == "rates" else (-5, 5)
+    low, high = {"rates": (-3, 4), "offsets": (-5, 5), "affine": (-2, 2)}[case.source]
 
     def draw() -> Tensor:
         return (torch.rand(case.positions_shape, **normal) * (high - low) + low).to(map_dtype)
 
     positions = draw()
-    if kinks:
+    if kinks and case.source == "affine":
+        windows = by_mover(case, positions)[:, :, 0].movedim(2, -1).flatten(0, -2)
+        windows[::5] = (windows[::5] * 2).round() / 2
+        shape = (case.batch, case.groups, *case.output_size, case.parameters)
+        positions = windows.view(shape).movedim(-1, 2).flatten(1, 2)
+        positions = positions.contiguous()
+    elif kinks:
         positions.flatten()[::5] = (positions.flatten()[::5] * 2).round() / 2
     else:
         for _ in range(200):
@@ -306,11 +327,19 @@ def make_tensors(
     return Tensors(input.to(device, dtype), positions.to(device), columns.to(device, dtype))
 
 
-def meets_kink(case: Case, positions: Tensor, margin: float = 0.02) -> Tensor:
+def meets_kink(case: Case, positions: Tensor) -> Tensor:
     """Where a rate or an offset puts a tap on a whole pixel, or nearly: boolean, in the shape of the positions."""
+
+    margin = 0.005 if case.source == "affine" else 0.02  # an affine map moves all taps along all axes
 
     def near(places: Tensor) -> Tensor:
         return (places - places.round()).abs() < margin
+
+    if case.source == "affine":
+        places = reference.positions(positions.double(), "affine", case.kernel_size, *case.window)
+        taps = tuple(range(2, 2 + case.axes))
+        windows = torch.stack([near(moved).sum(taps) > 0 for _, moved in places]).any(0)
+        return windows.unsqueeze(2).expand(-1, -1, case.parameters, *case.output_size).flatten(1, 2)
 
     if case.source == "offsets":
         return near(positions.double())
@@ -326,7 +355,10 @@ def meets_kink(case: Case, positions: Tensor, margin: float = 0.02) -> Tensor:
 
 
 def flat_map(case: Case, rate: float, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> Tensor:
-    """The same rate everywhere; or the offsets that put every tap where that rate would."""
+    """The same rate everywhere; or the offsets, or affine maps, that put every tap where that rate would."""
+    if case.source == "affine":
+        theta = rate * torch.eye(case.axes, case.axes + 1).flatten().repeat(case.groups).view(1, -1, *[1] * case.axes)
+        return theta.repeat(case.batch, 1, *case.output_size).to(device, dtype)
     if case.source == "rates":
         return torch.full(case.map_shape, rate, dtype=dtype, device=device)
     places = [
@@ -408,13 +440,32 @@ def fold_reference(case: Case, columns: Tensor, positions: Tensor) -> Tensor:
 
 
 def orders(case: Case, *, beyond: bool = True) -> list[list[int]]:
-    """Every derivative order that is not zero everywhere; and the first ``beyond``."""
+    """Every derivative order that is not zero everywhere, of affine maps of three axes some; and the first ``beyond``."""
+    if case.source == "affine":
+        each = [[0] * entry + [1] + [0] * (case.axes - entry) for entry in range(case.axes + 1)]
+        rows = itertools.product([[0] * (case.axes + 1), *each], repeat=case.axes)
+        every = [list(itertools.chain(*order)) for order in rows]
+        if case.axes == 3:
+            every = [order for order in every if sum(order) < 2] + [order for order in every if sum(order) > 1][::11]
+        first = [2] + [0] * (case.parameters - 1), [1] * (case.axes + 1) + [0] * (case.parameters - case.axes - 1)
+        return every + list(first) * beyond
     if case.parameters == 1:
         last = 1 if case.source == "offsets" else case.axes  # one rate moves the taps along all axes
         return [[n] for n in range(last + 1 + beyond)]
     found = [list(order) for order in itertools.product((0, 1), repeat=case.parameters)]
     twice = [[2 * (axis == a) for axis in range(case.parameters)] for a in range(case.parameters)]
     return found + twice[::-1] * beyond
+
+
+def shift_of(case: Case, axis: int) -> int:
+    """The parameter that moves a tap along an axis alone: its offset, or the shift of an affine map."""
+    return axis if case.source == "offsets" else axis * (case.axes + 1) + case.axes
+
+
+def by_position(case: Case, order: Sequence[int]) -> list[int]:
+    """How often an order differentiates by the positions along each axis, or by the parameter that moves them."""
+    each = case.axes + 1 if case.source == "affine" else 1  # parameters that move a tap along an axis
+    return [sum(order[first : first + each]) for first in range(0, len(order), each)]
 
 
 def derivative(case: Case, function: Callable[[Tensor], Tensor], positions: Tensor, order: Sequence[int]) -> Tensor:
@@ -465,13 +516,14 @@ FAMILY = ("sample", "splat", "dot", "sample_backward")  # take the positions of 
 
 def operator_name(name: str, case: Case) -> str:
     """The operator that computes ``name`` on as many axes and from such positions as the case has."""
-    if case.source == "offsets":
+    if case.source != "rates":
+        kind = "deform" if case.source == "offsets" else "affine"
         names = {
             "unfold": "sample",
             "unfold_backward": "sample_backward",
             "fold": "splat",
-            "dynamic_dilation_unfold": f"deform_unfold{case.axes}d",
-            "dynamic_dilation_fold": "splat",  # no other folds by offsets
+            "dynamic_dilation_unfold": f"{kind}_unfold{case.axes}d",
+            "dynamic_dilation_fold": "splat",  # no other folds by them
         }
         return names.get(name, name)
     return name + {1: "1d", 2: "", 3: "3d"}[case.axes] if name.startswith("dynamic_dilation_") else name
@@ -494,7 +546,7 @@ def keywords(name: str, case: Case) -> dict[str, Any]:
 
 
 def is_public(name: str) -> bool:
-    return name.startswith(("dynamic_dilation_", "deform_"))
+    return name.startswith(("dynamic_dilation_", "deform_", "affine_"))
 
 
 def operator(name: str, case: Case, order: Sequence[int] = ()) -> Callable[..., Any]:
@@ -517,7 +569,7 @@ def first_order(name: str, case: Case) -> list[int]:
         return []
     if case.source == "rates" and case.rates == 1:
         return [int(case.axes > 1)]
-    return [0] * (case.parameters - 1) + [int(case.parameters > 1)]
+    return [0] * (case.parameters - 1) + [int(case.axes > 1 or case.rates > 1)]
 
 
 # ---- The kernels ----
@@ -543,7 +595,7 @@ def taking(*paths: str) -> Iterator[None]:
 STRICT_CONVOLUTIONS = ("convolution", "convolution_backward")
 CONVOLUTIONS = (
     *STRICT_CONVOLUTIONS,
-    *(f"{stem}{axes}d" for stem in ("dynamic_dilation_conv", "deform_conv") for axes in (1, 2, 3)),
+    *(f"{stem}{axes}d" for stem in ("dynamic_dilation_conv", "deform_conv", "affine_conv") for axes in (1, 2, 3)),
 )
 
 
@@ -578,18 +630,20 @@ class ConvolutionCase(Case):
     @property
     def positions_name(self) -> str:
         """What the public function calls the positions."""
-        return "dilation_map" if self.source == "rates" else "offset"
+        return {"rates": "dilation_map", "offsets": "offset", "affine": "theta"}[self.source]
 
     @property
     def function(self) -> str:
         """The name of the public function."""
-        return f"{'dynamic_dilation' if self.source == 'rates' else 'deform'}_conv{self.axes}d"
+        kind = {"rates": "dynamic_dilation", "offsets": "deform", "affine": "affine"}[self.source]
+        return f"{kind}_conv{self.axes}d"
 
     @property
     def keywords(self) -> dict[str, Any]:
         """The options of the public function."""
         window = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        groups = {"groups": self.conv_groups, "dilation_groups": self.groups} if self.source == "rates" else {}
+        of_positions = {"rates": "dilation_groups", "affine": "theta_groups"}.get(self.source)  # the shapes tell others
+        groups = {"groups": self.conv_groups, of_positions: self.groups} if of_positions else {}
         return {**window, **groups, **self.by_name}
 
     @property
@@ -622,6 +676,12 @@ FUSED_CONVOLUTIONS = [
     ConvolutionCase("offsets_per_image", 2, 32, (6, 5), (2, 3), groups=2, source="offsets", per_image=True,
                     mask=False, out_channels=33, padding_mode="reflection"),
     ConvolutionCase("line_offsets", 2, 32, (37,), padding=(1,), source="offsets", out_channels=16),
+    ConvolutionCase("affine", 2, 64, (8, 9), padding=(1, 1), groups=2, conv_groups=2, source="affine", mask_groups=4,
+                    out_channels=48),
+    ConvolutionCase("affine_per_image", 2, 32, (6, 5), (2, 3), groups=2, source="affine", per_image=True,
+                    mask=False, out_channels=33, padding_mode="reflection"),
+    ConvolutionCase("line_affine", 2, 32, (37,), padding=(1,), source="affine", out_channels=16),
+    ConvolutionCase("volume_affine", 1, 32, (3, 4, 5), (2, 2, 3), groups=2, source="affine", out_channels=24),
     ConvolutionCase("volume", 2, 32, (4, 5, 6), (2, 3, 2), padding=(1, 1, 0), rates=3, out_channels=36),
     ConvolutionCase("volume_few_outputs", 1, 64, (3, 5, 4), padding=(1,), groups=2, conv_groups=2, out_channels=32,
                     padding_mode="border"),
@@ -694,8 +754,9 @@ def drawn_cases(draw: st.DrawFn, max_batch: int = 2, **fixed: Any) -> Case:
         return tuple(draw(st.integers(low, high)) for _ in range(axes))
 
     groups = fixed.get("groups", draw(st.integers(1, 3)))
-    of_rates = fixed.get("source", draw(st.sampled_from(["rates", "offsets"]))) == "rates"
-    of_rates |= "rates" in fixed or not fixed.get("aligned", True)
+    source = fixed.get("source", draw(st.sampled_from(["rates", "offsets", "affine"])))
+    source = "rates" if "rates" in fixed or not fixed.get("aligned", True) else source
+    of_rates = source == "rates"
     kernel_size, padding, dilation = each(1, 4 if axes < 3 else 3), each(0, 2), each(1, 2)
     sizes = zip(kernel_size, padding, dilation, each(0, 4 if axes < 3 else 2), strict=True)
     case = Case(
@@ -710,7 +771,7 @@ def drawn_cases(draw: st.DrawFn, max_batch: int = 2, **fixed: Any) -> Case:
         groups=groups,
         rates=draw(st.sampled_from([1, axes])) if of_rates else 1,
         aligned=draw(st.booleans()) if of_rates else True,
-        source="rates" if of_rates else "offsets",
+        source=source,
         padding_mode=draw(st.sampled_from(["zeros", "border", "reflection"])),
     )
     return replace(case, **fixed)

@@ -28,6 +28,7 @@ from cases import (
     ConvolutionCase,
     as_list,
     by_mover,
+    by_position,
     by_tap,
     convolve_reference,
     derivative,
@@ -164,7 +165,7 @@ class Call:
             k = _per_axis(a["weight"].shape[-axes:] if convolution else a["kernel_size"], axes)
             aligned = a.get("aligned", True)
             conv_groups = a.get("groups", 1)
-            groups = a["dilation_groups"] if convolution and "dilation_groups" in a else conv_groups
+            groups = a.get("dilation_groups", a.get("theta_groups", conv_groups)) if convolution else conv_groups
             if convolution and self.name.startswith("deform_"):  # the shapes tell
                 conv_groups = lead.shape[-axes - 1] // max(a["weight"].shape[-axes - 1], 1)
                 groups = positions.shape[-axes - 1] // (axes * math.prod(k))
@@ -188,8 +189,8 @@ class Call:
                     per_image=len(a["weight"].shape) == axes + 3,
                     **given,
                 )
-            if _source(self) == "offsets":
-                case = replace(case, source="offsets")
+            if _source(self) != "rates":
+                case = replace(case, source=_source(self))
             else:
                 per_axis = positions.shape[-axes - 1] == axes * case.groups
                 case = replace(case, rates=axes if per_axis else 1, aligned=aligned)
@@ -253,12 +254,18 @@ def _axes(name: str) -> int | None:
 
 def _positions(name: str) -> str:
     """What an operator calls the positions."""
-    return "positions" if name in ANY_SOURCE else "offset" if name.startswith("deform_") else "dilation_map"
+    own = {"rates": "dilation_map", "offsets": "offset", "affine": "theta"}[_own(name)]
+    return "positions" if name in ANY_SOURCE else own
 
 
 def _source(call: Call) -> str:
-    source: str = call.arguments.get("source", "offsets" if call.name.startswith("deform_") else "rates")
+    source: str = call.arguments.get("source", _own(call.name))
     return source
+
+
+def _own(name: str) -> str:
+    """The source of positions that an operator's name says."""
+    return "offsets" if name.startswith("deform_") else "affine" if name.startswith("affine_") else "rates"
 
 
 ANY_SOURCE = (*FAMILY, *STRICT_CONVOLUTIONS, *SUMS)
@@ -329,9 +336,7 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
     """Any call: a problem, stated well or not."""
     name = draw(st.sampled_from(names))
     dims = _axes(name) or draw(st.integers(1, 3))
-    source = "offsets" if name.startswith("deform_") else "rates"
-    if name in ANY_SOURCE:
-        source = draw(st.sampled_from(["rates", "offsets"]))
+    source = draw(st.sampled_from(["rates", "offsets", "affine"])) if name in ANY_SOURCE else _own(name)
     flavour = draw(st.sampled_from(["sensible", "sensible", "huge", "absurd", "absurd", "absurd"]))
     extents = [draw(axes(flavour == "huge" and draw(st.booleans()))) for _ in range(dims)]
     groups = draw(st.sampled_from([1, 1, 2, 3]))
@@ -342,13 +347,13 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
         *zip(*extents),
         groups=groups,
         rates=draw(st.sampled_from([1, dims])) if source == "rates" else 1,
-        aligned=draw(st.booleans()) or source == "offsets",
+        aligned=draw(st.booleans()) or source != "rates",
         source=source,
         padding_mode=draw(st.sampled_from(["zeros", "border", "reflection"])),
     )
     dtype = draw(st.sampled_from(FLOATING))
     map_dtype = draw(st.sampled_from([dtype, torch.float32])) if dtype in HALF else dtype
-    public = name.startswith(("dynamic", "deform"))
+    public = name.startswith(("dynamic", "deform", "affine"))
     unbatched = public and case.batch > 0 and draw(st.booleans())
     shared = public and not unbatched and draw(st.booleans())
 
@@ -368,7 +373,7 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
         "input": draw(tensors(shape(case.input_shape), dtype)),
         "grad_output": columns,
         "columns": columns,
-        **dict.fromkeys(("dilation_map", "positions", "offset"), positions),
+        **dict.fromkeys(("dilation_map", "positions", "offset", "theta"), positions),
         "source": source,
         "output_size": list(case.size),
         "kernel_size": list(case.kernel_size),
@@ -378,7 +383,9 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
         "groups": case.groups,
         "aligned": case.aligned,
         "padding_mode": case.padding_mode,
-        "order": draw(st.sampled_from([[], *([n] + [m] * (case.parameters - 1) for n, m in ((0, 0), (1, 0), (1, 1)))])),
+        "order": draw(st.sampled_from([[], *([n] + [m] * (case.parameters - 1) for n, m in ((0, 0), (1, 0), (1, 1)))]))[
+            :: draw(st.sampled_from([1, -1]))
+        ],
     }
     if name in CONVOLUTIONS:
         problem = draw(convolutions(case, per_image=not unbatched))
@@ -394,7 +401,7 @@ def calls(draw: st.DrawFn, names: Sequence[str] = NAMES) -> Call:
             "bias": draw(tensors(bias_shape, dtype)) if problem.bias else None,
             "mask": draw(tensors(shape((batch, *problem.mask_shape[1:])), dtype)) if problem.mask else None,
             "groups": problem.conv_groups,
-            "dilation_groups": problem.groups,
+            **dict.fromkeys(("dilation_groups", "theta_groups"), problem.groups),
             "output_mask": [draw(st.sampled_from([True, True, False])) for _ in range(3)]
             + [problem.mask and draw(st.sampled_from([True, True, False]))],
         }
@@ -444,10 +451,10 @@ def absurd(draw: st.DrawFn, key: str, value: Any) -> Any:
     if key in INTS:
         return draw(st.one_of(st.lists(absurd_ints, max_size=4), absurd_ints, st.just([*_as_list(value), 1])))
     if key in ("source", "padding_mode"):
-        return draw(st.sampled_from(["rates", "offsets", "zeros", "border", "reflection", "", "circular"]))
+        return draw(st.sampled_from(["rates", "offsets", "affine", "zeros", "border", "reflection", "", "circular"]))
     if key == "order":
         return draw(st.lists(absurd_ints, max_size=4))
-    if key in ("groups", "aligned", "dilation_groups", "mask_groups"):
+    if key in ("groups", "aligned", "dilation_groups", "mask_groups", "theta_groups"):
         return draw(absurd_ints)
     if key == "output_mask":
         return draw(st.lists(st.sampled_from([True, False, True, False, 1, None]), max_size=5))
@@ -691,12 +698,14 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
     # Of no numbers there is nothing to differentiate, and what is differentiated once too often vanishes.
     most = case.axes if case.source == "rates" and case.rates == 1 else 1  # derivatives by one parameter
     order = [min(times, most + 1) for times in call.arguments.get("order", [])] if case.batch else []
-    if any(times > most for times in order):  # no term is left, so what would be multiplied is not read
+    if any(
+        times > most for times in by_position(case, order)
+    ):  # no term is left, so what would be multiplied is not read
         image, columns = (None if t is None else t.nan_to_num(0, 0, 0) for t in (image, columns))
 
     def sampled(of: Tensor) -> Tensor:
         answer = derivative(case, lambda r: unfold_reference(case, of, r), rates, order)
-        if sum(order) < 2 or max(order) > most:
+        if sum(order) < 2 or max(by_position(case, order)) > most:
             return answer
         # What makes the reference NaN has a first derivative only; NaN is due for every one that does not vanish.
         finite = by_mover(case, rates).isfinite().all(3).unsqueeze(2)
@@ -707,7 +716,10 @@ def _reference(call: Call, case: Case, tensors: dict[str, Tensor]) -> list[Tenso
         assert image is not None and columns is not None
         of_order = lambda of, by: derivative(case, lambda r: unfold_reference(case, of, r), by, order)  # noqa: E731
         by_image, by_map = _gradients(of_order, [image, rates], columns)
-        left = torch.tensor([times < most for times in order or [0] * case.parameters])  # what does not vanish for good
+        times = by_position(case, order or [0] * case.parameters)
+        left = (
+            torch.tensor(times).repeat_interleave(case.parameters // len(times)) < most
+        )  # what does not vanish for good
         by_map = torch.where(left.view(-1, *[1] * case.axes), by_mover(case, by_map), 0).reshape(by_map.shape)
         return [crop(by_image), by_map]
     if call.name == "dot":

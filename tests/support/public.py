@@ -136,6 +136,9 @@ class Problem:
     def theta(self) -> Tensor:
         return self._random(BATCH, self.groups * self.axes * (self.axes + 1), *self.grid)
 
+    def boxes(self) -> Tensor:
+        return self._uniform(BATCH, self.groups * 4, *self.grid) * SIDE
+
     def mask(self) -> Tensor:
         return self._uniform(BATCH, self.groups * self.taps, *self.grid)
 
@@ -219,6 +222,9 @@ def lively(module: nn.Module) -> nn.Module:
 _DCLS = {"kernel_count": 2, "dilated_kernel_size": 5}
 _HEADS = {"dim": CHANNELS, "num_heads": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
+    "AffineConv1d": {"predict": True},
+    "AffineConv2d": {"predict": True},
+    "AffineConv3d": {"predict": True},
     "DeformConv1d": {"predict": True},
     "DeformConv2d": {"predict": True},
     "DeformConv3d": {"predict": True},

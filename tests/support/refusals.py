@@ -56,7 +56,7 @@ CALLS: dict[str, dict[str, Any]] = {
 }
 PUBLIC = ["dynamic_dilation_unfold", "dynamic_dilation_fold"]
 
-# The same of the operators that have names of their own on other axes and by offsets.
+# The same of the operators that have names of their own on other axes, from offsets and from affine maps.
 LINE, VOLUME = {**WINDOW, "dilation_map": tensor(2, 1, 8)}, {**WINDOW, "dilation_map": tensor(2, 1, 3, 4, 5)}
 NAMED: dict[str, dict[str, Any]] = {
     "dynamic_dilation_unfold1d": {"input": tensor(2, 4, 8), **LINE},
@@ -66,9 +66,12 @@ NAMED: dict[str, dict[str, Any]] = {
     "deform_unfold1d": {"input": tensor(2, 4, 8), "offset": tensor(2, 3, 8)},
     "deform_unfold2d": {"input": INPUT, "offset": tensor(2, 18, 8, 8)},
     "deform_unfold3d": {"input": tensor(2, 4, 3, 4, 5), "offset": tensor(2, 81, 3, 4, 5)},
+    "affine_unfold1d": {"input": tensor(2, 4, 8), "theta": tensor(2, 2, 8)},
+    "affine_unfold2d": {"input": INPUT, "theta": tensor(2, 6, 8, 8)},
+    "affine_unfold3d": {"input": tensor(2, 4, 3, 4, 5), "theta": tensor(2, 12, 3, 4, 5)},
 }
 for _arguments in NAMED.values():
-    if "offset" in _arguments:
+    if "offset" in _arguments or "theta" in _arguments:
         _arguments |= {key: value for key, value in WINDOW.items() if key not in ("dilation_map", "aligned")}
 
 

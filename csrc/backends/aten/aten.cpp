@@ -58,15 +58,16 @@ class Taps {
       shape.push_back(axis(a).out_size);
     }
     const Tensor parameters = positions.to(type).reshape_symint(shape);
-    Tensor finite;
-    for (int64_t a = 0; a < axes_; ++a) {
-      const Tensor parameter = parameters.select(2 + axes_, p_.parameters == 1 ? 0 : a);
-      const Tensor is_finite = parameter.isfinite();
-      finite = finite.defined() ? finite & is_finite : is_finite;
-      taps_.push_back(locate(a, parameter));
+    const auto parameter = [&](int64_t r) { return parameters.select(2 + axes_, r); };
+    Tensor finite = parameter(0).isfinite();
+    for (int64_t r = 1; r < p_.parameters; ++r) {
+      finite = finite & parameter(r).isfinite();
     }
-    unit_ = at::ones_like(parameters.select(2 + axes_, 0))
-                .masked_fill(finite.logical_not(), std::numeric_limits<double>::quiet_NaN());
+    unit_ = at::ones_like(parameter(0)).masked_fill(finite.logical_not(), std::numeric_limits<double>::quiet_NaN());
+    for (int64_t a = 0; a < axes_; ++a) {
+      taps_.push_back(
+          locate(a, p_.source == Source::kAffine ? displaced(a, parameter) : parameter(p_.parameters == 1 ? 0 : a)));
+    }
   }
 
   const Axis<SymInt>& axis(int64_t a) const { return p_.axis[p_.first_axis() + a]; }
@@ -83,6 +84,24 @@ class Taps {
     return values.view_symint(sizes);
   }
 
+  // The distances of the taps along an axis from the window's centre at rate one.
+  Tensor distances(int64_t a, const at::TensorOptions& numbers) const {
+    const Tensor twice = at::arange(1 - axis(a).kernel, axis(a).kernel, 2, numbers);
+    return along(a, twice * static_cast<double>(axis(a).dilation) / 2);
+  }
+
+  // displacement() of math/positions.h; NaN where a parameter of the window is not finite.
+  template <class Parameter>
+  Tensor displaced(int64_t a, const Parameter& parameter) const {
+    Tensor sum = parameter(a * (axes_ + 1) + axes_);
+    const double most =
+        sum.scalar_type() == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+    for (int64_t e = 0; e < axes_; ++e) {
+      sum = sum + parameter(a * (axes_ + 1) + e) * distances(e, sum.options());
+    }
+    return at::where(sum >= -most, sum.clamp_max(most), -most) * unit_;
+  }
+
   TapsOfAxis locate(int64_t a, const Tensor& parameter) const {
     const auto& axis = this->axis(a);
     const auto type = parameter.scalar_type();
@@ -92,10 +111,8 @@ class Taps {
     const double limit = std::ldexp(1.0, 62);
     const double split = std::ldexp(1.0, type == at::kDouble ? 26 : 12);
 
-    const Tensor twice = at::arange(1 - axis.kernel, axis.kernel, 2, numbers);
-    const Tensor distance = along(a, twice * static_cast<double>(axis.dilation) / 2);
-    const bool rates = p_.source == Source::kRates;
-    const Tensor slope = rates ? distance : at::ones_like(distance);
+    const Tensor distance = distances(a, numbers);
+    const Tensor slope = by_axis(p_.source) ? distance : at::ones_like(distance);
     const Tensor offset = slope * parameter + fraction;
     const Tensor near = offset.abs() < limit;  // false for NaN
     const Tensor safe = at::where(near, parameter, 0);
@@ -111,7 +128,7 @@ class Taps {
     const Tensor first =
         at::arange(Scalar(axis.out_size), indices) * axis.stride + first_pixel(axis, p_.source, p_.aligned);
     Tensor position = along(axes_ + a, first) + whole.to(at::kLong) + carry.to(at::kLong);
-    if (!rates) {
+    if (per_tap(p_.source)) {
       position = position + along(a, at::arange(axis.kernel, indices) * axis.dilation);
     }
     if (p_.padding_mode == PaddingMode::kZeros) {

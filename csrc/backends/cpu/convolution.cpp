@@ -367,8 +367,8 @@ struct Call {
             data(mask_sums),
             {},
             product()};
-        for (int64_t r = 0; r < p.parameters; ++r) {
-          call.terms[r] = term_of(p.source, p.axes, p.parameters, [r](int64_t s) { return r == s ? 1 : 0; });
+        for (int64_t b = 0; b < bases_of(p.source, p.axes, p.parameters); ++b) {
+          call.terms[b] = first_term(p, b);
         }
         const int64_t work = outputs * taps * c.chunk_planes * l.lanes / c.bands;
         parallel_tasks(

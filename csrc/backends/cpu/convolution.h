@@ -123,7 +123,7 @@ struct ConvolveBackward {
   T* weight_sums;          // [sets, bands, chunks, chunk_weights], added to
   T* position_sums;        // [chunks worked on, positions_per_group, parameters, L]
   T* mask_sums;            // [chunks worked on, taps, L]
-  Term terms[kMaxAxes];    // derivatives by the parameters
+  Term terms[kMaxAxes];    // derivatives by the parameters, the bases of all: math/positions.h
   Product<T> product;
 };
 

@@ -461,7 +461,8 @@ void convolve_backward_lanes(
   const int64_t taps = taps_of(p);
   const int64_t outputs = c.channels_out();
   const int64_t entries = positions_per_group(p);
-  const int64_t terms = call.position_sums == nullptr ? 0 : p.parameters;
+  const int64_t terms = call.position_sums == nullptr ? 0 : bases_of(p.source, p.axes, p.parameters);
+  const int64_t multiples = multiples_of(p.source, p.axes);
   const bool with_grad = call.image != nullptr || call.position_sums != nullptr || call.mask_sums != nullptr;
   const bool with_samples = call.planes != nullptr;
   const auto corner = corner_rows<kAxes, kLanes>(p);
@@ -547,14 +548,13 @@ void convolve_backward_lanes(
           if (mask_sums != nullptr) {
             sum_lanes<kLanes>(mask_products, n, mask_sums + tap * positions + first);
           }
-          if (entries > 1 || tap + 1 == taps) {  // the sum of a tap, or of all
-            for (int64_t r = 0; r < terms; ++r) {
-              const int64_t entry = entries > 1 ? tap : 0;
-              sum_lanes<kLanes>(
-                  products.get() + r * kTile * kLanes, n,
-                  position_sums + (entry * p.parameters + r) * positions + first);
-            }
-            fill_zero(products.get(), terms * kTile * kLanes);
+          if (terms > 0 && (entries > 1 || multiples > 1 || tap + 1 == taps)) {  // the sum of a tap, or of all
+            const int64_t entry = entries > 1 ? tap : 0;
+            T distance[kAxes];
+            located.distances(distance);
+            add_multiples<kLanes>(
+                n, distance, terms, multiples, multiples == 1 || tap == 0, products.get(),
+                position_sums + entry * p.parameters * positions + first, positions);
           }
         }
         if (weight_sums != nullptr) {

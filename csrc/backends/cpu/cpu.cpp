@@ -43,7 +43,7 @@ struct Call {
   }
 
   // Adds term `splat` of the columns into `image`, and their products with the `count` terms `dot` of `input` into
-  // `result`, [B, G, positions_per_group, count, *out]; either may be null.
+  // `result`, [B, G, positions_per_group, count, multiples, *out]; either may be null.
   void reduce(
       const Tensor& columns,
       const Term* splat,
@@ -51,6 +51,7 @@ struct Call {
       const Tensor* input,
       const Term* dot,
       int64_t count,
+      int64_t multiples,
       Tensor* result) const {
     const int64_t bands = cpu::bands_of(p, planes);
     const int64_t together = cpu::planes_together(p, bands, 1, 4);
@@ -62,7 +63,7 @@ struct Call {
     const Tensor input_planes = input == nullptr ? Tensor() : pack(*input);
     // The only sum is the result, if it has the type.
     const bool direct = result != nullptr && layout.planes == 1 && result->scalar_type() == kType;
-    const int64_t sums_size = p.batch * p.groups * positions_per_group(p) * count * positions_of(p);
+    const int64_t sums_size = p.batch * p.groups * positions_per_group(p) * count * multiples * positions_of(p);
     const Tensor sums = direct ? result->view({1, -1}) : at::empty({layout.planes, sums_size}, kType);
     auto* const sum_data = sums.template mutable_data_ptr<T>();
     const cpu::Reduction<scalar_t, T> reduction = {
@@ -74,6 +75,7 @@ struct Call {
         image == nullptr ? nullptr : image_planes.template mutable_data_ptr<T>(),
         dot,
         count,
+        multiples,
         input == nullptr ? nullptr : input_planes.template const_data_ptr<T>(),
         sum_data};
     const int64_t tasks = cpu::tasks_of(p, together, bands);
@@ -115,14 +117,14 @@ struct Cpu {
 
   static void splat(const SymParams& params, const Tensor& columns, const Tensor& positions, Tensor& image) {
     dispatch(params, columns, positions, {&image}, [&](const auto& call) {
-      call.reduce(columns, &params.term, &image, nullptr, nullptr, 0, nullptr);
+      call.reduce(columns, &params.term, &image, nullptr, nullptr, 0, 1, nullptr);
     });
   }
 
   static void dot(
       const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& positions, Tensor& result) {
     dispatch(params, columns, positions, {&result}, [&](const auto& call) {
-      call.reduce(columns, nullptr, nullptr, &input, &params.term, 1, &result);
+      call.reduce(columns, nullptr, nullptr, &input, &params.term, 1, 1, &result);
     });
   }
 
@@ -134,8 +136,12 @@ struct Cpu {
       const Tensor& positions,
       Tensor& grad_input,
       Tensor& grad_positions) {
+    const auto bases = bases_of(params, terms);
     dispatch(params, grad_output, positions, {&grad_input, &grad_positions}, [&](const auto& call) {
-      call.reduce(grad_output, &params.term, &grad_input, &input, terms.data(), params.parameters, &grad_positions);
+      call.reduce(
+          grad_output, &params.term, &grad_input, &input, bases.data(),
+          bases_of(params.source, params.axes, params.parameters), multiples_of(params.source, params.axes),
+          &grad_positions);
     });
   }
 

@@ -88,8 +88,9 @@ struct Reduction {
   T* image;  // planes, [bands, B * G, planes, ...], or null
   const Term* dot;
   int64_t count;
-  const T* input;  // planes, or null
-  T* sums;         // [planes, B * G, positions_per_group, count, L]
+  int64_t multiples;  // of each: math/positions.h
+  const T* input;     // planes, or null
+  T* sums;            // [planes, B * G, positions_per_group, count, multiples, L]
 };
 
 // Each function does the tasks [begin, end) of its call, and nothing that another task does.

@@ -159,9 +159,12 @@ class Taps {
       auto& place = places_[a];
       narrow_ = narrow_ && fits_int32(axis(a));
       place.pitch = pitch;
-      place.kept = a == kAxes - 1 && !per_tap(p.source) ? least(axis(a).kernel, kMaxKept) : 1;
+      place.kept = a == kAxes - 1 && by_axis(p.source) ? least(axis(a).kernel, kMaxKept) : 1;
       place.located.reset(new Located[place.kept]);
       pitch *= padded(axis(a).size);
+    }
+    if (p.source == Source::kAffine) {
+      map_.reset(new T[p.parameters * kTile]);
     }
   }
 
@@ -225,16 +228,28 @@ class Taps {
       load_parameters(tap);
     }
     for (int a = kAxes - 1; a >= 0; --a) {
-      auto& place = places_[a];
-      const int64_t m = rest % axis(a).kernel;
+      places_[a].tap = rest % axis(a).kernel;
       rest /= axis(a).kernel;
-      if (per_tap(p_.source) || m < place.first || m >= place.first + place.kept) {
+    }
+    if (p_.source == Source::kAffine) {
+      displace();
+    }
+    for (int a = kAxes - 1; a >= 0; --a) {
+      auto& place = places_[a];
+      const int64_t m = place.tap;
+      if (!by_axis(p_.source) || m < place.first || m >= place.first + place.kept) {
         place.first = m;
         for (int64_t t = m; t < least(m + place.kept, axis(a).kernel); ++t) {
           locate_tap(a, t, place.located[t - m]);
         }
       }
-      place.tap = m;
+    }
+  }
+
+  // The tap's distance from the window's centre at rate one, along every axis.
+  void distances(T (&distance)[kAxes]) const {
+    for (int a = 0; a < kAxes; ++a) {
+      distance[a] = tap_distance<T>(axis(a), places_[a].tap);
     }
   }
 
@@ -275,9 +290,7 @@ class Taps {
 
   void weigh(const Term& term, Weights<T, kAxes>& weights) const {
     T distance[kAxes];
-    for (int a = 0; a < kAxes; ++a) {
-      distance[a] = tap_distance<T>(axis(a), places_[a].tap);
-    }
+    distances(distance);
     bool first = true;
     for (int q = 0; q < 1 << kAxes; ++q) {
       if (term.count[q] == 0) {
@@ -322,22 +335,37 @@ class Taps {
   // Also unit_: where a parameter is not finite, its difference to itself is NaN. With NaN weights and no neighbours,
   // NaN is what is read, and what is added to the image falls into the border.
   void load_parameters(int64_t tap) {
-    const bool shared = p_.parameters == 1;
-    for (int a = 0; a < kAxes; ++a) {
-      auto& place = places_[a];
-      if (a > 0 && shared) {
-        copy(places_[0].parameter, n_, place.parameter);
-        continue;
-      }
-      const int64_t channel = parameter_channel(p_, group_, tap, kMaxAxes - kAxes + a);
+    const int64_t first = parameter_channel(p_, group_, tap, kMaxAxes - kAxes);
+    for (int64_t r = 0; r < p_.parameters; ++r) {
+      T* const parameter = p_.source == Source::kAffine ? map_.get() + r * kTile : places_[r].parameter;
       if (positions_.stored.data != nullptr) {
-        load(positions_.stored, channel, place.parameter);
+        load(positions_.stored, first + r, parameter);
       } else {
-        load(positions_.computed, channel, place.parameter);
+        load(positions_.computed, first + r, parameter);
       }
       for (int64_t k = 0; k < n_; ++k) {
-        const T poison = place.parameter[k] - place.parameter[k];
-        unit_[k] = a == 0 ? T(1) + poison : unit_[k] + poison;
+        const T poison = parameter[k] - parameter[k];
+        unit_[k] = r == 0 ? T(1) + poison : unit_[k] + poison;
+      }
+    }
+    for (int a = 1; a < kAxes && p_.parameters == 1; ++a) {
+      copy(places_[0].parameter, n_, places_[a].parameter);
+    }
+  }
+
+  // From an affine map to the displacements of a tap, NaN where a parameter is not finite.
+  void displace() {
+    T distance[kAxes];
+    distances(distance);
+    for (int a = 0; a < kAxes; ++a) {
+      const T* const __restrict row = map_.get() + a * (kAxes + 1) * kTile;
+      T* const __restrict parameter = places_[a].parameter;
+      for (int64_t k = 0; k < n_; ++k) {
+        T matrix[kAxes];
+        for (int e = 0; e < kAxes; ++e) {
+          matrix[e] = row[e * kTile + k];
+        }
+        parameter[k] = displacement(matrix, row[kAxes * kTile + k], distance) + (unit_[k] - 1);
       }
     }
   }
@@ -426,6 +454,7 @@ class Taps {
   int64_t index_[kAxes][kTile];
   T unit_[kTile];  // 1, or NaN where a parameter is not finite
   Place places_[kAxes];
+  std::unique_ptr<T[]> map_;  // of affine maps: [parameters, kTile]
 };
 
 // ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
@@ -717,6 +746,32 @@ inline void sum_lanes(const T* __restrict products, int64_t n, T* __restrict sum
   }
 }
 
+// Adds the products of a tap with `terms` terms, summed over lanes, and their multiples, to sums [terms, multiples, L],
+// or stores them: [terms, kTile, kLanes], which become zeros.
+template <int kLanes, int kAxes, class T>
+inline void add_multiples(
+    int64_t n,
+    const T (&distance)[kAxes],
+    int64_t terms,
+    int64_t multiples,
+    bool store,
+    T* products,
+    T* sums,
+    int64_t pitch) {
+  T row[kTile];
+  for (int64_t d = 0; d < terms; ++d) {
+    sum_lanes<kLanes>(products + d * kTile * kLanes, n, row);
+    for (int64_t e = 0; e < multiples; ++e) {
+      T* const __restrict sum = sums + (d * multiples + e) * pitch;
+      const T factor = e + 1 < multiples ? distance[e] : T(1);
+      for (int64_t k = 0; k < n; ++k) {
+        sum[k] = store ? factor * row[k] : sum[k] + factor * row[k];
+      }
+    }
+  }
+  fill_zero(products, terms * kTile * kLanes);
+}
+
 template <class scalar_t, class T, int kAxes, int kLanes>
 void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_t begin, int64_t end) {
   const auto l = layout(p);
@@ -773,13 +828,14 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
             multiply<kLanes>(n, r.input + of_all * l.plane, corner, pixel, by_parameter[d], tile, sums + d * size);
           }
           // The sum of a tap, or of all.
-          if (entries > 1 || tap + 1 == taps) {
+          if (entries > 1 || r.multiples > 1 || tap + 1 == taps) {
             const int64_t entry = entries > 1 ? tap : 0;
-            for (int64_t d = 0; d < r.count; ++d) {
-              const int64_t at = ((plane * groups + group) * entries + entry) * r.count + d;
-              sum_lanes<kLanes>(sums + d * size, n, r.sums + at * positions + first);
-            }
-            fill_zero(sums, r.count * size);
+            const int64_t at = ((plane * groups + group) * entries + entry) * r.count * r.multiples;
+            T distance[kAxes];
+            located.distances(distance);
+            add_multiples<kLanes>(
+                n, distance, r.count, r.multiples, r.multiples == 1 || tap == 0, sums, r.sums + at * positions + first,
+                positions);
           }
         }
       }

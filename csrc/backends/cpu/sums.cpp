@@ -75,11 +75,12 @@ void contract(const Call& call, Tensors& results) {
   const Tensor by_positions = sum(sums::kPositions, x[sums::kPositions].sizes(), s.by_positions);
   ParameterTerms terms = {};
   if (wanted[sums::kPositions]) {
-    for (int64_t r = 0; r < p.parameters; ++r) {
-      terms[r] = term_of(p.source, p.axes, p.parameters, [&](int64_t parameter) { return parameter == r ? 1 : 0; });
+    s.count = bases_of(p.source, p.axes, p.parameters);
+    s.multiples = multiples_of(p.source, p.axes);
+    for (int64_t b = 0; b < s.count; ++b) {
+      terms[b] = first_term(p, b);
     }
     s.terms = terms.data();
-    s.count = p.parameters;
   }
   const auto& kernels = cpu::sums_kernels<scalar_t, T>();
   const int64_t entries = p.batch * p.channels * taps * positions;

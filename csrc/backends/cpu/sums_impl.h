@@ -532,13 +532,13 @@ void gather_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t beg
             }
           }
           // The sum of a tap, or of all.
-          if (s.count > 0 && (entries > 1 || tap + 1 == taps)) {
+          if (s.count > 0 && (entries > 1 || s.multiples > 1 || tap + 1 == taps)) {
             const int64_t entry = entries > 1 ? tap : 0;
-            for (int64_t r = 0; r < s.count; ++r) {
-              const int64_t at = (row * entries + entry) * s.count + r;
-              add_lanes<kLanes>(by_positions.get() + r * kSize, n, s.by_positions + at * positions + first);
-            }
-            fill_zero(by_positions.get(), s.count * kSize);
+            T distance[kAxes];
+            located.distances(distance);
+            add_multiples<kLanes>(
+                n, distance, s.count, s.multiples, /*store=*/false, by_positions.get(),
+                s.by_positions + (row * entries + entry) * s.count * s.multiples * positions + first, positions);
           }
         }
         for (int64_t i = 0; s.by_query != nullptr && i < planes; ++i) {

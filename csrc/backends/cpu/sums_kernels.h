@@ -24,9 +24,10 @@ struct Sums {
   int64_t batch, channel, position;
   T* by_mask;       // [B, M * taps, L], added to
   T* by_weight;     // [B, strips, C, taps], added to
-  T* by_positions;  // [B, G, positions_per_group, count, L], added to
+  T* by_positions;  // [B, G, positions_per_group, count, multiples, L], added to
   const Term* terms;
   int64_t count;
+  int64_t multiples;  // of each: math/positions.h
 
   // Made by `scatter`, in which a task is one plane and one band, as in `reduce`.
   int64_t bands;

@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
     if (s == begin || step.chunk == 0) {
       const int channel = group * f.group_channels + step.run * f.run;
       locator.begin(step.tap);
-      if (per_tap(f.p.source) || s == begin || step.tap == 0) {
+      if (!by_axis(f.p.source) || s == begin || step.tap == 0) {
         locator.load_parameters(channel, step.tap);
       }
       __syncwarp();

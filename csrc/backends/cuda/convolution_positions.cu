@@ -15,6 +15,10 @@ constexpr int kResident = 2;  // blocks of a multiprocessor
 template <int kAxes>
 constexpr int kTappedBytes = kRows * static_cast<int>(sizeof(Tapped<kAxes>));
 
+// The sums by the entries of an affine map, of a warp.
+template <int kAxes>
+constexpr int kMapBytes = kRows * kAxes * (kAxes + 1) * static_cast<int>(sizeof(float));
+
 // The product over the axes that are in `axes`, each with its bit, of their fractions.
 template <int kAxes>
 __device__ __forceinline__ float product_of(const float (&fraction)[kAxes], int axes) {
@@ -54,6 +58,10 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
   const int first = (static_cast<int>(blockIdx.x) % position_tiles * kTeam + warp) * kRows;
   const int b = static_cast<int>(blockIdx.x) / position_tiles;
   auto* const tapped = reinterpret_cast<Tapped<kAxes>*>(memory + kStages * kStageBytes + warp * kTappedBytes<kAxes>);
+  // A lane adds to its own: of_map[r * kRows] for entry r.
+  auto* const of_map =
+      reinterpret_cast<float*>(memory + kStages * kStageBytes + kTeam * kTappedBytes<kAxes> + warp * kMapBytes<kAxes>) +
+      lane;
   const CornerPackets<kAxes> image(f, b);
   const T* const matrix = static_cast<const T*>(weight.data) + b * weight.batch;
   const int splits = static_cast<int>(gridDim.y);
@@ -111,10 +119,13 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
       for (int a = 0; a < kAxes; ++a) {
         of_window[a] = 0;
       }
+      for (int r = 0; r < kAxes * (kAxes + 1) && f.p.source == Source::kAffine; ++r) {
+        of_map[r * kRows] = 0;
+      }
     }
     for (int t = first_tap; t < first_tap + taps; ++t) {
       locator.begin(t);
-      if (per_tap(f.p.source) || t == first_tap) {
+      if (!by_axis(f.p.source) || t == first_tap) {
         locator.load_parameters(run_channel, t);
       }
       __syncwarp();
@@ -257,8 +268,15 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
             }
           }
           value *= tap.mask * tap.direction[a];
-          if (f.p.source == Source::kRates) {
+          if (by_axis(f.p.source)) {
             of_window[a] = fmaf(value, locator.slope(a), of_window[a]);
+          } else if (!per_tap(f.p.source)) {
+            float distance[kAxes];
+            locator.distances(distance);
+#pragma unroll
+            for (int e = 0; e <= kAxes; ++e) {
+              of_map[(a * (kAxes + 1) + e) * kRows] += e < kAxes ? value * distance[e] : value;
+            }
           } else if (valid && kFirst + a >= f.p.first_axis()) {
             const int64_t channel = parameter_channel(f.p, position_group, t, kFirst + a);
             const int64_t channels = f.p.groups * positions_per_group(f.p) * f.p.parameters;
@@ -268,11 +286,22 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
         }
       }
     }
-    if (grad_positions != nullptr && f.p.source == Source::kRates && last_of_positions && first + spoken < f.length) {
+    if (grad_positions != nullptr && !per_tap(f.p.source) && last_of_positions && first + spoken < f.length) {
       const int64_t channels = f.p.groups * f.p.parameters;
       float* const to = grad_positions +
           ((split * f.p.batch + b) * channels + position_group * f.p.parameters) * f.length + first + spoken;
-      if (f.p.parameters == 1) {
+      if (f.p.source == Source::kAffine) {
+        int r = 0;
+#pragma unroll
+        for (int a = 0; a < kAxes; ++a) {
+#pragma unroll
+          for (int e = 0; e <= kAxes; ++e) {
+            if (kFirst + min(a, e) >= f.p.first_axis()) {
+              to[r++ * f.length] = of_map[(a * (kAxes + 1) + e) * kRows];
+            }
+          }
+        }
+      } else if (f.p.parameters == 1) {
         float all = 0;
 #pragma unroll
         for (int a = 0; a < kAxes; ++a) {
@@ -323,9 +352,11 @@ void launch_convolution_data(
       const int position_tiles = ceil_div(f.length, kTeam * kRows);
       const dim3 grid(grid_of(problem.p.batch * position_tiles), static_cast<unsigned>(tap_splits(problem)));
       constexpr int kBytes = kStages * (kExact ? 32 : 64) * kStepBytes + kTeam * kTappedBytes<kAxes>;
-      static_assert(kBytes <= kSharedBytes);
+      constexpr int kOfMaps = kTeam * kMapBytes<kAxes>;
+      static_assert(kBytes + kOfMaps <= kSharedBytes);
+      const int bytes = problem.p.source == Source::kAffine ? kBytes + kOfMaps : kBytes;
       const auto kernel = counted<convolution_positions_kernel<T, kAxes, kExact>>();
-      kernel.launch()<<<grid, kWarp * kTeam, kBytes, stream>>>(
+      kernel.launch()<<<grid, kWarp * kTeam, bytes, stream>>>(
           f, weight, static_cast<const T*>(grad_output), grad_positions, grad_mask, position_tiles);
     });
   });

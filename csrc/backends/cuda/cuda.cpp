@@ -235,7 +235,7 @@ struct Cuda {
     const auto located = cuda::view_positions(positions);
     if (!Paths{p, type}.fast_sample()) {
       cuda::launch_sample(p, type, wide, view_image(input), located, columns.mutable_data_ptr(), stream);
-    } else if (p.axes <= 2 && !per_tap(p.source)) {
+    } else if (p.axes <= 2 && by_axis(p.source)) {
       cuda::launch_sample_tiles(p, type, view_image(input), located, columns.mutable_data_ptr(), stream);
     } else {
       const Packets packets(p, input, nullptr, 0, stream);
@@ -244,12 +244,12 @@ struct Cuda {
   }
 
   static void splat(const SymParams& params, const Tensor& columns, const Tensor& positions, Tensor& image) {
-    reduce(concrete(params), columns, positions, &image, nullptr, nullptr, 0, nullptr);
+    reduce(concrete(params), columns, positions, &image, nullptr, nullptr, 0, 1, nullptr);
   }
 
   static void dot(
       const SymParams& params, const Tensor& columns, const Tensor& input, const Tensor& positions, Tensor& result) {
-    reduce(concrete(params), columns, positions, nullptr, &input, &params.term, 1, &result);
+    reduce(concrete(params), columns, positions, nullptr, &input, &params.term, 1, 1, &result);
   }
 
   static void sample_backward(
@@ -260,14 +260,16 @@ struct Cuda {
       const Tensor& positions,
       Tensor& grad_input,
       Tensor& grad_positions) {
+    const auto bases = bases_of(params, terms);
     reduce(
-        concrete(params), grad_output, positions, &grad_input, &input, terms.data(),
-        static_cast<int>(params.parameters), &grad_positions);
+        concrete(params), grad_output, positions, &grad_input, &input, bases.data(),
+        static_cast<int>(bases_of(params.source, params.axes, params.parameters)),
+        static_cast<int>(multiples_of(params.source, params.axes)), &grad_positions);
   }
 
  private:
   // Splats columns into `image` with p.term, unless it is null, and writes their products with the `dots` terms of
-  // input to result [B, G, positions_per_group, dots, L].
+  // input, and the `multiples` of each, to result [B, G, positions_per_group, dots, multiples, L].
   static void reduce(
       const UnfoldParams& p,
       const Tensor& columns,
@@ -276,6 +278,7 @@ struct Cuda {
       const Tensor* input,
       const Term* terms,
       int dots,
+      int multiples,
       Tensor* result) {
     const c10::cuda::CUDAGuard guard(columns.device());
     const auto stream = c10::cuda::getCurrentCUDAStream();
@@ -320,7 +323,7 @@ struct Cuda {
       clear_sums();
       cuda::launch_reduce(
           p, type, wide, view_columns(columns), cuda::view_positions(positions), image != nullptr ? &p.term : nullptr,
-          sums(), input_view, terms, dots, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
+          sums(), input_view, terms, dots, multiples, result != nullptr ? result->mutable_data_ptr() : nullptr, stream);
       if (image_sums) {
         image_sums->convert(stream);
       }
@@ -335,14 +338,14 @@ struct Cuda {
       clear_sums();
     }
     const int64_t splits = cuda::channel_splits(p, type);
-    const int64_t windows = p.batch * p.groups * positions_per_group(p) * dots * positions_of(p);
+    const int64_t windows = p.batch * p.groups * positions_per_group(p) * dots * multiples * positions_of(p);
     const bool in_place = result != nullptr && splits == 1 && result->scalar_type() == at::kFloat;
     const Workspace partial(in_place ? 0 : splits * windows * static_cast<int64_t>(sizeof(float)));
     auto* const partial_data = static_cast<float*>(in_place ? result->mutable_data_ptr() : partial.data());
     const auto added = sums();
     cuda::launch_tiles(
         p, type, view_columns(columns), cuda::view_positions(positions), added, packets ? packets->data() : nullptr,
-        dots == 1 ? terms[0] : Term{}, dots, partial_data, stream);
+        dots == 1 ? terms[0] : Term{}, dots, multiples, partial_data, stream);
     cuda::MapSums map_sums = {};
     if (result != nullptr && !in_place) {
       map_sums = {partial_data, result->mutable_data_ptr(), result->scalar_type() == at::kFloat, splits, windows};

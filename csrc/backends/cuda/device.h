@@ -46,8 +46,10 @@ void dispatch_floating(c10::ScalarType type, const F& f) {
 // few.
 template <class F>
 void dispatch_fast(const UnfoldParams& p, const F& f) {
-  if (p.source != Source::kRates) {
+  if (p.source == Source::kOffsets) {
     f(std::integral_constant<Source, Source::kOffsets>(), std::false_type());
+  } else if (p.source == Source::kAffine) {
+    f(std::integral_constant<Source, Source::kAffine>(), std::false_type());
   } else if (p.padding_mode == PaddingMode::kZeros) {
     f(std::integral_constant<Source, Source::kRates>(), std::true_type());
   } else {
@@ -180,6 +182,73 @@ __device__ __forceinline__ Compute<scalar_t> load_parameter(
   return load_position<scalar_t>(p, positions, at + parameter_channel(p, group, tap, axis) * positions.channel, axis);
 }
 
+// The affine map of a group's window, a row for each of kAxes axes: the matrix and the shift, zeros for axes that the
+// problem has not. Returns whether it is finite.
+template <class scalar_t, int kAxes>
+__device__ __forceinline__ bool load_map(
+    const UnfoldParams& p,
+    const PositionsView& positions,
+    int64_t at,
+    int64_t group,
+    Compute<scalar_t> (&map)[kAxes][kAxes + 1]) {
+  constexpr int kFirst = kMaxAxes - kAxes;
+  bool finite = true;
+  int64_t from = at + group * p.parameters * positions.channel;
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a) {
+#pragma unroll
+    for (int e = 0; e <= kAxes; ++e) {
+      const bool there = kFirst + (a < e ? a : e) >= p.first_axis();
+      map[a][e] = there ? load_position<scalar_t>(p, positions, from, kFirst + a) : Compute<scalar_t>(0);
+      finite = finite && is_finite(map[a][e]);
+      from += there ? positions.channel : 0;
+    }
+  }
+  return finite;
+}
+
+// The displacements of a tap along every axis; NaN where the map is not finite.
+template <int kAxes, class T>
+__device__ __forceinline__ void displace(
+    const T (&map)[kAxes][kAxes + 1], bool finite, const T (&distance)[kAxes], T (&parameter)[kAxes]) {
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a) {
+    T matrix[kAxes];
+#pragma unroll
+    for (int e = 0; e < kAxes; ++e) {
+      matrix[e] = map[a][e];
+    }
+    parameter[a] = finite ? displacement(matrix, map[a][kAxes], distance) : std::numeric_limits<T>::quiet_NaN();
+  }
+}
+
+// What stands for the parameter along every axis, of a group's window or of tap `number` of it, whose distances those
+// of an affine map are. Returns whether all parameters are finite.
+template <class scalar_t, int kAxes>
+__device__ __forceinline__ bool load_parameters(
+    const UnfoldParams& p,
+    const PositionsView& positions,
+    Source source,
+    int64_t at,
+    int64_t group,
+    int64_t number,
+    const Compute<scalar_t> (&distance)[kAxes],
+    Compute<scalar_t> (&parameter)[kAxes]) {
+  if (source == Source::kAffine) {
+    Compute<scalar_t> map[kAxes][kAxes + 1];
+    const bool finite = load_map<scalar_t>(p, positions, at, group, map);
+    displace(map, finite, distance, parameter);
+    return finite;
+  }
+  bool finite = true;
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a) {
+    parameter[a] = load_parameter<scalar_t>(p, positions, at, group, number, kMaxAxes - kAxes + a);
+    finite = finite && is_finite(parameter[a]);
+  }
+  return finite;
+}
+
 // A window of a problem that is treated as one of kAxes axes, and the tap of it that it was moved to last.
 // kPlain: the source is known to be rates, and the padding mode zeros.
 template <class scalar_t, class Index, int kAxes, bool kPlain>
@@ -213,8 +282,8 @@ struct Window {
       at += index * positions.axis[kFirst + a];
       pixel[a] = static_cast<Index>(index * axis.stride + first_pixel(axis, source, p.aligned));
     }
-    if (!per_tap(source)) {
-      load_parameters(0);
+    if (by_axis(source)) {
+      move(0);
     }
   }
 
@@ -276,8 +345,8 @@ struct Window {
   template <int a, class Visit>
   __device__ __forceinline__ void along(const Visit& visit, Index number) {
     if constexpr (a == kAxes) {
-      if (per_tap(source)) {
-        load_parameters(number);
+      if (!by_axis(source)) {
+        move(number);
 #pragma unroll
         for (int each = 0; each < kAxes; ++each) {
           locate(each);
@@ -287,7 +356,7 @@ struct Window {
     } else {
       const Index kernel = static_cast<Index>(p.axis[kFirst + a].kernel);
       for (tap[a] = 0; tap[a] < kernel; ++tap[a]) {
-        if (!per_tap(source)) {
+        if (by_axis(source)) {
           locate(a);
         }
         along<a + 1>(visit, number * kernel + tap[a]);
@@ -306,13 +375,13 @@ struct Window {
     direction[a] = kPlain ? T(1) : found.direction;
   }
 
-  __device__ __forceinline__ void load_parameters(Index number) {
-    finite = true;
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      parameter[a] = load_parameter<scalar_t>(p, positions, at, group, number, kFirst + a);
-      finite = finite && is_finite(parameter[a]);
+  // To tap `number`, or of rates to the window.
+  __device__ __forceinline__ void move(Index number) {
+    T distance[kAxes] = {};
+    if (!by_axis(source)) {
+      distances(distance);
     }
+    finite = load_parameters<scalar_t>(p, positions, source, at, group, number, distance, parameter);
   }
 };
 
@@ -358,17 +427,20 @@ struct FastAxis {
 
   __device__ __forceinline__ int pixel(int out_index) const { return out_index * stride + first_pixel; }
 
-  // By the parameter.
-  template <Source kSource>
-  __device__ __forceinline__ float slope(int tap) const {
-    return kSource == Source::kRates ? static_cast<float>(2 * tap - (kernel - 1)) * half_dilation : 1.f;
+  // Of a tap from the window's centre at rate one.
+  __device__ __forceinline__ float distance(int tap) const {
+    return static_cast<float>(2 * tap - (kernel - 1)) * half_dilation;
   }
 
+  // By the parameter.
+  __device__ __forceinline__ float slope(Source source, int tap) const { return by_axis(source) ? distance(tap) : 1.f; }
+
   // Of a tap of the window at `pixel`. kZeros: the padding mode is that; the others cost registers.
-  template <Source kSource, bool kZeros>
-  __device__ __forceinline__ Neighbours<float, int> neighbours_of(int tap, int pixel, float parameter) const {
+  template <bool kZeros>
+  __device__ __forceinline__ Neighbours<float, int> neighbours_of(
+      Source source, int tap, int pixel, float parameter) const {
     return neighbours<float, int>(
-        size, kSource == Source::kRates ? pixel : pixel + tap * dilation, fraction, slope<kSource>(tap), parameter,
+        size, per_tap(source) ? pixel + tap * dilation : pixel, fraction, slope(source, tap), parameter,
         kZeros ? PaddingMode::kZeros : padding_mode);
   }
 };

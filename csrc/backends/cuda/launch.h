@@ -66,8 +66,8 @@ void launch_sample_tiles(
 // ---- reduce.cu
 
 // One pass over the columns, any type, any terms: adds term `splat` of them to `sums` [B, C, *size], unless it is
-// nullptr, and writes their products with the `dots` terms of input to `result` [B, G, positions_per_group, dots, L],
-// which has the type of the positions.
+// nullptr, and writes their products with the `dots` terms of input, and the `multiples` of each (math/positions.h), to
+// `result` [B, G, positions_per_group, dots, multiples, L], which has the type of the positions.
 void launch_reduce(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -79,6 +79,7 @@ void launch_reduce(
     const ImageView& input,
     const Term* dot_terms,
     int dots,
+    int multiples,
     void* result,
     cudaStream_t stream);
 
@@ -111,8 +112,8 @@ int64_t channel_splits(const UnfoldParams& p, c10::ScalarType type);
 // nullptr.
 //   sums     [B * G, channel blocks, sums_plane, kChannelBlock], or data == nullptr: no splat
 //   packets  of the input, or nullptr: no dot
-//   partial  [channel splits, B, G, positions_per_group, dots, L], float: for several parameters the derivatives by
-//            each, for one their sum, weighted with dot_term. Still to be added over the splits.
+//   partial  [channel splits, B, G, positions_per_group, dots, multiples, L], float: for several dots the derivatives
+//            along each axis, for one their sum, weighted with dot_term. Still to be added over the splits.
 void launch_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -122,6 +123,7 @@ void launch_tiles(
     const void* packets,
     const Term& dot_term,
     int dots,
+    int multiples,
     float* partial,
     cudaStream_t stream);
 

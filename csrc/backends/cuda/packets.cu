@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
     scalar_t* __restrict__ columns) {   // [B, C, taps, L]
   constexpr int kElements = kPacket<scalar_t>;
   constexpr int kFirst = kMaxAxes - kAxes;
-  constexpr bool kPerTap = per_tap(kSource);
+  constexpr bool kMap = kSource == Source::kAffine;
+  constexpr bool kEachTap = !by_axis(kSource);  // is located by itself
   const int block = static_cast<int>(blockIdx.x % shape.position_blocks);
   const int chunk = static_cast<int>(blockIdx.x / shape.position_blocks % shape.chunks);
   const int group = static_cast<int>(blockIdx.x / shape.position_blocks / shape.chunks);  // of the batch's B * G
@@ -65,7 +66,11 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
   }
   int64_t of_tap = at + parameter_channel(p, g, 0, kFirst) * positions.channel;
   const int64_t shared = p.parameters == 1 ? 0 : positions.channel;
-  const auto load_parameters = [&] {
+  [[maybe_unused]] float map[kAxes][kAxes + 1];
+  if constexpr (kMap) {
+    finite = load_map<scalar_t>(p, positions, at, g, map);
+  }
+  const auto load = [&] {
     finite = true;
     int64_t of_axis = of_tap;
 #pragma unroll
@@ -76,8 +81,8 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
     }
     of_tap += p.parameters * positions.channel;
   };
-  if (!kPerTap) {
-    load_parameters();
+  if (!kEachTap) {
+    load();
   }
 
   const int pitch = static_cast<int>(packed_row(p));
@@ -94,21 +99,36 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
       columns + (static_cast<int64_t>(group) * shape.per_group + first_packet * kElements) * channel_stride + position;
 
   const auto locate = [&](int a, int tap) {
-    return shape.axis[a].template neighbours_of<kSource, kZeros>(tap, window[a], parameter[a]);
+    return shape.axis[a].template neighbours_of<kZeros>(kSource, tap, window[a], parameter[a]);
   };
   Neighbours<float, int> z = {0, 0.f, 0.f};
   Neighbours<float, int> y = {0, 0.f, 0.f};
   for (int l = 0; l < depth.kernel; ++l) {
-    if (!kPerTap && kAxes == 3) {
+    if (!kEachTap && kAxes == 3) {
       z = locate(0, l);
     }
     for (int m = 0; m < height.kernel; ++m) {
-      if (!kPerTap) {
+      if (!kEachTap) {
         y = locate(1, m);
       }
       for (int n = 0; n < width.kernel; ++n, to += length) {
-        if (kPerTap) {
-          load_parameters();
+        if (kEachTap) {
+          if constexpr (kMap) {
+            float distance[kAxes];
+            float displaced[kAxes];
+            if constexpr (kAxes == 3) {
+              distance[0] = depth.distance(l);
+            }
+            distance[kAxes - 2] = height.distance(m);
+            distance[kAxes - 1] = width.distance(n);
+            displace(map, finite, distance, displaced);
+#pragma unroll
+            for (int a = 0; a < kAxes; ++a) {
+              parameter[kFirst + a] = displaced[a];
+            }
+          } else {
+            load();
+          }
           if (kAxes == 3) {
             z = locate(0, l);
           }

@@ -153,17 +153,28 @@ __global__ void __launch_bounds__(kThreads) pool_backward_kernel(
           call.taps.data)[b * call.taps.batch + channel * call.taps.channel + share.position * call.taps.position]);
     }
   }
-  const auto add_dots = [&](const T(&dots)[kMaxAxes], int64_t entry) {
+  // Of each dot its multiples by the distance along every axis, and last itself.
+  constexpr int kMultiples = kPlain ? 1 : kAxes + 1;
+  T dots[kMaxAxes][kMultiples] = {};
+  const auto is_wanted = [&](int e) {
+    return e + 1 == kMultiples || (call.multiples > 1 && kMaxAxes - kAxes + e >= p.first_axis());
+  };
+  // The sums so far, to `entry` of the group's.
+  const auto finish = [&](int64_t entry) {
 #pragma unroll
     for (int d = 0; d < kMaxAxes; ++d) {
-      if (d < call.dots) {
-        const int64_t at =
-            ((share.group * positions_per_group(p) + entry) * call.dots + d) * positions_of(p) + share.position;
-        atomicAdd(static_cast<T*>(call.by_positions) + at, dots[d]);
+      int64_t multiple = 0;
+#pragma unroll
+      for (int e = 0; e < kMultiples; ++e) {
+        if (d < call.dots && is_wanted(e)) {
+          const int64_t number = (share.group * positions_per_group(p) + entry) * call.dots + d;
+          const int64_t at = (number * call.multiples + multiple++) * positions_of(p) + share.position;
+          atomicAdd(static_cast<T*>(call.by_positions) + at, dots[d][e]);
+          dots[d][e] = 0;
+        }
       }
     }
   };
-  T dots[kMaxAxes] = {0, 0, 0};
   window.for_taps([&](Index tap) {
     const auto w = window.weights(p.term);
     const unsigned inside = window.finite ? window.corners_inside() : 0u;
@@ -215,19 +226,20 @@ __global__ void __launch_bounds__(kThreads) pool_backward_kernel(
             value += term_factor(call.terms[d], q, distance) * products[q];
           }
         }
-        dots[d] += value;
+#pragma unroll
+        for (int e = 0; e < kMultiples; ++e) {
+          if (is_wanted(e)) {
+            dots[d][e] += e + 1 < kMultiples ? distance[e] * value : value;
+          }
+        }
       }
     }
     if (per_tap(window.source)) {
-      add_dots(dots, tap);
-#pragma unroll
-      for (int d = 0; d < kMaxAxes; ++d) {
-        dots[d] = 0;
-      }
+      finish(tap);
     }
   });
   if (call.dots > 0 && !per_tap(window.source)) {
-    add_dots(dots, 0);
+    finish(0);
   }
 }
 

@@ -21,11 +21,12 @@ struct PoolGradients {
   ImageView input;      // read if there are dots
   PositionsView positions;
   bool channels_inside;
-  Term terms[kMaxAxes];  // the derivatives by the parameters
+  Term terms[kMaxAxes];  // the derivatives by the parameters: the bases of all
   int dots;              // how many of them are wanted
+  int multiples;         // of each: math/positions.h
 
   ImageView by_input;  // of the type of computation, added to; its data null where it is not wanted
-  void* by_positions;  // [B, G, positions_per_group, dots, L], likewise
+  void* by_positions;  // [B, G, positions_per_group, dots, multiples, L], likewise
 };
 
 // `wide`: offsets need 64 bits.

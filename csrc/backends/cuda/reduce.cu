@@ -24,6 +24,7 @@ struct Terms {
   Term splat;
   Term dot[kMaxAxes];
   int dots;
+  int multiples;  // of each: math/positions.h
 };
 
 template <class scalar_t, class Index, int kAxes, bool kPlain, bool kSplat, bool kDot>
@@ -34,7 +35,7 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
     const Sums sums,                // [B, C, *size]
     const ImageView input,          // [B, C, *size]
     const Terms terms,
-    void* __restrict__ result,  // [B, G, positions_per_group, dots, L]
+    void* __restrict__ result,  // [B, G, positions_per_group, dots, multiples, L]
     const Index position_blocks) {
   using T = Compute<scalar_t>;
   constexpr int kCorners = 1 << kAxes;
@@ -66,33 +67,46 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
     pitch *= static_cast<Index>(p.axis[kFirst + a].size);
   }
 
-  T dots[kMaxAxes] = {0, 0, 0};
+  // Of each dot its multiples by the distance along every axis, and last itself.
+  constexpr int kMultiples = kPlain ? 1 : kAxes + 1;
+  T dots[kMaxAxes][kMultiples] = {};
+  const auto is_wanted = [&](int e) {
+    return e + 1 == kMultiples || (terms.multiples > 1 && kFirst + e >= p.first_axis());
+  };
   // The sums of all threads that share a position, to `entry` of the group's.
   const auto finish = [&](int64_t entry) {
     __shared__ T parts[kMaxAxes][kParts][kLanes];
+    int64_t multiple = 0;
 #pragma unroll
-    for (int d = 0; d < kMaxAxes; ++d) {
-      if (d < terms.dots) {
-        parts[d][threadIdx.y][threadIdx.x] = dots[d];
+    for (int e = 0; e < kMultiples; ++e) {
+      if (!is_wanted(e)) {
+        continue;
       }
-      dots[d] = 0;
+#pragma unroll
+      for (int d = 0; d < kMaxAxes; ++d) {
+        if (d < terms.dots) {
+          parts[d][threadIdx.y][threadIdx.x] = dots[d][e];
+        }
+        dots[d][e] = 0;
+      }
+      __syncthreads();
+      if (static_cast<int>(threadIdx.y) < terms.dots && inside) {
+        T sum = 0;
+        for (int part = 0; part < kParts; ++part) {
+          sum += parts[threadIdx.y][part][threadIdx.x];
+        }
+        const int64_t number =
+            (static_cast<int64_t>(group) * positions_per_group(p) + entry) * terms.dots + threadIdx.y;
+        const int64_t at = (number * terms.multiples + multiple) * length + position;
+        if (positions.is_float) {
+          static_cast<float*>(result)[at] = static_cast<float>(sum);
+        } else {
+          static_cast<scalar_t*>(result)[at] = static_cast<scalar_t>(sum);
+        }
+      }
+      __syncthreads();
+      ++multiple;
     }
-    __syncthreads();
-    if (static_cast<int>(threadIdx.y) < terms.dots && inside) {
-      T sum = 0;
-      for (int part = 0; part < kParts; ++part) {
-        sum += parts[threadIdx.y][part][threadIdx.x];
-      }
-      const int64_t at =
-          ((static_cast<int64_t>(group) * positions_per_group(p) + entry) * terms.dots + threadIdx.y) * length +
-          position;
-      if (positions.is_float) {
-        static_cast<float*>(result)[at] = static_cast<float>(sum);
-      } else {
-        static_cast<scalar_t*>(result)[at] = static_cast<scalar_t>(sum);
-      }
-    }
-    __syncthreads();
   };
 
   window.for_taps([&](Index tap) {
@@ -145,17 +159,30 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
 #pragma unroll
         for (int d = 0; d < kMaxAxes; ++d) {
           if (d < terms.dots) {
+            T sum = 0;
 #pragma unroll
             for (int q = 0; q < kCorners; ++q) {
               if (terms.dot[d].count[q] != 0) {
-                dots[d] += term_factor(terms.dot[d], q, distance) * products[q];
+                sum += term_factor(terms.dot[d], q, distance) * products[q];
+              }
+            }
+#pragma unroll
+            for (int e = 0; e < kMultiples; ++e) {
+              if (is_wanted(e)) {
+                dots[d][e] += e + 1 < kMultiples ? distance[e] * sum : sum;
               }
             }
           }
         }
       }
     } else if (kDot && per_group > 0) {
-      dots[0] = dots[1] = dots[2] = std::numeric_limits<T>::quiet_NaN();
+#pragma unroll
+      for (auto& multiples : dots) {
+#pragma unroll
+        for (auto& dot : multiples) {
+          dot = std::numeric_limits<T>::quiet_NaN();
+        }
+      }
     }
     if constexpr (kDot) {
       if (per_tap(window.source)) {
@@ -183,9 +210,11 @@ void launch_reduce(
     const ImageView& input,
     const Term* dot_terms,
     int dots,
+    int multiples,
     void* result,
     cudaStream_t stream) {
   Terms terms = {};
+  terms.multiples = multiples;
   if (splat != nullptr) {
     terms.splat = *splat;
   }

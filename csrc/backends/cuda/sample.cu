@@ -174,10 +174,10 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   const float parameter_w = p.parameters == 1 && p.axes == 2 ? parameter_h : parameter(2);
   const bool finite = is_finite(parameter_h) && is_finite(parameter_w);
   for (int m = 0; m < shape.h.kernel; ++m) {
-    include(reach_h, shape.h.template neighbours_of<Source::kRates, kZeros>(m, pixel_h, parameter_h).pixel);
+    include(reach_h, shape.h.template neighbours_of<kZeros>(Source::kRates, m, pixel_h, parameter_h).pixel);
   }
   for (int n = 0; n < shape.w.kernel; ++n) {
-    include(reach_w, shape.w.template neighbours_of<Source::kRates, kZeros>(n, pixel_w, parameter_w).pixel);
+    include(reach_w, shape.w.template neighbours_of<kZeros>(Source::kRates, n, pixel_w, parameter_w).pixel);
   }
   unite(reach_h, reach_w);
 
@@ -202,10 +202,10 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   const auto for_taps = [&](const auto& visit) {
     scalar_t* to = out;
     for (int m = 0; m < shape.h.kernel; ++m) {
-      const auto y = shape.h.template neighbours_of<Source::kRates, kZeros>(m, pixel_h, parameter_h);
+      const auto y = shape.h.template neighbours_of<kZeros>(Source::kRates, m, pixel_h, parameter_h);
       const auto wy = axis_weights(y.fraction, 0.f);
       for (int n = 0; n < shape.w.kernel; ++n, to += length) {
-        const auto x = shape.w.template neighbours_of<Source::kRates, kZeros>(n, pixel_w, parameter_w);
+        const auto x = shape.w.template neighbours_of<kZeros>(Source::kRates, n, pixel_w, parameter_w);
         const auto wx = axis_weights(x.fraction, 0.f);
         Corners w = {wy.low[0] * wx.low[0], wy.low[0] * wx.high[0], wy.high[0] * wx.low[0], wy.high[0] * wx.high[0]};
         if (!finite) {  // its taps have no neighbours: NaN times the zeros that are read instead

@@ -73,11 +73,11 @@ __device__ __forceinline__ void locate(
   locator.locate(n);
   AxisWeights<float> along[kAxes];
   float distance[kAxes];
+  locator.distances(distance);
   int pixel = 0;
 #pragma unroll
   for (int a = 0; a < kAxes; ++a) {
     along[a] = axis_weights(n[a].fraction, n[a].direction);
-    distance[a] = locator.w.axis[kFirst + a].template slope<Source::kRates>(locator.tap[a]);
     pixel = pixel * locator.w.axis[kFirst + a].size + n[a].pixel;
   }
   located = {pixel * pixel_packets, locator.finite ? locator.corners_inside(n) : 0u};
@@ -162,13 +162,15 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
     }
   }
   [[maybe_unused]] float by_query[kElements] = {};
-  [[maybe_unused]] float by_parameter[kMaxAxes] = {0, 0, 0};
+  // Of each dot its multiples by the distance along every axis, and last itself.
+  [[maybe_unused]] float by_parameter[kMaxAxes][kAxes + 1] = {};
+  const auto is_wanted = [&](int e) { return e == kAxes || (call.multiples > 1 && kFirst + e >= p.first_axis()); };
 
   // A thread works out taps of one position.
   int index[kAxes];
   index_of<kAxes>(w, static_cast<int>(min(first_position + thread % tile, static_cast<int64_t>(w.length) - 1)), index);
   Locator<scalar_t, kAxes> locator(w, b, index);
-  if (!per_tap(p.source)) {
+  if (by_axis(p.source)) {
     locator.load_parameters(g, 0);
   }
 
@@ -178,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
     for (int t = thread / tile; t < count; t += packets) {
       const int e = t * tile + thread % tile;
       locator.begin(start + t);
-      if (per_tap(p.source)) {
+      if (!by_axis(p.source)) {
         locator.load_parameters(g, start + t);
       }
       locate<scalar_t, kAxes>(locator, call, pixel_packets, dots, located[e], weights + e * numbers);
@@ -231,6 +233,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
         }
       }
       if constexpr (kProducts) {
+        [[maybe_unused]] float distance[kAxes + 1];
+        if (p.source == Source::kAffine) {
+          int rest = tap;
+#pragma unroll
+          for (int a = kAxes - 1; a >= 0; --a) {
+            const int next = w.axis[kFirst + a].divide_by_kernel(rest);
+            distance[a] = w.axis[kFirst + a].distance(rest - next * w.axis[kFirst + a].kernel);
+            rest = next;
+          }
+        }
+        distance[kAxes] = 1;
         float product[kCorners] = {};
 #pragma unroll
         for (int k = 0; k < kElements; ++k) {
@@ -253,7 +266,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
           } else {
 #pragma unroll
             for (int r = 0; r < kMaxAxes; ++r) {
-              by_parameter[r] += r + 1 == d ? factor * value : 0.f;
+#pragma unroll
+              for (int e = 0; e <= kAxes; ++e) {
+                if (is_wanted(e)) {
+                  by_parameter[r][e] += r + 1 == d ? factor * value * distance[e] : 0.f;
+                }
+              }
             }
           }
         }
@@ -282,12 +300,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
         }
       }
     }
-    const auto store = [&](int64_t entry, int d, int r, int t) {
+    const auto store = [&](int64_t entry, int number, int r, int t) {
       float sum = 0;
       for (int k = 0; k < packets; ++k) {
         sum += part(t, k, r);
       }
-      const int64_t at = ((group * positions_per_group(p) + entry) * dots + d) * w.length + first_position + r;
+      const int64_t at =
+          ((group * positions_per_group(p) + entry) * dots * call.multiples + number) * w.length + first_position + r;
       if (call.positions.is_float) {
         static_cast<float*>(call.by_positions)[at] = sum;
       } else {
@@ -305,15 +324,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
           }
         }
       } else if (dots > 0 && start + count == taps) {
-        __syncthreads();
-        for (int d = 0; d < dots; ++d) {
-          part(d, packet, row) = by_parameter[d];
-        }
-        __syncthreads();
-        for (int i = thread; i < dots * tile; i += threads) {
-          if (first_position + i % tile < w.length) {
-            store(0, i / tile, i % tile, i / tile);
+        int multiple = 0;
+#pragma unroll
+        for (int e = 0; e <= kAxes; ++e) {
+          if (!is_wanted(e)) {
+            continue;
           }
+          __syncthreads();
+#pragma unroll
+          for (int d = 0; d < kMaxAxes; ++d) {
+            if (d < dots) {
+              part(d, packet, row) = by_parameter[d][e];
+            }
+          }
+          __syncthreads();
+          for (int i = thread; i < dots * tile; i += threads) {
+            if (first_position + i % tile < w.length) {
+              store(0, i / tile * call.multiples + multiple, i % tile, i / tile);
+            }
+          }
+          ++multiple;
         }
       }
     }

@@ -22,13 +22,14 @@ struct SumsCall {
   GridView mask;  // [B, M * taps, L]
   PositionsView positions;
   int64_t mask_groups;
-  Term terms[kMaxAxes];  // the derivatives by the parameters
+  Term terms[kMaxAxes];  // the derivatives by the parameters: the bases of all
   int dots;              // how many of them are wanted
+  int multiples;         // of each: math/positions.h
 
   void* by_query;      // [B, L, C]
   GridView by_mask;    // [B, M * taps, L]
   float* by_input;     // [B, pixels, C], added to
-  void* by_positions;  // [B, G, positions_per_group, dots, L], of the type of the positions
+  void* by_positions;  // [B, G, positions_per_group, dots, multiples, L], of the type of the positions
 };
 
 // Whether the kernel can do a call: the groups of channels are whole packets of 16 bytes, and no group of the mask that

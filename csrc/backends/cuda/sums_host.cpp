@@ -113,9 +113,10 @@ void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
   }
   if (wanted[sums::kPositions]) {
     c.by_positions = results[sums::kPositions].mutable_data_ptr();
-    c.dots = static_cast<int>(p.parameters);
-    for (int64_t r = 0; r < p.parameters; ++r) {
-      c.terms[r] = term_of(p.source, p.axes, p.parameters, [&](int64_t parameter) { return parameter == r ? 1 : 0; });
+    c.dots = static_cast<int>(bases_of(p.source, p.axes, p.parameters));
+    c.multiples = static_cast<int>(multiples_of(p.source, p.axes));
+    for (int b = 0; b < c.dots; ++b) {
+      c.terms[b] = first_term(p, b);
     }
   }
   cuda::launch_sums(p, type, c, c10::cuda::getCurrentCUDAStream());
@@ -160,9 +161,10 @@ void pool_backward(const Call& call, const UnfoldParams& p, Tensors& results) {
   if (call.wanted[sums::kPositions]) {
     c.input = cuda::view_image(x[sums::kInput]);
     wide = wide || cuda::is_wide(x[sums::kInput]);
-    c.dots = static_cast<int>(p.parameters);
-    for (int64_t r = 0; r < p.parameters; ++r) {
-      c.terms[r] = term_of(p.source, p.axes, p.parameters, [&](int64_t parameter) { return parameter == r ? 1 : 0; });
+    c.dots = static_cast<int>(bases_of(p.source, p.axes, p.parameters));
+    c.multiples = static_cast<int>(multiples_of(p.source, p.axes));
+    for (int b = 0; b < c.dots; ++b) {
+      c.terms[b] = first_term(p, b);
     }
     by_positions = at::zeros(results[sums::kPositions].sizes(), computed);
     c.by_positions = by_positions.mutable_data_ptr();

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
   int index[kAxes];
   const int position = position_in_tile<kAxes>(w, shape.tiles, tile, thread % kTilePositions, index);
   Locator<scalar_t, kAxes> locator(w, b, index);
-  if (!per_tap(p.source)) {
+  if (by_axis(p.source)) {
     locator.load_parameters(g, 0);
   }
   for (int start = 0; start < w.taps; start += shape.taps) {
@@ -80,17 +80,17 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
       spot[s].inside = 0;
       if (t < count && position >= 0) {
         locator.begin(start + t);
-        if (per_tap(p.source)) {
+        if (!by_axis(p.source)) {
           locator.load_parameters(g, start + t);
         }
         Neighbours<float, int> n[kAxes];
         locator.locate(n);
         AxisWeights<float> along[kAxes];
         float distance[kAxes];
+        locator.distances(distance);
 #pragma unroll
         for (int a = 0; a < kAxes; ++a) {
           along[a] = axis_weights(n[a].fraction, n[a].direction);
-          distance[a] = w.axis[kMaxAxes - kAxes + a].template slope<Source::kRates>(locator.tap[a]);
           spot[s].pixel[a] = n[a].pixel;
         }
         const auto corners = corner_weights(along, distance, p.term);

@@ -108,7 +108,7 @@ struct Tap {
 // The first pixel of a table along an axis, in whose middle is the centre of the window at out_index.
 template <Source kSource>
 __device__ __forceinline__ int table_start(const FastAxis& axis, int out_index, int table) {
-  return axis.pixel(out_index) + (kSource == Source::kRates ? 0 : axis.dilation * (axis.kernel - 1) / 2) - table / 2;
+  return axis.pixel(out_index) + (per_tap(kSource) ? axis.dilation * (axis.kernel - 1) / 2 : 0) - table / 2;
 }
 
 // Makes the list of a pass, for the layer `side` of three axes. Returns how many slots each warp gets, a multiple of
@@ -339,7 +339,8 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
     const uint4* __restrict__ packets,  // [B, G, packets per group, packed_plane]
     const Term dot_term,
     const int dots,
-    float* __restrict__ partial,  // [splits, B, G, positions_per_group, dots, L]
+    const int multiples,          // of an affine map
+    float* __restrict__ partial,  // [splits, B, G, positions_per_group, dots, multiples, L]
     const int tiles_w,
     const int tiles_h,
     const int tiles,
@@ -348,6 +349,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
   constexpr int kElements = kPacket<scalar_t>;
   constexpr int kChannels = kChunk<row_t>;
   constexpr bool kPerTap = per_tap(kSource);
+  constexpr bool kMap = kSource == Source::kAffine;
   constexpr int kPackets = kChannels / kElements;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<kAxes>*>(memory);
@@ -377,15 +379,21 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
   float parameter_h = std::numeric_limits<float>::quiet_NaN();
   float parameter_w = parameter_h;
   const int64_t at = b * positions.batch + e * positions.axis[0] + i * positions.axis[1] + j * positions.axis[2];
-  const auto load_parameters = [&](int tap) {
+  const auto load = [&](int tap) {
+    float distance[kAxes];
+    float parameter[kAxes];
     if constexpr (kAxes == 3) {
-      parameter_d = load_parameter<scalar_t>(p, positions, at, g, tap, 0);
+      distance[0] = d.distance(tap / w.kernel / h.kernel);
     }
-    parameter_h = load_parameter<scalar_t>(p, positions, at, g, tap, 1);
-    parameter_w = load_parameter<scalar_t>(p, positions, at, g, tap, 2);
+    distance[kAxes - 2] = h.distance(tap / w.kernel % h.kernel);
+    distance[kAxes - 1] = w.distance(tap % w.kernel);
+    load_parameters<scalar_t>(p, positions, kSource, at, g, tap, distance, parameter);
+    parameter_d = kAxes == 3 ? parameter[0] : 0.f;
+    parameter_h = parameter[kAxes - 2];
+    parameter_w = parameter[kAxes - 1];
   };
-  if (!kPerTap && inside) {
-    load_parameters(0);
+  if (by_axis(kSource) && inside) {
+    load(0);
   }
   const int64_t channel_stride = taps * columns.row;
   const auto* const entries = static_cast<const scalar_t*>(columns.data) + b * columns.batch +
@@ -423,20 +431,20 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
     const bool active = inside && tap_index < taps;
     const int m = tap_index / w.kernel % h.kernel;
     const int n = tap_index % w.kernel;
-    if (kPerTap && active) {
-      load_parameters(tap_index);
+    if (!by_axis(kSource) && active) {
+      load(tap_index);
     }
     Tap tap;
-    tap.y = h.template neighbours_of<kSource, kZeros>(
-        m, h.pixel(i), active ? parameter_h : std::numeric_limits<float>::quiet_NaN());
-    tap.x = w.template neighbours_of<kSource, kZeros>(n, w.pixel(j), parameter_w);
+    tap.y = h.template neighbours_of<kZeros>(
+        kSource, m, h.pixel(i), active ? parameter_h : std::numeric_limits<float>::quiet_NaN());
+    tap.x = w.template neighbours_of<kZeros>(kSource, n, w.pixel(j), parameter_w);
     if constexpr (kAxes == 3) {
       const int l = tap_index / w.kernel / h.kernel;
-      tap.z = d.template neighbours_of<kSource, kZeros>(l, d.pixel(e), parameter_d);
-      tap.weights_d = axis_weights(tap.z.fraction, tap.z.direction * d.template slope<kSource>(l));
+      tap.z = d.template neighbours_of<kZeros>(kSource, l, d.pixel(e), parameter_d);
+      tap.weights_d = axis_weights(tap.z.fraction, tap.z.direction * d.slope(kSource, l));
     }
-    tap.weights_h = axis_weights(tap.y.fraction, tap.y.direction * h.template slope<kSource>(m));
-    tap.weights_w = axis_weights(tap.x.fraction, tap.x.direction * w.template slope<kSource>(n));
+    tap.weights_h = axis_weights(tap.y.fraction, tap.y.direction * h.slope(kSource, m));
+    tap.weights_w = axis_weights(tap.x.fraction, tap.x.direction * w.slope(kSource, n));
 
     [[maybe_unused]] int size[kAxes - 1];
     [[maybe_unused]] int of_warp[kAxes - 1];
@@ -573,9 +581,53 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
         dot = 0;
       }
     }
+    if constexpr (kDot && kMap) {  // over the taps of the pass, times their distances
+      const bool finite = is_finite(parameter_h);
+#pragma unroll
+      for (int a = 0; a < kAxes; ++a) {
+        shared.dots[a][threadIdx.x] = finite ? dots_of[a] : std::numeric_limits<float>::quiet_NaN();
+        dots_of[a] = 0;
+      }
+      __syncthreads();
+      for (int item = threadIdx.x; item < dots * multiples * kPositions; item += blockDim.x) {
+        const int of_item = item % kPositions;
+        const int entry = item / kPositions;
+        const int row = first_i + of_item / kTileW;
+        const int column = first_j + of_item % kTileW;
+        if (row >= h.out_size || column >= w.out_size) {
+          continue;
+        }
+        // The axis of the distance that the entry goes with, or kMaxAxes: none.
+        const int along = entry % multiples == multiples - 1 ? kMaxAxes : entry % multiples + p.first_axis();
+        float sum = 0;
+        for (int k = 0; k < min(taps_of_pass, taps - first_tap); ++k) {
+          const int t = first_tap + k;
+          const float distance[kMaxAxes] = {
+              d.distance(t / w.kernel / h.kernel), h.distance(t / w.kernel % h.kernel), w.distance(t % w.kernel)};
+          float value = 0;
+#pragma unroll
+          for (int a = 0; a < kAxes; ++a) {
+            constexpr int kFirst = kMaxAxes - kAxes;
+            const int q = axis_bit(kFirst + a);
+            if (dots > 1 ? a == entry / multiples : dot_term.count[q] != 0) {
+              const float factor = dots > 1 ? 1.f : term_factor(dot_term, q, distance);
+              value += factor * shared.dots[a][k * kPositions + of_item];
+            }
+          }
+          sum += along == 0 ? value * distance[0]
+              : along == 1  ? value * distance[1]
+              : along == 2  ? value * distance[2]
+                            : value;
+        }
+        float* const to = partial + ((split * p.batch * p.groups + group) * dots * multiples + entry) * length +
+            (static_cast<int64_t>(e) * h.out_size + row) * w.out_size + column;
+        *to = first_tap == 0 ? sum : *to + sum;
+      }
+      __syncthreads();
+    }
   }
 
-  if constexpr (kDot && !kPerTap) {
+  if constexpr (kDot && by_axis(kSource)) {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
       shared.dots[a][threadIdx.x] = dots_of[a];
@@ -644,6 +696,7 @@ void launch_tiles(
     const void* packets,
     const Term& dot_term,
     int dots,
+    int multiples,
     float* partial,
     cudaStream_t stream) {
   const auto grid = grid_for(p, type);
@@ -673,7 +726,7 @@ void launch_tiles(
         };
         launch(
             p, fast_axis(p, 0), fast_axis(p, 1), fast_axis(p, 2), columns, positions, sums,
-            static_cast<const uint4*>(packets), dot_term, dots, partial, static_cast<int>(grid.tiles_w),
+            static_cast<const uint4*>(packets), dot_term, dots, multiples, partial, static_cast<int>(grid.tiles_w),
             static_cast<int>(grid.tiles_h), static_cast<int>(grid.tiles), static_cast<int>(grid.splits),
             static_cast<int>(grid.chunks_of_split));
       });

@@ -60,27 +60,29 @@ struct Locator {
     tap[0] = number;
   }
 
-  // Of the window, or of tap `number`.
+  // Of the window, or of tap `number`, which was begun if that makes a difference: unless by_axis().
   __device__ __forceinline__ void load_parameters(int group, int number) {
-    finite = true;
+    float distance[kAxes] = {};
+    if (w.p.source == Source::kAffine) {
+      distances(distance);
+    }
+    finite = ddu::cuda::load_parameters<scalar_t>(w.p, w.positions, w.p.source, at, group, number, distance, parameter);
+  }
+
+  // Of the tap from the window's centre at rate one.
+  __device__ __forceinline__ void distances(float (&distance)[kAxes]) const {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      parameter[a] = load_parameter<scalar_t>(w.p, w.positions, at, group, number, kFirst + a);
-      finite = finite && is_finite(parameter[a]);
+      distance[a] = w.axis[kFirst + a].distance(tap[a]);
     }
   }
 
-  __device__ __forceinline__ float slope(int a) const {
-    return w.p.source == Source::kRates ? w.axis[kFirst + a].template slope<Source::kRates>(tap[a]) : 1.f;
-  }
+  __device__ __forceinline__ float slope(int a) const { return w.axis[kFirst + a].slope(w.p.source, tap[a]); }
 
   __device__ __forceinline__ void locate(Neighbours<float, int> (&n)[kAxes]) const {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
-      const auto& axis = w.axis[kFirst + a];
-      n[a] = w.p.source == Source::kRates
-          ? axis.template neighbours_of<Source::kRates, false>(tap[a], pixel[a], parameter[a])
-          : axis.template neighbours_of<Source::kOffsets, false>(tap[a], pixel[a], parameter[a]);
+      n[a] = w.axis[kFirst + a].template neighbours_of<false>(w.p.source, tap[a], pixel[a], parameter[a]);
     }
   }
 
