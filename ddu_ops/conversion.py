@@ -105,11 +105,11 @@ def adapt(
     """Replace convolutions of a model by adaptive layers, which start with the same results.
 
     Each selected layer becomes a :class:`~ddu_ops.DynamicDilationConv2d`, or its counterpart for signals and volumes,
-    a :class:`~ddu_ops.DeformConv2d` or an :class:`~ddu_ops.AffineConv2d`. The layers keep their parameter objects, and so optimiser state, ties and
-    ``requires_grad``; hooks, with the handles that remove them; device, type and mode; and the padding modes
-    ``replicate`` and ``reflect``. The predictors start at rates of one, offsets of zero or the identity, so the results of the model
-    are unchanged up to rounding. Layers that are already adaptive are left unchanged, so calling this twice has no
-    further effect.
+    a :class:`~ddu_ops.DeformConv2d` or an :class:`~ddu_ops.AffineConv2d`. The layers keep their parameter objects, and
+    so optimiser state, ties and ``requires_grad``; hooks, with the handles that remove them; device, type and mode; and
+    the padding modes ``replicate`` and ``reflect``. The predictors start at rates of one, offsets of zero or the
+    identity, so the results of the model are unchanged up to rounding. Layers that are already adaptive are left
+    unchanged, so calling this twice has no further effect.
 
     Args:
         model: changed in place. Adapt it before it is compiled or wrapped for several processes.
