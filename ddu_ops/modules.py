@@ -307,6 +307,8 @@ def check_input(name: str, input: Any, axes: int, channels: int) -> None:
     """Checks the input of a layer before its predictor sees it, whose own error would be about the wrong weight."""
     if not isinstance(input, Tensor):
         require_tensor(input, "input", name)
+    elif torch._C._get_tracing_state() is not None:  # sizes are tensors in torch.jit.trace
+        return
     elif axes < input.dim() < axes + 3 and input.shape[-axes - 1] != channels:
         raise RuntimeError(f"{name}(): expected input with {channels} channels, but got shape {tuple(input.shape)}")
 

@@ -25,7 +25,7 @@ hypothesis.settings.load_profile("ddu")
 # What torch itself warns of: with warnings as errors, nobody else's may stop a test.
 TORCH_WARNINGS = [
     "ignore:`torch.jit.*` is deprecated:DeprecationWarning",  # by parts of torch that still use it
-    "ignore:`torch.jit.script`:FutureWarning:torch._decomp.decompositions_for_jvp",  # of torch 2.15, in forward mode
+    "ignore:`torch.jit.script` is:FutureWarning:torch.jit._script",  # by forward mode of torch 2.14 and later
     "ignore:.*does not have a deterministic implementation:UserWarning",  # operators of torch that tests use
     "ignore:.*[Pp]rofil.*:UserWarning",  # its profiler, where there is a GPU
     "ignore:TensorFloat32 tensor cores for float32:UserWarning",  # inductor, on a GPU

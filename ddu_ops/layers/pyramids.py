@@ -170,7 +170,8 @@ class DynamicASPP(ASPP):
         return _DYNAMIC[axes](in_channels, out_channels, 3, predict=False, **window)
 
     def _branches(self, input: Tensor) -> Tensor:
-        check_input(type(self).__name__, input, self.rate.axes, self.rate.in_channels)
+        point: Any = self.convs[0]
+        check_input(type(self).__name__, input, len(point[0].kernel_size), point[0].in_channels)
         dilation_map = self.rate(input)
         first, last = self.convs[0], self.convs[-1]
         scaled = [conv(input, dilation_map) for conv in self.convs[1:-1]]
