@@ -238,8 +238,9 @@ def _neighbours(
         cell = displacement.detach().floor()
         index = pixel + _integers(cell, n, padding_mode)
         low, high = _look_up(index, n, padding_mode), _look_up(index + 1, n, padding_mode)
-        fraction = torch.where(low[0] == high[0], 0, displacement - cell)  # of nothing, between a pixel and itself
-        axes.append([(*low, 1 - fraction), (*high, fraction)])
+        apart = low[0] != high[0]
+        fraction = torch.where(apart, displacement - cell, 0)  # of nothing, between a pixel and itself,
+        axes.append([(*low, 1 - fraction), (high[0], high[1] & apart, fraction)])  # which counts once
     for corner in itertools.product(*axes):
         index = torch.zeros((), dtype=torch.long, device=parameters.device)
         counts = torch.ones((), dtype=torch.bool, device=parameters.device)

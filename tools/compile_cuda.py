@@ -29,8 +29,11 @@ MAY_SPILL = {
     "11tile_kernel": (200, "held to 56 registers for four blocks on a multiprocessor: faster than three without"),
     "SourceE0ELb0E": (368, "likewise, with other padding modes than zeros"),
     "SourceE1ELb0E": (280, "likewise, from offsets"),
+    "SourceE2ELb0E": (408, "likewise, from affine maps, which are read again for every pass"),
     "Li3ELb1ELb1ELNS_6SourceE": (656, "of three axes, to 72 for three blocks: eight corners, and two lists at a time"),
     "Li3ELb0ELb1ELNS_6SourceE": (656, "likewise"),
+    "Li3ELb1ELb1ELNS_6SourceE2": (928, "likewise, from affine maps, twelve numbers each"),
+    "Li3ELb0ELb1ELNS_6SourceE2": (680, "likewise"),
     "21sample_packets_kernel": (52, "held to 80 registers for three blocks on a multiprocessor"),
     "18sample_tile_kernel": (56, "held to 64 registers for four blocks; with zeros around the image 8"),
     "18convolution_kernel": (744, "all the registers there are: of three axes eight corners for each row; of two 128"),
@@ -41,7 +44,7 @@ MAY_SPILL = {
     "17sparse_sum_kernel": (24, "of three axes, in float64: a handful of values"),
     "17sparse_dot_kernel": (32, "likewise, of three axes"),
     "12build_kernel": (32, "a handful of values, in float64"),
-    "reduce_kernel": (264, "the general path, float64 and 64-bit offsets most; dot alone, two channels at a time"),
+    "reduce_kernel": (304, "the general path, float64 and 64-bit offsets most; dot alone, two channels at a time"),
     "sample_kernel": (128, "likewise"),
 }
 LEAN = ["-DC10_CUDA_NO_CMAKE_CONFIGURE_FILE"]  # a torch for the CPU has CUDA headers, but for this one

@@ -66,7 +66,7 @@ def test_docstring(name: str) -> None:
 
 def test_everything_public_has_an_example() -> None:
     public = [n for n in ddu_ops.__all__ if callable(getattr(ddu_ops, n))]
-    assert len(public) == 69
+    assert len(public) == 96
     shown = {name.rpartition(".")[2] for name in EXAMPLES if not name.startswith("ddu_ops.reference")}
     assert shown >= set(public)
     assert shown >= set(ddu_ops.layers.__all__)

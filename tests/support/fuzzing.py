@@ -189,7 +189,7 @@ class Call:
                     per_image=len(a["weight"].shape) == axes + 3,
                     **given,
                 )
-            if _source(self) != "rates":
+            if _source(self) in ("offsets", "affine"):
                 case = replace(case, source=_source(self))
             else:
                 per_axis = positions.shape[-axes - 1] == axes * case.groups
