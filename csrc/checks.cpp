@@ -415,9 +415,9 @@ struct Check {
     if (!weight.defined() || tensor.dim() != weight.dim() || tensor.sym_size(-1) >= weight.sym_size(-1)) {
       return "";
     }
-    const bool rates = std::string(positions_name) == "dilation_map";
-    return std::string("; the order of the arguments is ") +
-        (rates ? "input, weight, dilation_map" : "input, offset, weight");
+    const std::string order = positions_name;
+    return "; the order of the arguments is " +
+        (order == "offset" ? "input, offset, weight" : "input, weight, " + order);
   }
 
   void order(SymParams& params, c10::IntArrayRef order) const {
