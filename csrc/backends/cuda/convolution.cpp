@@ -281,9 +281,14 @@ void add_data_gradients(
     grad_mask = at::empty({p.batch, a.mask.size(1), positions_of(p)}, sums);
   }
   const auto data = [](const Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
-  cuda::launch_convolution_data(
-      fused, type, view_weight(matrices, problem.weight_per_image), grad.const_data_ptr(), data(grad_input),
-      data(grad_positions), data(grad_mask), stream);
+  const auto view = view_weight(matrices, problem.weight_per_image);
+  if (needs[kInput]) {
+    cuda::launch_convolution_input(fused, type, view, grad.const_data_ptr(), data(grad_input), stream);
+  }
+  if (needs[kPositions] || needs[kMask]) {
+    cuda::launch_convolution_positions(
+        fused, type, view, grad.const_data_ptr(), data(grad_positions), data(grad_mask), stream);
+  }
   if (needs[kInput]) {
     auto& to = result[kInput];
     to = empty_like(a.input, a.input.sizes());

@@ -76,26 +76,12 @@ void launch_convolution(
     bool channels_last,
     cudaStream_t stream);
 
-// How many parts of the taps launch_convolution_data works on side by side.
-int64_t tap_splits(const FusedProblem& problem);
-
 // The gradients by what the weight is multiplied with. Rows of the weight are channels, its depth the outputs of a
 // group.
 //   grad_output     [B, L, outputs]
-//   grad_input      [B, pixels, C], float, is added to; or nullptr
-//   grad_positions  [splits, B, positions' channels, L], float; nullptr only where grad_mask is, too
-//   grad_mask       [B, mask_groups * taps, L], float; or nullptr
-void launch_convolution_data(
-    const FusedProblem& problem,
-    c10::ScalarType type,
-    const WeightView& weight,
-    const void* grad_output,
-    float* grad_input,
-    float* grad_positions,
-    float* grad_mask,
-    cudaStream_t stream);
-
-// The gradient by the input alone, which is added to: launch_convolution_data's.
+//   grad_input      [B, pixels, C], float, is added to
+//   grad_positions  [splits, B, positions' channels, L], float, or nullptr
+//   grad_mask       [B, mask_groups * taps, L], float, or nullptr
 void launch_convolution_input(
     const FusedProblem& problem,
     c10::ScalarType type,
@@ -103,6 +89,18 @@ void launch_convolution_input(
     const void* grad_output,
     float* grad_input,
     cudaStream_t stream);
+
+void launch_convolution_positions(
+    const FusedProblem& problem,
+    c10::ScalarType type,
+    const WeightView& weight,
+    const void* grad_output,
+    float* grad_positions,
+    float* grad_mask,
+    cudaStream_t stream);
+
+// How many parts of the taps launch_convolution_positions works on side by side.
+int64_t tap_splits(const FusedProblem& problem);
 
 // How many parts of the positions of an image, or of the batch, launch_convolution_weight works on side by side.
 int64_t position_splits(const FusedProblem& problem, c10::ScalarType type, bool weight_per_image);

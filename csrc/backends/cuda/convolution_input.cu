@@ -15,8 +15,8 @@ constexpr int kLog2Positions = 7;
 constexpr int kTilePositions = 1 << kLog2Positions;
 constexpr int kTeam = kTilePositions / 16;
 constexpr int kThreads = kTeam * kWarp;
-constexpr int kResident = 2;   // of a multiprocessor
-constexpr int kChannels8 = 8;  // packets of a row of columns
+constexpr int kResident = 2;    // blocks of a multiprocessor
+constexpr int kRowPackets = 8;  // of a tap's columns: the channels of a chunk
 
 // What a tap's position adds to a pixel.
 struct alignas(8) Share {
@@ -31,12 +31,13 @@ constexpr int kTogether = kAxes == 3 ? 2 : 3;
 template <int kAxes>
 constexpr int kSpots = (kTogether<kAxes> * kTilePositions + kThreads - 1) / kThreads;
 
-// Channels of a chunk: as many as 128 bytes hold.
+// Of the ring of stages, for the channels of a chunk.
 template <class T>
-constexpr int kInputBytes = kStages * kDepth<T> * kStepBytes;
+constexpr int kRingBytes = kStages * kDepth<T> * kStepBytes;
 
-// A block has a tile of positions and a part of the taps: blockIdx.y. For some taps at a time it sorts what they add to
-// the image, computes the gradient of their columns, a chunk of channels after the other, and adds it up by pixel.
+// A block has a tile of positions, a part of the taps, blockIdx.y, and a part of the channels, blockIdx.z. For some
+// taps at a time it sorts what they add to the image, computes the gradient of their columns, a chunk of channels after
+// the other, and adds it up by pixel.
 template <class T, int kAxes, bool kExact>
 __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
     const __grid_constant__ Fused f,
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
   constexpr int kTapBytes = kTilePositions * kStepBytes;
   extern __shared__ uint4 shared[];
   char* const ring = reinterpret_cast<char*>(shared);
-  char* const columns = ring + kInputBytes<T>;
+  char* const columns = ring + kRingBytes<T>;
   PixelLists<kAxes, kThreads, Share> lists(columns + kTogether<kAxes> * kTapBytes, kTogether<kAxes> * kTilePositions);
 
   const int thread = static_cast<int>(threadIdx.x);
@@ -231,10 +232,10 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
         }
       }
       __syncthreads();
-      const int j = thread % kChannels8;
+      const int j = thread % kRowPackets;
       const int channel = chunk * kChannels + j * kPacketChannels;
       if (channel < f.run) {
-        lists.for_pixels(thread / kChannels8, kThreads / kChannels8, [&](int pixel, const Share* shares, int n) {
+        lists.for_pixels(thread / kRowPackets, kThreads / kRowPackets, [&](int pixel, const Share* shares, int n) {
           float all[kPacketChannels] = {};
           for (int i = 0; i < n; ++i) {
             const Share one = shares[i];
@@ -276,7 +277,7 @@ void launch_convolution_input(
       const int64_t units = f.channels / f.run * ceil_div(f.run, kDepth<T>);
       const int64_t splits = splits_of(blocks, ceil_div(f.taps, kTogether<kAxes>), kResident);
       const int64_t unit_splits = splits_of(blocks * splits, units, kResident);
-      const auto bytes = kInputBytes<T> + kTogether<kAxes> * kTilePositions * kStepBytes +
+      const auto bytes = kRingBytes<T> + kTogether<kAxes> * kTilePositions * kStepBytes +
           static_cast<int>(PixelLists<kAxes, kThreads, Share>::bytes(kTogether<kAxes> * kTilePositions));
       const auto kernel = counted<convolution_input_kernel<T, kAxes, decltype(exact)::value>>();
       C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));

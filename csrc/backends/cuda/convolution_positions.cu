@@ -328,21 +328,14 @@ int64_t tap_splits(const FusedProblem& problem) {
       problem.p.batch * ceil_div<int64_t>(positions_of(problem.p), kTeam * kRows), taps_of(problem.p), kResident);
 }
 
-void launch_convolution_data(
+void launch_convolution_positions(
     const FusedProblem& problem,
     c10::ScalarType type,
     const WeightView& weight,
     const void* grad_output,
-    float* grad_input,
     float* grad_positions,
     float* grad_mask,
     cudaStream_t stream) {
-  if (grad_input != nullptr) {
-    launch_convolution_input(problem, type, weight, grad_output, grad_input, stream);
-  }
-  if (grad_positions == nullptr && grad_mask == nullptr) {
-    return;
-  }
   const auto f = fused(problem, type);
   dispatch_axes(problem.p, [&](auto axes) {
     dispatch_product(type, problem.exact, [&](auto zero, auto exact) {
