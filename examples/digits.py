@@ -192,8 +192,8 @@ def grouped(results: Iterable[Result], key: Callable[[Job], Any]) -> dict[Any, l
 
 
 def spread(values: Sequence[float], form: str = ".3f") -> str:
-    """Mean and standard deviation."""
-    return f"{np.mean(values):{form}} ± {np.std(values):.3f}"
+    """Mean and standard deviation, which one value has not."""
+    return f"{np.mean(values):{form}}" + (f" ± {np.std(values):.3f}" if len(values) > 1 else "")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

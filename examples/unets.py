@@ -175,7 +175,7 @@ def make(study: Study, job: Job) -> Network:
 
 def main(study: Study, description: str, arguments: Sequence[str] | None) -> None:
     parser = digits.parser(description, study.steps)
-    parser.add_argument("--seconds", type=float, default=math.inf, help="train what fits into these [%(default)s]")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no network after these [%(default)s]")
     parser.set_defaults(pictures=study.pictures)
     args = parser.parse_args(arguments)
     jobs = [
@@ -186,10 +186,12 @@ def main(study: Study, description: str, arguments: Sequence[str] | None) -> Non
         for name in VARIANTS
         if name in MAIN or (setting == SETTINGS[0] and not autocast)
     ]
+    start = time.perf_counter()
     steps = costs(study, jobs[0])  # before anything runs beside them
     # A network for each fold, so that none keeps the others waiting.
     pairs = list(itertools.product(jobs, range(study.folds)))
-    scores = list(digits.side_by_side(functools.partial(train, study), pairs, args.workers, args.seconds))
+    seconds = args.seconds - (time.perf_counter() - start)
+    scores = list(digits.side_by_side(functools.partial(train, study), pairs, args.workers, seconds))
     results = []
     for index, job in enumerate(jobs):
         of_folds = scores[index * study.folds : (index + 1) * study.folds]
