@@ -65,14 +65,14 @@ def tap_positions(
     """Return the positions of the taps of every window, in pixels of the image.
 
     Args:
-        dilation_map: the rates, as in :func:`~ddu_ops.dynamic_dilation_unfold`, or the offsets, as in
-            :func:`~ddu_ops.deform_unfold2d`.
+        dilation_map: the rates, as in :func:`~ddu_ops.dynamic_dilation_unfold`; the offsets, as in
+            :func:`~ddu_ops.deform_unfold2d`; or the affine maps, as in :func:`~ddu_ops.affine_unfold2d`.
         kernel_size, stride, padding, dilation, aligned: as in :func:`~ddu_ops.dynamic_dilation_unfold`.
-        source: what ``dilation_map`` holds, ``"rates"`` or ``"offsets"``. Default: ``"rates"``.
+        source: what ``dilation_map`` holds, ``"rates"``, ``"offsets"`` or ``"affine"``. Default: ``"rates"``.
 
     Shape:
         - dilation_map: :math:`(H_{out}, W_{out})`, or :math:`(2, H_{out}, W_{out})` with a rate per axis; offsets are
-          :math:`(2 k_h k_w, H_{out}, W_{out})`.
+          :math:`(2 k_h k_w, H_{out}, W_{out})`, affine maps :math:`(6, H_{out}, W_{out})`.
         - Output: :math:`(H_{out}, W_{out}, k_h k_w, 2)`: row and column of every tap, in float32 if the map has a half
           type, so that positions are not rounded.
 
@@ -86,11 +86,11 @@ def tap_positions(
     """
     name = "tap_positions"
     kernel_size = ints(kernel_size, 2, "kernel_size", name, ValueError)
-    if source not in ("rates", "offsets"):
-        raise ValueError(f"{name}(): expected source to be 'rates' or 'offsets', but got {source!r}")
+    channels = {"rates": (1, 2), "offsets": (2 * math.prod(kernel_size),), "affine": (6,)}.get(source)
+    if channels is None:
+        raise ValueError(f"{name}(): expected source to be 'rates', 'offsets' or 'affine', but got {source!r}")
     rates = at_least_float32(dilation_map.detach())
     rates = rates[None] if rates.dim() == 2 else rates
-    channels = (1, 2) if source == "rates" else (2 * math.prod(kernel_size),)
     if rates.dim() != 3 or len(rates) not in channels:
         shapes = "(H_out, W_out) or (2, H_out, W_out)" if source == "rates" else f"({channels[0]}, H_out, W_out)"
         raise ValueError(f"{name}(): expected dilation_map of shape {shapes}, but got {tuple(dilation_map.shape)}")

@@ -39,7 +39,7 @@ MAY_SPILL = {
     "18convolution_kernel": (744, "all the registers there are: of three axes eight corners for each row; of two 128"),
     "convolution_positions_kernel": (40, "likewise, of three axes"),
     "convolution_input_kernel": (600, "held to 128 registers for two blocks on a multiprocessor"),
-    "17sums_input_kernel": (400, "held to 80 registers for three blocks on a multiprocessor, of three axes to 128 for two"),
+    "17sums_input_kernel": (400, "held to 80 registers, of three axes to 128, for three and for two blocks"),
     "convolution_weight_kernel": (56, "of three axes: what the compiler chose for itself"),
     "11sums_kernel": (304, "three axes and all results most; the others a handful of values"),
     "20differentiate_kernel": (64, "the bound of its blocks: a handful of values, of three axes in float64 most"),

@@ -35,7 +35,8 @@ def test_tap_positions_are_the_operators(case: Case) -> None:
     if case.source == "rates":
         columns = ddu_ops.dynamic_dilation_unfold(ramps, case.kernel_size, positions[0], *window, aligned=case.aligned)
     else:
-        columns = ddu_ops.deform_unfold2d(ramps, case.kernel_size, positions[0], *window)
+        unfold = ddu_ops.affine_unfold2d if case.source == "affine" else ddu_ops.deform_unfold2d
+        columns = unfold(ramps, case.kernel_size, positions[0], *window)
     sampled = columns.view(2, case.taps, *case.output_size).permute(2, 3, 1, 0)
     places = viz.tap_positions(positions[0], case.kernel_size, *window, aligned=case.aligned, source=case.source)
     last = torch.tensor([height - 1, width - 1])
@@ -58,7 +59,11 @@ def test_tap_positions_are_not_rounded(half: torch.dtype) -> None:
 
 
 def test_tap_positions_refuse_another_shape() -> None:
-    for source, shapes in (("rates", r"\(H_out, W_out\) or \(2, H_out, W_out\)"), ("offsets", r"\(18, H_out, W_out\)")):
+    for source, shapes in (
+        ("rates", r"\(H_out, W_out\) or \(2, H_out, W_out\)"),
+        ("offsets", r"\(18, H_out, W_out\)"),
+        ("affine", r"\(6, H_out, W_out\)"),
+    ):
         message = rf"^tap_positions\(\): expected dilation_map of shape {shapes}, but got \(3,"
         with pytest.raises(ValueError, match=message):
             viz.tap_positions(torch.ones(3, 4, 4), 3, source=source)

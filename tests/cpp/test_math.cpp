@@ -3,8 +3,8 @@
 //
 //     g++ -std=c++17 -I csrc tests/cpp/test_math.cpp -o test_math && ./test_math
 //
-// `--list` prints the names of the cases, names as arguments run those. tests/cpp/test_cpp.py shows each as a test of its
-// own and reads the names from this file: a case is a line that begins with TEST.
+// `--list` prints the names of the cases, names as arguments run those. tests/cpp/test_cpp.py shows each as a test of
+// its own and reads the names from this file: a case is a line that begins with TEST.
 //
 // What is expected comes from formulas in exact arithmetic: whole numbers of 128 bits that count halves, or 2^-60ths.
 
