@@ -188,6 +188,8 @@ PACKET_CASES = [
     Case("packets_volume", 1, 16, (3, 5, 6), padding=(1, 1, 1), groups=2, rates=3),
     Case("packets_offsets", 2, 32, (7, 12), padding=(1, 1), groups=2, source="offsets"),
     Case("packets_volume_offsets", 1, 8, (3, 4, 5), (2, 3, 2), padding=(1, 1, 0), source="offsets"),
+    Case("packets_affine", 2, 32, (7, 9), (3, 2), padding=(1, 1), groups=2, source="affine"),
+    Case("packets_affine_volume", 1, 16, (3, 5, 4), padding=(1, 1, 1), source="affine"),
     Case("packets_border", 1, 16, (6, 9), padding=(1, 1), groups=2, padding_mode="border"),
     Case("packets_reflection", 1, 16, (9, 5), padding=(1, 1), source="offsets", padding_mode="reflection"),
 ]
