@@ -156,6 +156,20 @@ def test_packets_go_through_the_kernels(case: Case) -> None:
     assert launched(lambda: torch.ops.ddu.max_pool(*pooled)) == {"pool_kernel"}
 
 
+def test_groups_that_reach_into_two_masks(device: torch.device) -> None:
+    """Channels 8 to 15 share their rates, and the first four of them a mask with the channels before."""
+    case = Case("packets_across", 1, 24, (5, 6), padding=(1, 1), groups=3)
+    a = make_arguments(case, torch.float32, device=device)
+    mask = a["mask"].repeat(1, 2, 1, 1)[:, : 2 * case.taps].clone()
+    mask[:, case.taps :] += 1
+    found = torch.ops.ddu.scatter(a["query"], mask, None, None, case.size, a["positions"], *window(case))
+    columns = a["query"].flatten(2).unsqueeze(2) * mask.view(1, 2, 1, case.taps, -1).expand(-1, -1, 12, -1, -1).flatten(
+        1, 2
+    )
+    want = reference.splat(columns.double().flatten(1, 2), case.size, a["positions"].double(), *window(case))
+    assert_near(found, want)
+
+
 @full_cases
 @dtypes
 def test_all_gradients_in_one_call(

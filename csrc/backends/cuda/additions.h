@@ -2,15 +2,15 @@
 // What the taps of a tile of output positions add to the image, sorted by pixel. For nvcc only.
 
 // NOTE [ Additions ]
-// A tap adds its share to the sums of four pixels (eight of three axes), in every channel. Windows of neighbouring
+// A tap adds its share to the sums of four pixels (eight with three axes), in every channel. Windows of neighbouring
 // positions overlap, so most pixels of a tile get many shares, and additions in memory are what such a kernel would
-// wait for. Therefore a block sorts the shares of a tile of positions by pixel first, in shared memory, and then adds
-// up each pixel's in registers and puts the sum away once. Where a share comes from does not depend on the channel: the
+// wait for. Therefore a block first sorts the shares of a tile of positions by pixel, in shared memory, and then adds
+// up each pixel's in registers and writes the sum once. Where a share comes from does not depend on the channel, so the
 // lists serve all channels of a group.
 //
-// The lists are those of the pixels in a box around the tile's taps, of kMostPixels pixels at most; a counting sort,
-// with the pixel as the key. Shares of pixels outside the box, if windows are far apart, are lists of their own. The
-// order of a list, as that of the sums in memory, is not fixed.
+// There is a list for each pixel of a box around the tile's taps, of kMostPixels pixels at most. They are made by a
+// counting sort whose key is the pixel. Shares of pixels outside the box, if windows are far apart, are lists of their
+// own. The order within a list is not fixed, nor is that of the sums in memory.
 #pragma once
 
 #include <algorithm>
@@ -57,7 +57,7 @@ inline Tiles tiles_of(const UnfoldParams& p, int log2_positions) {
   return best;
 }
 
-// Output position number `local` of a tile; -1 behind the end of the grid.
+// Output position number `local` of a tile; -1 past the end of the grid.
 template <int kAxes>
 __device__ __forceinline__ int position_in_tile(
     const Windows& w, const Tiles& tiles, int tile, int local, int (&index)[kAxes]) {
@@ -111,7 +111,7 @@ class PixelLists {
     alignas(16) int first[kMostPixels + 1];  // of a pixel's entries
   };
   static constexpr int kMemoryBytes = (static_cast<int>(sizeof(Memory)) + 15) / 16 * 16;
-  static int64_t bytes(int64_t spots) {
+  static constexpr int64_t bytes(int64_t spots) {
     return kMemoryBytes + spots * kCorners * static_cast<int64_t>(sizeof(Entry) + sizeof(int));
   }
 

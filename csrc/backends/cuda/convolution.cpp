@@ -41,7 +41,7 @@ int64_t run_of(const Problem& problem) {
   return nested ? channels[0] : 0;
 }
 
-// What the kernels count in an int; and in bytes of an image, modulo 2^32.
+// What the kernels count in an int: pixels, packets and steps.
 bool fits_int(const Problem& problem) {
   constexpr int64_t kLimit = int64_t(1) << 28;
   const auto& p = problem.window;

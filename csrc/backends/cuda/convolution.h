@@ -38,7 +38,7 @@ struct WeightView {
 // Channels of a packet.
 inline int64_t packet_of(c10::ScalarType type) { return 16 / static_cast<int64_t>(c10::elementSize(type)); }
 
-// Outputs of a tile at most, for each of which the forward samples again.
+// At most so many outputs to a tile; the forward samples again for every tile.
 constexpr int64_t outputs_of_tile(bool exact) { return exact ? 32 : 64; }
 
 // [B, channels, L], contiguous along L, to [B, L, channels].

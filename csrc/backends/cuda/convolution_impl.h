@@ -13,8 +13,8 @@
 //                                             right   words 2 j and 2 j + 1 of packet q of column g
 //
 // which is the same for half types, m16n8k16, where a word is a pair of channels, and for TF32, m16n8k8, where it is
-// one. The right operand, 64 rows of 128 bytes, a step's, is shared by the warps of a block, in a ring of stages that
-// cp.async fills.
+// one. The right operand, up to 64 rows of 128 bytes, a step's, is shared by the warps of a block, in a ring of stages
+// that cp.async fills.
 //
 // The columns of the product are permuted as well, so that what a lane holds of a row of results lies side by side:
 // see column_of.
@@ -234,8 +234,8 @@ __device__ __forceinline__ int place_in_stage(int row, int j) {
   return row * kStepBytes + ((j ^ ((row & 1) << 2)) << 4);
 }
 
-// The column of the result that column n of product `tile` is: of the `kWidth` that four lanes hold of each other's
-// side, lane q has kWidth consecutive ones, tile after tile.
+// The result's column that column n of product `tile` stands for: lane q has kWidth consecutive columns, two of every
+// tile.
 template <int kWidth>
 __device__ __forceinline__ constexpr int column_of(int tile, int n) {
   constexpr int kTilesOf = kWidth / 2;
@@ -249,7 +249,7 @@ template <class T, int kAxes>
 struct MaskedLocator : Locator<T, kAxes> {
   using Base = Locator<T, kAxes>;
   const Fused& f;
-  bool valid;  // or the position lies behind the end
+  bool valid;  // false if the position lies past the end
   int64_t mask_at;
 
   __device__ __forceinline__ MaskedLocator(const Fused& f, int b, int position, const int (&index)[kAxes])
@@ -286,7 +286,7 @@ struct MaskedLocator : Locator<T, kAxes> {
   }
 };
 
-// Of positions in row-major order; those behind the end are the first one, and not valid.
+// Of positions in row-major order; those past the end stand for position 0, and are not valid.
 template <class T, int kAxes>
 __device__ __forceinline__ MaskedLocator<T, kAxes> locator_at(const Fused& f, int b, int position) {
   int index[kAxes];

@@ -74,8 +74,9 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
   // Units: a chunk of a run's channels.
   const int chunks = (f.run + kChannels - 1) / kChannels;
   const int units = f.channels / f.run * chunks;
-  const int first_unit = units * static_cast<int>(blockIdx.z) / static_cast<int>(gridDim.z);
-  const int last_unit = units * (static_cast<int>(blockIdx.z) + 1) / static_cast<int>(gridDim.z);
+  const auto part_of_units = [&](unsigned z) { return static_cast<int>(static_cast<int64_t>(units) * z / gridDim.z); };
+  const int first_unit = part_of_units(blockIdx.z);
+  const int last_unit = part_of_units(blockIdx.z + 1);
   const int depths = (f.group_outputs + kDepth<T> - 1) / kDepth<T>;
   const int steps = (last_tap - first_tap) * (last_unit - first_unit) * depths;
 
@@ -277,13 +278,15 @@ void launch_convolution_input(
       const int64_t units = f.channels / f.run * ceil_div(f.run, kDepth<T>);
       const int64_t splits = splits_of(blocks, ceil_div(f.taps, kTogether<kAxes>), kResident);
       const int64_t unit_splits = splits_of(blocks * splits, units, kResident);
-      const auto bytes = kRingBytes<T> + kTogether<kAxes> * kTilePositions * kStepBytes +
-          static_cast<int>(PixelLists<kAxes, kThreads, Share>::bytes(kTogether<kAxes> * kTilePositions));
+      constexpr int kSpotsOfBlock = kTogether<kAxes> * kTilePositions;
+      constexpr int kBytes = kRingBytes<T> + kSpotsOfBlock * kStepBytes +
+          static_cast<int>(PixelLists<kAxes, kThreads, Share>::bytes(kSpotsOfBlock));
+      static_assert(kBytes <= 99 << 10);  // what a block can have from compute capability 8.0 on
       const auto kernel = counted<convolution_input_kernel<T, kAxes, decltype(exact)::value>>();
-      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+      C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
       kernel.launch()<<<
-          dim3(grid_of(blocks), static_cast<unsigned>(splits), static_cast<unsigned>(unit_splits)), kThreads,
-          static_cast<size_t>(bytes), stream>>>(f, weight, tiles, static_cast<const T*>(grad_output), grad_input);
+          dim3(grid_of(blocks), static_cast<unsigned>(splits), static_cast<unsigned>(unit_splits)), kThreads, kBytes,
+          stream>>>(f, weight, tiles, static_cast<const T*>(grad_output), grad_input);
     });
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();

@@ -149,11 +149,12 @@ __global__ void __launch_bounds__(kThreads) pool_backward_kernel(
       grad[i] = load(
           static_cast<const scalar_t*>(call.grad.data) + b * call.grad.batch + channel * call.grad.channel +
           share.position * call.grad.position);
-      taken[i] = static_cast<int>(static_cast<const int64_t*>(
-          call.taps.data)[b * call.taps.batch + channel * call.taps.channel + share.position * call.taps.position]);
+      const int64_t tap = static_cast<const int64_t*>(
+          call.taps.data)[b * call.taps.batch + channel * call.taps.channel + share.position * call.taps.position];
+      taken[i] = tap < taps_of(p) ? static_cast<int>(tap) : -1;
     }
   }
-  // Of each dot its multiples by the distance along every axis, and last itself.
+  // Of each dot its products with the distances along every axis, then the dot itself.
   constexpr int kMultiples = kPlain ? 1 : kAxes + 1;
   T dots[kMaxAxes][kMultiples] = {};
   const auto is_wanted = [&](int e) {

@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
     }
   }
   [[maybe_unused]] float by_query[kElements] = {};
-  // Of each dot its multiples by the distance along every axis, and last itself.
+  // Of each dot its products with the distances along every axis, then the dot itself.
   [[maybe_unused]] float by_parameter[kMaxAxes][kAxes + 1] = {};
   const auto is_wanted = [&](int e) { return e == kAxes || (call.multiples > 1 && kFirst + e >= p.first_axis()); };
 

@@ -6,7 +6,7 @@
 
 namespace ddu::cuda {
 
-// Entries over the output grid of any two strides, which need not be pixel-major.
+// Entries over the output grid, with any strides; they need not be pixel-major.
 struct GridView {
   const void* data;
   int64_t batch, channel, position;

@@ -80,12 +80,7 @@ void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
     c.weight = weight.const_data_ptr();
     c.weight_batch = shared ? 0 : weight.stride(0);
   }
-  const auto& positions = x[sums::kPositions];
-  c.positions = {
-      positions.const_data_ptr(), positions.scalar_type() == at::kFloat, positions.stride(0), positions.stride(1), {}};
-  for (int64_t a = 0; a < p.axes; ++a) {
-    c.positions.axis[kMaxAxes - p.axes + a] = positions.stride(2 + a);
-  }
+  c.positions = cuda::view_positions(x[sums::kPositions]);
 
   // The results, in the layout of the kernel.
   const auto laid_out = [&](const Tensor& result) {
@@ -132,10 +127,10 @@ void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
 bool has_channels_inside(const Tensor& image) { return image.stride(1) == 1 && image.size(1) > 1; }
 
 // The gradients of a pooling, with respect to the input and the positions.
-bool is_pooling(const Call& call) {
+bool is_pooling(const Call& call, const UnfoldParams& p) {
   const auto& wanted = call.wanted;
-  return call.x[sums::kTaps].defined() && !call.x[sums::kMask].defined() && !call.x[sums::kWeight].defined() &&
-      !wanted[sums::kQuery] && !at::globalContext().deterministicAlgorithms();
+  return taps_of(p) < int64_t(1) << 31 && call.x[sums::kTaps].defined() && !call.x[sums::kMask].defined() &&
+      !call.x[sums::kWeight].defined() && !wanted[sums::kQuery] && !at::globalContext().deterministicAlgorithms();
 }
 
 void pool_backward(const Call& call, const UnfoldParams& p, Tensors& results) {
@@ -181,6 +176,8 @@ std::tuple<Tensor, Tensor> max_pool_cuda(const Tensor& input, const Tensor& posi
   const auto params = sums::check_max_pool("max_pool", input, positions, options);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto p = concrete(params);
+  TORCH_CHECK(
+      taps_of(p) < int64_t(1) << 31, "max_pool(): expected a kernel of at most 2^31 - 1 taps, but got ", taps_of(p));
   auto [values, taps] = sums::allocate_max_pool(params, input);
   if (values.numel() == 0) {
     return {values, taps};
@@ -194,7 +191,8 @@ std::tuple<Tensor, Tensor> max_pool_cuda(const Tensor& input, const Tensor& posi
   c.values = values.mutable_data_ptr();
   c.taps = taps.mutable_data_ptr<int64_t>();
   c.grid = view(flat);
-  cuda::launch_pool(p, input.scalar_type(), cuda::is_wide(input), c, c10::cuda::getCurrentCUDAStream());
+  const bool wide = cuda::is_wide(input) || cuda::is_wide(values);
+  cuda::launch_pool(p, input.scalar_type(), wide, c, c10::cuda::getCurrentCUDAStream());
   return {values, taps};
 }
 
@@ -204,7 +202,7 @@ Tensors contract_cuda(const char* op, const Tensors& x, const sums::Options& opt
   const c10::cuda::CUDAGuard guard(image.device());
   const auto p = concrete(call.params);
   const bool empty = p.batch == 0 || p.channels == 0 || pixels_of(p) == 0;
-  const bool pooling = is_pooling(call);
+  const bool pooling = is_pooling(call, p);
   if (empty || !(pooling || can(call, p, image.scalar_type()))) {
     return sums::by_columns(x, options, image_size, options.wanted);
   }

@@ -28,7 +28,7 @@ struct InputShape {
   Tiles tiles;
   int packets;    // of a group
   int taps;       // whose shares are sorted together
-  bool one_mask;  // of a group: its factors are known before the channel is
+  bool one_mask;  // a group's channels all read the same one, so its factors are known before the channel is
 };
 
 template <class scalar_t, int kAxes>
@@ -151,7 +151,7 @@ void launch_sums_input(const UnfoldParams& p, c10::ScalarType type, const SumsCa
   InputShape shape = {};
   shape.tiles = tiles_of(p, kLog2Positions);
   shape.packets = static_cast<int>(p.channels / p.groups * static_cast<int64_t>(c10::elementSize(type)) / 16);
-  shape.one_mask = call.mask_groups <= p.groups;
+  shape.one_mask = p.channels / call.mask_groups % (p.channels / p.groups) == 0;
   const int64_t most = p.axes == 3 ? kMostTaps * 3 / 4 : kMostTaps;
   shape.taps = static_cast<int>(ceil_div(taps_of(p), ceil_div(taps_of(p), most)));
   const auto w = windows_of(p, call.positions);

@@ -60,7 +60,7 @@ struct Locator {
     tap[0] = number;
   }
 
-  // Of the window, or of tap `number`, which was begun if that makes a difference: unless by_axis().
+  // Of the window, or of tap `number`: unless by_axis(), call begin(number) first.
   __device__ __forceinline__ void load_parameters(int group, int number) {
     float distance[kAxes] = {};
     if (w.p.source == Source::kAffine) {
