@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -129,6 +130,9 @@ def adapt(
             subclasses with their own ``forward``, parametrised weights, lazy layers. The model is then unchanged; use
             ``names`` and ``where`` to exclude such layers.
 
+    Warns:
+        UserWarning: if no layer is selected and the model has no adaptive layer.
+
     Example:
         >>> model = torch.nn.Sequential(
         ...     torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 1)
@@ -153,6 +157,10 @@ def adapt(
             and (max(module.kernel_size) >= 3 if where is None else where(name, module))
         ):
             chosen[name] = module
+    if not chosen and not any(isinstance(module, _ALREADY) for module in model.modules()):
+        warnings.warn(
+            "adapt(): no layer was replaced, because none is selected by names, types and where", stacklevel=2
+        )
     made: dict[nn.Module, nn.Module] = {}
     refused = []
     for name, module in chosen.items():

@@ -152,8 +152,8 @@ _ = axes[1].set(title="Its classes", xticks=[], yticks=[])
 # ---------
 #
 # A stem that halves the resolution, three adaptive layers, and a classifier for each pixel. The layers share one
-# predictor, so that there is a single map to look at. (Without ``predict=False`` each layer has a predictor of its own
-# and takes no map.) They start as convolutions with a dilation of 2, which the map multiplies.
+# predictor, so that there is a single map to look at. (Without ``predict=False`` each layer has a predictor of its own,
+# which a map that is passed replaces.) They start as convolutions with a dilation of 2, which the map multiplies.
 
 
 class Network(torch.nn.Module):

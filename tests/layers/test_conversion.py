@@ -93,6 +93,11 @@ def test_layers_are_chosen_by_name_type_and_predicate() -> None:
     assert chosen(names="nothing") == []
 
 
+def test_nothing_to_replace_is_said() -> None:
+    with pytest.warns(UserWarning, match=r"^adapt\(\): no layer was replaced, because none is selected by names"):
+        assert not adapt(nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 1)), "layer9").changes
+
+
 def test_options_go_to_the_new_layers() -> None:
     model = adapt(nn.Sequential(nn.Conv2d(4, 4, 3)), bounds=(0.5, 3.0), per_axis=True, dilation_groups=2).model
     assert model[0].rate.bounds == (0.5, 3.0)
