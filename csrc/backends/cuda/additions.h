@@ -2,15 +2,15 @@
 // What the taps of a tile of output positions add to the image, sorted by pixel. For nvcc only.
 
 // NOTE [ Additions ]
-// A tap adds its share to the sums of four pixels (eight of three axes), in every channel. Windows of neighbouring
-// positions overlap, so most pixels of a tile get many shares, and additions in memory are what such a kernel would
-// wait for. Therefore a block sorts the shares of a tile of positions by pixel first, in shared memory, and then adds
-// up each pixel's in registers and puts the sum away once. Where a share comes from does not depend on the channel: the
-// lists serve all channels of a group.
+// A tap adds its share to the sums of four pixels (with three axes eight) in every channel. Windows of neighbouring
+// positions overlap, so most pixels of a tile get many shares, and such a kernel would spend its time waiting for
+// additions in memory. So a block first sorts the shares of a tile of positions by pixel, in shared memory. Then it
+// adds up each pixel's shares in registers and writes the sum once. The origin of a share doesn't depend on the
+// channel, so the lists serve all channels of a group.
 //
-// The lists are those of the pixels in a box around the tile's taps, of kMostPixels pixels at most; a counting sort,
-// with the pixel as the key. Shares of pixels outside the box, if windows are far apart, are lists of their own. The
-// order of a list, as that of the sums in memory, is not fixed.
+// There is a list for each pixel in a box of at most kMostPixels pixels around the tile's taps. They are made by a
+// counting sort with the pixel as the key. If windows are far apart, shares of pixels outside the box are lists of
+// their own. Neither the order of a list nor that of the sums in memory is fixed.
 #pragma once
 
 #include <algorithm>
@@ -22,7 +22,7 @@ namespace ddu::cuda {
 
 // ---- tiles of output positions
 
-// The output grid, in tiles whose extents are powers of two.
+// The output grid, divided into tiles whose extents are powers of two.
 struct Tiles {
   int log2[kMaxAxes];  // of a tile's extent
   int count[kMaxAxes];
@@ -30,7 +30,7 @@ struct Tiles {
   DDU_HOST_DEVICE int total() const { return count[0] * count[1] * count[2]; }
 };
 
-// Tiles of 2^log2_positions, so that there are few and their windows cover few pixels.
+// Tiles of 2^log2_positions positions, shaped so that there are few and their windows cover few pixels.
 inline Tiles tiles_of(const UnfoldParams& p, int log2_positions) {
   Tiles best = {};
   double least = std::numeric_limits<double>::infinity();
@@ -57,7 +57,7 @@ inline Tiles tiles_of(const UnfoldParams& p, int log2_positions) {
   return best;
 }
 
-// Output position number `local` of a tile; -1 behind the end of the grid.
+// The output position with number `local` in a tile; -1 beyond the end of the grid.
 template <int kAxes>
 __device__ __forceinline__ int position_in_tile(
     const Windows& w, const Tiles& tiles, int tile, int local, int (&index)[kAxes]) {
@@ -85,15 +85,15 @@ __device__ __forceinline__ int position_in_tile(
 
 constexpr int kMostPixels = 1024;
 
-// A tap of a position, as it adds to the image.
+// A tap of a position, and where it adds to the image.
 template <int kAxes>
 struct Spot {
   int pixel[kAxes];
-  unsigned inside;  // bit c: whether corner c is to be added to
+  unsigned inside;  // bit c: whether to add to corner c
   float weight[1 << kAxes];
 };
 
-// Entry: what one of the corners of a spot adds, {what the kernel needs to find it again, its weight}.
+// An Entry is what one corner of a spot adds: {what the kernel needs to find it again, its weight}.
 template <int kAxes, int kThreads, class Entry>
 class PixelLists {
   static constexpr int kFirst = kMaxAxes - kAxes;
@@ -103,27 +103,27 @@ class PixelLists {
   static_assert(kMostPixels % kThreads == 0 && kWarps <= 32);
 
  public:
-  // In shared memory.
+  // The layout in shared memory.
   struct Memory {
     int low[kAxes], high[kAxes];  // of the box
-    int apart;                    // entries outside it
+    int apart;                    // number of entries outside it
     int sums[kWarps];
-    alignas(16) int first[kMostPixels + 1];  // of a pixel's entries
+    alignas(16) int first[kMostPixels + 1];  // the first of a pixel's entries
   };
   static constexpr int kMemoryBytes = (static_cast<int>(sizeof(Memory)) + 15) / 16 * 16;
   static int64_t bytes(int64_t spots) {
     return kMemoryBytes + spots * kCorners * static_cast<int64_t>(sizeof(Entry) + sizeof(int));
   }
 
-  // For so many spots at most.
+  // Has room for at most `spots` spots.
   __device__ __forceinline__ PixelLists(char* memory, int spots)
       : m_(*reinterpret_cast<Memory*>(memory)),
         entries_(reinterpret_cast<Entry*>(memory + kMemoryBytes)),
         pixel_(reinterpret_cast<int*>(entries_ + spots * kCorners)),
         room_(spots * kCorners) {}
 
-  // Sorts the spots of all threads, `kSpots` of each; source(s) is what the entries of a thread's spot s begin with.
-  // Afterwards all threads see the lists.
+  // Sorts the spots of all threads, `kSpots` of each. The entries of a thread's spot s begin with source(s). Afterwards
+  // all threads can see the lists.
   template <int kSpots, class Source>
   __device__ __forceinline__ void build(const Windows& w, const Spot<kAxes> (&spot)[kSpots], const Source& source) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -171,7 +171,7 @@ class PixelLists {
       low[a] = m_.low[a];
       extent[a] = min(max(m_.high[a] - low[a] + 2, 0), 2 * kMostPixels);
     }
-    bool whole = true;  // all corners are in the box
+    bool whole = true;  // whether all corners are in the box
     while (true) {
       int64_t product = 1;
       int largest = 0;
@@ -197,7 +197,7 @@ class PixelLists {
     }
     pixels_ = volume;
 
-    // From a pixel to the next along an axis, in keys and in the image.
+    // The step from one pixel to the next along an axis, in keys and in the image.
     int key_step[kAxes];
     int pixel_step[kAxes];
 #pragma unroll
@@ -295,7 +295,7 @@ class PixelLists {
     __syncthreads();
   }
 
-  // visit(pixel in the image, its entries, their number), for every `rows`-th list from `row` on.
+  // Calls visit(pixel in the image, its entries, their number) for every `rows`-th list from `row` on.
   template <class Visit>
   __device__ __forceinline__ void for_pixels(int row, int rows, const Visit& visit) const {
     for (int key = row; key < pixels_; key += rows) {
