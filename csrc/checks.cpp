@@ -76,7 +76,7 @@ struct Check {
   const char* positions_name = "positions";
   bool unbatched = false;
   bool axes_known = true;  // from the caller or an argument
-  at::Tensor weight = {};  // of a convolution, if a model calls
+  at::Tensor weight = {};  // of a convolution called by a model
 
   // ---- options
 
@@ -378,7 +378,7 @@ struct Check {
     return shape;
   }
 
-  // Whether a tensor over the output grid has the expected shape or, if a model calls, one that broadcasts to it.
+  // Whether a tensor over the output grid has the expected shape or, in a model's call, one that broadcasts to it.
   bool covers(const Shape& shape, const Shape& expected, bool over_space) const {
     if (shape.size() != expected.size() || shape[1] != expected[1]) {
       return false;
@@ -483,7 +483,7 @@ struct Check {
         " channels of input, but got ", tuple(tensor.sym_sizes()));
   }
 
-  // A tensor that may have one entry per image or, if a model calls, one for all of them.
+  // A tensor that may have one entry per image or, in a model's call, one for all of them.
   void of_images(const char* argument, const at::Tensor& tensor, Shape expected, bool per_image) const {
     if (per_image && caller.model && tensor.dim() > 0 && tensor.sym_size(0) == 1) {
       expected[0] = 1;

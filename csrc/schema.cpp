@@ -25,7 +25,7 @@ TORCH_LIBRARY(ddu, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
 
-  // What models call: these accept unbatched arguments and broadcast positions and use the operators below.
+  // The operators that models call: they accept unbatched arguments and broadcast positions, and use those below.
   for (int axes = 1; axes <= 3; ++axes) {
     const auto suffix = axes == 2 ? "" : std::to_string(axes) + "d";
     const auto rates = window(axes, "Tensor dilation_map, ", "*, bool aligned=True, ");
@@ -50,7 +50,7 @@ TORCH_LIBRARY(ddu, m) {
         "int groups=1, *, int theta_groups=1, Tensor? mask=None, str padding_mode=\"zeros\") -> Tensor");
   }
 
-  // The operators: strictly batched, one for all numbers of axes, which the rank of the positions tells.
+  // The operators: strictly batched, and for any number of axes, which the rank of the positions determines.
   const auto rates = window(1, "Tensor dilation_map, ", "bool aligned=True, ");
   define("unfold(Tensor input, " + rates + ") -> Tensor");
   define("fold(Tensor columns, SymInt[] output_size, " + rates + ") -> Tensor");

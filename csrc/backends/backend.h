@@ -28,7 +28,7 @@ namespace ddu {
 // The first derivatives of params.term with respect to each parameter.
 using ParameterTerms = std::array<Term, kMaxParameters>;
 
-// Those terms of which the others are multiples: see math/positions.h.
+// The terms that all others are multiples of: see math/positions.h.
 inline ParameterTerms bases_of(const SymParams& params, const ParameterTerms& terms) {
   ParameterTerms bases = {};
   for (int64_t b = 0; b < bases_of(params.source, params.axes, params.parameters); ++b) {

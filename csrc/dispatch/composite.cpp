@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What models call. These functions add a batch axis to unbatched arguments and expand broadcast positions and masks;
-// the operators do the rest. They are composite, so transforms see only these steps.
+// The operators that models call. They add a batch axis to unbatched arguments and expand broadcast positions and
+// masks; the strict operators do the rest. They are composite, so transforms see only these steps.
 
 #include <torch/library.h>
 
@@ -156,7 +156,7 @@ struct Sums {
   }
 };
 
-// What models call for `axes` axes.
+// The operators that models call for `axes` axes.
 template <int axes>
 struct Windows {
   static constexpr Caller kCaller = {axes, /*model=*/true};

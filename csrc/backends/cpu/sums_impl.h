@@ -625,7 +625,7 @@ void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t be
   for (int64_t task = begin; task < end; ++task) {
     const int64_t first = task % tiles * kTile;
     const int64_t n = least(kTile, positions - first);
-    const int64_t row = task / tiles / chunks;  // of groups
+    const int64_t row = task / tiles / chunks;  // among the batch's groups
     const int64_t first_plane = task / tiles % chunks * kSumPlanes;
     const int64_t planes = least(kSumPlanes, l.planes - first_plane);
     located.locate(row, first, n);

@@ -39,7 +39,7 @@ template <class scalar_t, class T>
 struct Pool {
   PositionsView<scalar_t, T> positions;
   const T* input;  // planes
-  bool ignore;     // taps outside the image
+  bool ignore;     // skip taps outside the image
   scalar_t* values;
   int64_t* taps;
   int64_t batch, channel, position;  // strides of both
