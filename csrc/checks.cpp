@@ -30,7 +30,7 @@ std::string tuple(const Sizes& sizes) {
   return out.str();
 }
 
-// As Python spells it.
+// The type's name in Python.
 const char* name(c10::ScalarType type) {
   switch (type) {
     case at::kDouble:
@@ -58,7 +58,7 @@ const char* name(c10::ScalarType type) {
   }
 }
 
-// Every one of the words, with "or" before the last.
+// All the words, with "or" before the last.
 template <size_t n>
 std::string any_of(const char* const (&words)[n]) {
   std::string text;
@@ -72,15 +72,15 @@ std::string any_of(const char* const (&words)[n]) {
 struct Check {
   const char* op;
   Caller caller;
-  const char* groups_name = "groups";  // what the caller calls the groups of the positions
+  const char* groups_name = "groups";  // the caller's name for the groups of the positions
   const char* positions_name = "positions";
   bool unbatched = false;
-  bool axes_known = true;  // to the caller, or from an argument
-  at::Tensor weight = {};  // of a convolution that a model calls
+  bool axes_known = true;  // from the caller or an argument
+  at::Tensor weight = {};  // of a convolution called by a model
 
   // ---- options
 
-  // One int, or one for each axis.
+  // One int, or one per axis.
   template <class Values>
   void ints(const char* argument, const Values& value, int64_t least) const {
     const auto size = static_cast<int64_t>(value.size());
@@ -97,7 +97,7 @@ struct Check {
     TORCH_CHECK(value >= least, op, "(): expected ", argument, " to be at least ", least, ", but got ", value);
   }
 
-  // The number of a word.
+  // The enumerator that a word names.
   template <class Enum, size_t n>
   Enum word(const char* argument, const std::string& value, const char* const (&words)[n]) const {
     const auto* const found = std::find(std::begin(words), std::end(words), value);
@@ -106,8 +106,8 @@ struct Check {
     return static_cast<Enum>(found - std::begin(words));
   }
 
-  // The source, which says what the caller calls the positions, and the number of axes, if the caller does not know it:
-  // that of most of the arguments that tell, so that the one that does not fit is the one that is blamed.
+  // Returns the source, which determines the caller's name for the positions. If the caller doesn't know the number of
+  // axes, sets it to what most arguments imply, so that the message blames the one that doesn't fit.
   Source start(const Options& options, const at::Tensor& positions, int64_t lead_axes) {
     const auto source = word<Source>("source", options.source, kSourceNames);
     if (!caller.family) {
@@ -159,7 +159,7 @@ struct Check {
 
   // ---- tensors
 
-  // One of the dense tensors of a type that the operators compute in.
+  // Checks that a tensor is dense and of a type that the operators compute in.
   void tensor(const char* argument, const at::Tensor& tensor) const {
     TORCH_CHECK(tensor.defined(), op, "(): expected ", argument, " to be a tensor, but got None");
     TORCH_CHECK(
@@ -174,7 +174,8 @@ struct Check {
         argument, " of type float64, float32, float16 or bfloat16, but got ", name(type));
   }
 
-  // That a tensor has the device of the leading one, and its type (or float32 beside a half type, if `or_float`).
+  // Checks that a tensor has the leading tensor's device and type (or, with `or_float`, float32 if that is a half
+  // type).
   void agrees(
       const char* argument,
       const at::Tensor& tensor,
@@ -188,7 +189,7 @@ struct Check {
     auto type = tensor.scalar_type();
     auto lead_type = lead.scalar_type();
     if (caller.model && (device.is_cpu() || device.is_cuda()) &&
-        at::autocast::is_autocast_enabled(device.type())) {  // as they will be then: see autocast.cpp
+        at::autocast::is_autocast_enabled(device.type())) {  // compare the types after casting: see autocast.cpp
       const auto cast = at::autocast::get_autocast_dtype(device.type());
       lead_type = lead_type == at::kDouble ? at::kDouble : cast;
       type = type == at::kDouble ? at::kDouble : or_float ? at::kFloat : cast;
@@ -200,11 +201,11 @@ struct Check {
         name(type));
   }
 
-  // ---- words for sizes
+  // ---- sizes in messages
 
   int first() const { return kMaxAxes - static_cast<int>(caller.axes); }
 
-  // For each axis of the problem, its letter between `before` and `after`.
+  // The letters of the problem's axes, each between `before` and `after`.
   std::string letters(const char* before, const char* after, const char* between) const {
     static constexpr const char* kLetters[] = {"D", "H", "W"};
     std::string text;
@@ -217,7 +218,7 @@ struct Check {
   std::string image_pattern() const { return "C, " + letters("", "", ", "); }
   std::string taps_pattern() const { return letters("k", "", " * "); }
 
-  // A number for each axis of the problem, as torch writes sizes in a sentence.
+  // A number for each axis of the problem, as torch writes sizes in its messages.
   template <class Value>
   std::string by_axis(const SymParams& params, const Value& value, const char* between) const {
     std::ostringstream out;
@@ -227,7 +228,7 @@ struct Check {
     return out.str();
   }
 
-  // The sizes of a call's leading tensor, from which it follows whether the call is batched.
+  // The sizes of a call's leading tensor. They determine whether the call is batched.
   Shape lead_shape(const char* argument, const at::Tensor& tensor, int64_t dims, const std::string& pattern) {
     unbatched = caller.model && tensor.dim() == dims - 1;
     TORCH_CHECK(
@@ -237,7 +238,7 @@ struct Check {
     return batched(tensor);
   }
 
-  // For a tensor of none of the numbers of axes that there are.
+  // Reports a tensor whose rank fits no number of axes.
   [[noreturn]] void no_image(const char* argument, const at::Tensor& tensor) {
     constexpr const char* kBetween[] = {"", ", ", " or "};
     std::string shapes;
@@ -247,7 +248,7 @@ struct Check {
     TORCH_CHECK(false, op, "(): expected ", argument, " of shape ", shapes, ", but got ", tuple(tensor.sym_sizes()));
   }
 
-  // With the batch size of 1 that an unbatched tensor leaves out.
+  // The sizes, with the batch size of 1 that an unbatched tensor omits.
   Shape batched(const at::Tensor& tensor) const {
     Shape shape;
     if (unbatched) {
@@ -257,10 +258,10 @@ struct Check {
     return shape;
   }
 
-  // As the caller wrote it.
+  // A shape as the caller would write it.
   std::string written(c10::SymIntArrayRef shape) const { return tuple(unbatched ? shape.slice(1) : shape); }
 
-  // ---- the parts of Params
+  // ---- parts of Params
 
   void window(SymParams& params, const Options& options, Source source) const {
     ints("kernel_size", options.kernel_size, 1);
@@ -288,7 +289,7 @@ struct Check {
     at_least(groups_name, options.groups, 1);
   }
 
-  // `size` has a size for every axis of the problem.
+  // `size` holds one size per axis of the problem.
   void grid(SymParams& params, c10::SymIntArrayRef size) const {
     bool fits = true;
     for (int a = first(); a < kMaxAxes; ++a) {
@@ -344,8 +345,8 @@ struct Check {
     return product("the size of the image", item, params.batch);
   }
 
-  // That kernels can count what they make of an image with its border, or of columns: numbers of 8 bytes, at most twice
-  // the channels (filled up to vectors), in at most 4 bands (cpu.cpp). Sizes are limited here and nowhere else.
+  // Checks that kernels can count the bytes of columns, or of an image with its border: 8 per number, at most twice the
+  // channels (padded to vectors), in at most 4 bands (cpu.cpp). This is the only limit on sizes.
   void bytes(const char* what, const c10::SymInt& size) const { product(what, size, 8 * 2 * 4); }
 
   c10::SymInt positions(const SymParams& params) const {
@@ -377,7 +378,7 @@ struct Check {
     return shape;
   }
 
-  // Whether a tensor over the output grid has the shape, or one that is broadcast to it, if a model calls.
+  // Whether a tensor over the output grid has the expected shape or, in a model's call, one that broadcasts to it.
   bool covers(const Shape& shape, const Shape& expected, bool over_space) const {
     if (shape.size() != expected.size() || shape[1] != expected[1]) {
       return false;
@@ -410,7 +411,7 @@ struct Check {
         one && most > 1 ? written(several_shape) : "", ", but got ", tuple(tensor.sym_sizes()), maybe_swapped(tensor));
   }
 
-  // The order of a convolution's arguments, where the positions are smaller than the weight.
+  // A reminder of a convolution's argument order, if the positions are smaller than the weight.
   std::string maybe_swapped(const at::Tensor& tensor) const {
     if (!weight.defined() || tensor.dim() != weight.dim() || tensor.sym_size(-1) >= weight.sym_size(-1)) {
       return "";
@@ -433,7 +434,7 @@ struct Check {
         term_of(params.source, params.axes, params.parameters, [&](int64_t r) { return order.empty() ? 0 : order[r]; });
   }
 
-  // What follows the sizes of the image, whichever argument they come from.
+  // The checks that follow once the size of the image is known, whichever argument it comes from.
   void rest(
       SymParams& params,
       c10::SymIntArrayRef size,
@@ -462,7 +463,7 @@ struct Check {
         tuple(tensor.sym_sizes()));
   }
 
-  // A factor for every tap, for each of as many groups as there are factors for: [B, M * taps, *out].
+  // A factor for every tap, in any number M of channel groups: [B, M * taps, *out].
   void mask(const at::Tensor& tensor, const SymParams& params) const {
     const auto shape = batched(tensor);
     const auto taps = this->taps(params);
@@ -482,7 +483,7 @@ struct Check {
         " channels of input, but got ", tuple(tensor.sym_sizes()));
   }
 
-  // A tensor that may have an entry for every image, where a model calls also one for all.
+  // A tensor that may have one entry per image or, in a model's call, one for all of them.
   void of_images(const char* argument, const at::Tensor& tensor, Shape expected, bool per_image) const {
     if (per_image && caller.model && tensor.dim() > 0 && tensor.sym_size(0) == 1) {
       expected[0] = 1;
@@ -490,7 +491,7 @@ struct Check {
     shaped(argument, tensor, expected);
   }
 
-  // A tensor that has no batch to leave out or to broadcast.
+  // A tensor without a batch axis that could be omitted or broadcast.
   void shaped(const char* argument, const at::Tensor& tensor, const Shape& expected) const {
     const auto shape = tensor.sym_sizes();
     TORCH_CHECK(
@@ -499,7 +500,7 @@ struct Check {
   }
 };
 
-// sample, and the part of dot that it shares with it.
+// The checks of sample, which are also part of dot's.
 SymParams check_input(Check& check, const at::Tensor& input, const at::Tensor& positions, const Options& options) {
   check.tensor("input", input);
   const auto source = check.start(options, positions, input.dim() - 2);
@@ -586,7 +587,7 @@ SymParams check_convolution(
     const Options& options,
     int64_t groups,
     const Caller& caller) {
-  // deform_conv* knows its groups from the channels of offset alone.
+  // deform_conv* infers its groups from the channels of offset.
   const bool inferred = caller.model && options.source == name_of(Source::kOffsets);
   const bool affine = caller.model && options.source == name_of(Source::kAffine);
   Check check{op, caller, inferred ? "the groups of offset" : affine ? "theta_groups" : "dilation_groups"};
@@ -608,7 +609,7 @@ SymParams check_convolution(
   TORCH_CHECK(
       params.channels % groups == 0 && rows % groups == 0, op, "(): expected groups to divide the ", params.channels,
       " channels of input and the ", rows, " of the output, but got ", groups);
-  // Where there are no channels any number of groups divides them, and is a size all the same.
+  // Without channels any number of groups divides them, but it still determines a size.
   const auto windows = check.product("batch * groups", params.batch, groups);
   check.bytes(
       "the bytes for columns by group",
@@ -754,7 +755,7 @@ Shape check_dcls(
   check.tensor("weight", weight);
   check.tensor("positions", positions);
   TORCH_CHECK(weight.dim() == 3, op, "(): expected weight of shape (O, I, count), but got ", tuple(weight.sym_sizes()));
-  // Positions of another shape are refused below: until then any number of axes will do.
+  // Positions of another shape are refused below; until then any number of axes will do.
   const bool axes_known =
       positions.dim() == 4 && positions.sym_size(0) >= 1 && positions.sym_size(0) <= int64_t(kMaxAxes);
   check.caller.axes = axes_known ? positions.sym_size(0).guard_int(__FILE__, __LINE__) : 2;
@@ -789,7 +790,7 @@ Shape check_dcls(
 
 namespace {
 
-// input [B, C, *size] and shifts [N, C, taps], whose N is the number of axes.
+// Checks input [B, C, *size] and shifts [N, C, taps], where N is the number of axes.
 void check_shifted(Check& check, const at::Tensor& input, const at::Tensor& shifts) {
   const auto* const op = check.op;
   check.tensor("input", input);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// From the tensors and options of a call to checked Params: the only door to them, and every check of the project.
+// Turns the tensors and options of a call into checked Params. All checks of the project are here, and there is no
+// other way to obtain Params.
 //
-// Every device and Meta come in here, so no kernel runs on unchecked arguments, whichever way the call came, and what
-// is refused when it runs is refused with the same words when it is traced. `op` is the operator's name, for messages.
+// Every device calls these functions, and so does Meta. So no kernel runs on unchecked arguments, however it is called,
+// and a call that fails when it runs fails with the same message when it is traced. `op` is the operator's name, for
+// messages.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,11 +20,11 @@ namespace ddu {
 using SymParams = Params<c10::SymInt>;
 using Shape = c10::SmallVector<c10::SymInt, kMaxAxes + 2>;
 
-// Who calls, and how.
+// What the checks need to know about the caller.
 struct Caller {
-  int64_t axes = 0;     // of the problem; 0: the ranks of the arguments tell
-  bool model = false;   // unbatched arguments and broadcast positions are fine, and autocast may yet change the types
-  bool family = false;  // sample, splat, dot and sample_backward, which call the positions so
+  int64_t axes = 0;     // of the problem; 0: deduced from the arguments
+  bool model = false;   // allows unbatched arguments and broadcast positions, and autocast may still change the types
+  bool family = false;  // sample, splat, dot or sample_backward, whose positions are called `positions`
 };
 
 // sample and unfold: input [B, C, *size], positions [B, positions_channels, *out].
@@ -42,7 +44,7 @@ SymParams check_splat(
     const Options& options,
     const Caller& caller = {});
 
-// dot, unfold_backward and sample_backward, which call their columns grad_output.
+// dot; also unfold_backward and sample_backward, whose columns are called grad_output.
 SymParams check_dot(
     const char* op,
     const char* columns_name,
@@ -52,9 +54,9 @@ SymParams check_dot(
     const Options& options,
     const Caller& caller = {});
 
-// convolution, of caller.axes axes: weight [O, C / groups, *kernel] or [B, O, C / groups, *kernel], one per image; bias
-// [O], or then also [B, O], and mask [B, M * taps, *out], or undefined. The options' groups are the dilation groups,
-// their kernel_size is the weight's.
+// convolution, with caller.axes axes: weight [O, C / groups, *kernel], or one per image, [B, O, C / groups, *kernel];
+// bias [O], or with one weight per image also [B, O]; mask [B, M * taps, *out]. Bias and mask may be undefined. The
+// options' groups are the dilation groups, and their kernel_size comes from the weight.
 SymParams check_convolution(
     const char* op,
     const at::Tensor& input,
@@ -66,7 +68,7 @@ SymParams check_convolution(
     int64_t groups,
     const Caller& caller);
 
-// What convolution_backward takes besides: grad_output [B, O, *out], and no gradient of a mask that is not there.
+// convolution_backward, in addition: grad_output [B, O, *out], and no gradient for a missing mask.
 void check_convolution_gradient(
     const char* op,
     const at::Tensor& grad_output,
@@ -76,9 +78,9 @@ void check_convolution_gradient(
     bool has_mask,
     bool needs_mask);
 
-// What the sums of windows take. Which of the tensors are there is up to the operator: undefined ones are left out. The
-// size of the image is that of the input, or else image_size. `mask_groups` is what the caller asks for, or 0, and
-// becomes what there are.
+// The sums of windows. The operator determines which tensors there are; the others are undefined. The size of the image
+// is that of the input, or else image_size. `mask_groups` holds the number that the caller asks for, or 0, and is set
+// to the actual number.
 SymParams check_sums(
     const char* op,
     const at::Tensor& query,
@@ -109,10 +111,10 @@ Shape check_sparse_sum(
 // dcls_sparse_dot: left [B, C, *output_size] and input. Returns [C, taps].
 Shape check_sparse_dot(const at::Tensor& left, const at::Tensor& input, const at::Tensor& shifts);
 
-// dcls_inside: positions [N, ...] in float or double, which has room for a position just before a cell.
+// dcls_inside: positions [N, ...] in float or double, which can represent a position just before a cell.
 void check_dcls_positions(const char* op, const at::Tensor& positions, const Options::Ints& kernel_size);
 
-// What dcls_kernel_backward takes besides: grad_output of that shape, and no gradient of a sigma that is not there.
+// dcls_kernel_backward, in addition: grad_output of that shape, and no gradient for a missing sigma.
 void check_dcls_gradient(
     const char* op,
     const at::Tensor& grad_output,
@@ -121,17 +123,17 @@ void check_dcls_gradient(
     bool has_sigma,
     bool needs_sigma);
 
-// ---- sizes that follow
+// ---- derived sizes
 
 Shape input_shape(const SymParams& params);    // [B, C, *size]
 Shape columns_shape(const SymParams& params);  // [B, C * taps, L]
-Shape dot_shape(const SymParams& params);      // [B, G, *out], or [B, G * taps, *out] of parameters of a tap
+Shape dot_shape(const SymParams& params);      // [B, G, *out]; with parameters per tap [B, G * taps, *out]
 Shape grid_shape(const SymParams& params, const c10::SymInt& channels);  // [B, channels, *out]
 
-// The term of the first derivative by parameter r of what params.term is.
+// The term of params.term's first derivative with respect to parameter r.
 Term raised_term(const SymParams& params, const Options& options, int64_t r);
 
-// The same with plain integers, for a kernel.
+// The parameters with plain integers, for a kernel.
 UnfoldParams concrete(const SymParams& params);
 
 }  // namespace ddu

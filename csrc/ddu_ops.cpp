@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The public functions: what a model calls from Python, called through the dispatcher.
+// The public functions: they call the operators for models, through the dispatcher.
 #include "include/ddu_ops/ddu_ops.h"
 
 #include <c10/core/SymIntArrayRef.h>

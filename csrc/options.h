@@ -13,7 +13,7 @@
 
 namespace ddu {
 
-// The options of an operator as its caller gave them. Unchecked: checks.h does that.
+// An operator's options as the caller gave them, unchecked: checks.h checks them.
 struct Options {
   using Ints = c10::SmallVector<int64_t, kMaxAxes>;
   using Lists = std::array<Ints, 8>;
@@ -26,7 +26,7 @@ struct Options {
   int64_t groups;
   bool aligned;
   std::string padding_mode;
-  Ints order;  // of the derivative, an entry per parameter; empty: the value itself
+  Ints order;  // of the derivative, one entry per parameter; empty: the value itself
 
   Options(
       std::string_view source,
@@ -48,7 +48,7 @@ struct Options {
         padding_mode(padding_mode),
         order(order.begin(), order.end()) {}
 
-  // As integers, for compiled autograd: words by their letters.
+  // As integers, for compiled autograd; words become lists of letters.
   Lists lists() const {
     return {kernel_size,           stride, padding, dilation, {groups, aligned ? 1 : 0}, letters(source),
             letters(padding_mode), order};

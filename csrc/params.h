@@ -8,9 +8,9 @@
 namespace ddu {
 
 constexpr int kMaxAxes = 3;
-constexpr int kMaxParameters = kMaxAxes * (kMaxAxes + 1);  // of a window: math/positions.h
+constexpr int kMaxParameters = kMaxAxes * (kMaxAxes + 1);  // of a window: see math/positions.h
 
-// One spatial axis. `Int` is int64_t in the kernels and a symbolic integer while shapes are worked out.
+// One spatial axis. `Int` is int64_t in kernels and a symbolic integer during shape inference.
 template <class Int>
 struct Axis {
   Int size;      // of the image
@@ -21,45 +21,45 @@ struct Axis {
   int64_t dilation;
 };
 
-// What moves the taps of a window: math/positions.h.
+// What moves the taps of a window: see math/positions.h.
 enum class Source : int8_t { kRates, kOffsets, kAffine };
 constexpr const char* kSourceNames[] = {"rates", "offsets", "affine"};
 constexpr const char* name_of(Source source) { return kSourceNames[static_cast<int>(source)]; }
 
-// What lies outside the image: math/axis.h.
+// What lies outside the image: see math/axis.h.
 enum class PaddingMode : int8_t { kZeros, kBorder, kReflection };
 constexpr const char* kPaddingModeNames[] = {"zeros", "border", "reflection"};
 constexpr const char* name_of(PaddingMode mode) { return kPaddingModeNames[static_cast<int>(mode)]; }
 
-// Bit of an axis (0: depth, 1: height, 2: width) in the number of a corner or of a partial derivative.
+// An axis' bit (0: depth, 1: height, 2: width) in the number of a corner or of a partial derivative.
 DDU_HOST_DEVICE constexpr int axis_bit(int axis) { return 1 << (kMaxAxes - 1 - axis); }
 
 constexpr int kCorners = 1 << kMaxAxes;
 
-// A derivative of all samples by the parameters of their positions, as a sum over the partial derivatives by the
-// position. The one with number q, which differentiates once along every axis whose bit q has, occurs count[q] times,
-// multiplied by the tap's place in the window at rate one, along each axis e, to the power[q][e].
+// A derivative of all samples with respect to the parameters of their positions, as a sum of partial derivatives with
+// respect to the position. Partial derivative q differentiates once along each axis whose bit is set in q. It occurs
+// count[q] times, multiplied along each axis e by the tap's place in the window at rate one, to the power[q][e].
 struct Term {
   int8_t count[kCorners];
   int8_t power[kCorners][kMaxAxes];
 };
 
-// All that a kernel needs to know besides its pointers. Layouts, in elements:
+// Everything a kernel needs to know besides its pointers. Layouts, in elements:
 //   input      [batch, channels, *size]
-//   positions  [batch, groups, parameters, *out_size], or with as many taps between groups and parameters
+//   positions  [batch, groups, parameters, *out_size]; with offsets [batch, groups, taps, parameters, *out_size]
 //   columns    [batch, channels, *kernel, *out_size]
-// checks.h is the only place that fills it in, from checked arguments.
+// Filled in from checked arguments, and only in checks.h.
 template <class Int>
 struct Params {
   Int batch;
   Int channels;
   int64_t groups;
-  int64_t axes;  // N, of the problem
-  // Depth, height and width: the last `axes` of them. One that the problem has not is an image of one pixel, in which
-  // a kernel of one tap makes one step. So a kernel for two axes also works for one.
+  int64_t axes;  // N, the number of axes of the problem
+  // Depth, height and width; the problem has the last `axes` of them. An axis it lacks has an image of one pixel and a
+  // kernel of one tap that makes one step, so a kernel for two axes also works for one.
   Axis<Int> axis[kMaxAxes];
   Source source;
-  int64_t parameters;  // of a position, or of a tap: math/positions.h
+  int64_t parameters;  // per window, or per tap: see math/positions.h
   bool aligned;
   PaddingMode padding_mode;
   Term term;

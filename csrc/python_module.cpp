@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The Python module: importing it loads the library, and that registers the operators. It can tell how it was built,
-// and what tests ask of the kernels.
+// The Python module. Importing it loads the library, which registers the operators. It also reports how it was built,
+// and what tests need to know about the kernels.
 
 #include <Python.h>
 #include <torch/version.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The operators' schemas, all of them. They are public: from the first release on, arguments are added at the end, as
-// keywords with a default.
+// The schemas of all operators. They are public: after the first release, new arguments go at the end, as keywords with
+// a default.
 
 #include <ATen/core/enum_tag.h>
 #include <torch/library.h>
@@ -13,7 +13,7 @@ namespace {
 
 std::string ints(int axes) { return "int[" + std::to_string(axes) + "]"; }
 
-// The options of a window, for so many axes. `later` starts those that came later.
+// The options of a window for `axes` axes. The options added later begin with `later`.
 std::string window(int axes, const std::string& positions, const std::string& later) {
   return ints(axes) + " kernel_size, " + positions + ints(axes) + " stride=1, " + ints(axes) + " padding=0, " +
       ints(axes) + " dilation=1, int groups=1, " + later + "str padding_mode=\"zeros\"";
@@ -25,7 +25,7 @@ TORCH_LIBRARY(ddu, m) {
   const std::vector<at::Tag> tags = {at::Tag::pt2_compliant_tag};
   const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
 
-  // What models call: unbatched arguments and positions that are broadcast, brought down to the operators below.
+  // The operators that models call: they accept unbatched arguments and broadcast positions, and use those below.
   for (int axes = 1; axes <= 3; ++axes) {
     const auto suffix = axes == 2 ? "" : std::to_string(axes) + "d";
     const auto rates = window(axes, "Tensor dilation_map, ", "*, bool aligned=True, ");
@@ -50,7 +50,7 @@ TORCH_LIBRARY(ddu, m) {
         "int groups=1, *, int theta_groups=1, Tensor? mask=None, str padding_mode=\"zeros\") -> Tensor");
   }
 
-  // The operators: strictly batched, one each for every number of axes, which the rank of the positions tells.
+  // The operators: strictly batched, and for any number of axes, which the rank of the positions determines.
   const auto rates = window(1, "Tensor dilation_map, ", "bool aligned=True, ");
   define("unfold(Tensor input, " + rates + ") -> Tensor");
   define("fold(Tensor columns, SymInt[] output_size, " + rates + ") -> Tensor");
@@ -59,7 +59,7 @@ TORCH_LIBRARY(ddu, m) {
       "int[1] padding, int[1] dilation, int groups, bool aligned, str padding_mode) -> "
       "(Tensor grad_input, Tensor grad_dilation_map)");
 
-  // The convolution: convolution_backward returns an empty tensor in the place of what output_mask leaves out.
+  // The convolution. convolution_backward returns an empty tensor for each gradient that output_mask leaves out.
   const std::string convolution =
       "str source, int[1] stride, int[1] padding, int[1] dilation, int groups, int dilation_groups, bool aligned, "
       "str padding_mode";
@@ -72,9 +72,10 @@ TORCH_LIBRARY(ddu, m) {
       ", bool[4] output_mask) -> "
       "(Tensor grad_input, Tensor grad_weight, Tensor grad_positions, Tensor grad_mask)");
 
-  // The family that every derivative of them is made of, for every source of positions (math/positions.h). `order` is a
-  // derivative by the parameters of the positions, a multi-index with an entry for each; empty, it is the value itself,
-  // and with rates sample is unfold and splat is fold. sample_backward is splat and the gradient by every parameter.
+  // The family that all their derivatives are built from, for every source of positions (math/positions.h). `order` is
+  // a multi-index with one entry per parameter of the positions: the order of the derivative with respect to each. If
+  // it is empty, the value itself is computed, and with rates sample is unfold and splat is fold. sample_backward
+  // combines splat and the gradient with respect to every parameter.
   const auto family = "Tensor positions, str source, " + window(1, "", "bool aligned=True, ") + ", int[] order=[]";
   define("sample(Tensor input, " + family + ") -> Tensor");
   define("splat(Tensor columns, SymInt[] output_size, " + family + ") -> Tensor");
@@ -105,7 +106,7 @@ TORCH_LIBRARY(ddu, m) {
         "taps)");
   }
 
-  // Sums of windows (sums/sums.h). sums_backward returns an empty tensor in the place of what output_mask leaves out.
+  // Sums of windows (sums/sums.h). sums_backward returns an empty tensor for each gradient that output_mask leaves out.
   const auto sums = "Tensor positions, str source, " + window(1, "", "bool aligned=True, ");
   define("aggregate(Tensor input, Tensor? mask, Tensor? weight, Tensor? taps, " + sums + ") -> Tensor");
   define("correlate(Tensor query, Tensor input, " + sums + ", int mask_groups=1) -> Tensor");
@@ -119,8 +120,9 @@ TORCH_LIBRARY(ddu, m) {
       "Tensor grad_weight, Tensor grad_positions)");
   define("max_pool(Tensor input, " + sums + ") -> (Tensor values, Tensor taps)");
 
-  // A kernel with learnable spacings; its convolution without the kernel; and positions on the edge of it where they
-  // are outside. The kernel's backward returns an empty tensor in the place of what output_mask leaves out.
+  // A kernel with learnable spacings, its convolution without building the kernel, and positions moved to the kernel's
+  // edge where they lie outside. The kernel's backward returns an empty tensor for each gradient that output_mask
+  // leaves out.
   define("dcls_sparse_sum(Tensor input, Tensor factors, Tensor shifts, SymInt[] output_size) -> Tensor");
   define("dcls_sparse_dot(Tensor left, Tensor input, Tensor shifts) -> Tensor");
   define("dcls_inside(Tensor positions, int[1] kernel_size) -> Tensor");

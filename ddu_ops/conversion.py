@@ -144,8 +144,8 @@ def adapt(
         >>> optimizer = torch.optim.AdamW(adapted.parameter_groups(lr=1e-4, weight_decay=0.0), lr=1e-3)
     """
     if source not in _ADAPTIVE:
-        known = " or ".join(map(repr, _ADAPTIVE))
-        raise ValueError(f"adapt(): expected source to be {known}, but got {source!r}")
+        *known, last = map(repr, _ADAPTIVE)
+        raise ValueError(f"adapt(): expected source to be {', '.join(known)} or {last}, but got {source!r}")
     patterns = [names] if isinstance(names, str) else list(names)
     chosen: dict[str, nn.Module] = {}
     for name, module in model.named_modules():

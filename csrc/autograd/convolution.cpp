@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Autograd of the convolution. Its backward is an operator, so that its columns are temporary, too: see convolution.h.
+// Autograd of the convolution. Its backward is an operator, so that its columns are temporary too: see convolution.h.
 
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -14,7 +14,7 @@ namespace {
 
 using at::Tensor;
 
-// Of x = Arguments::list(). Of the bias, which is not saved, `sizes` holds the number of dimensions.
+// For x = Arguments::list(). The bias isn't saved; `sizes` holds its number of dimensions instead.
 struct Formula {
   static constexpr const char* kName = "DynamicDilationConvolutionBackward";
   using Options = convolution::Options;
@@ -23,7 +23,7 @@ struct Formula {
 
   static bool any(const OutputMask& mask) { return mask != OutputMask{}; }
 
-  // The backward looks at all of them, if only for their shapes; the bias has no part in it.
+  // The backward needs all the tensors but the bias, if only for their shapes.
   static Needs saved(const Needs& needs) {
     const bool backward = any(output_mask(needs));
     return {backward, backward, backward, false, backward};
@@ -58,9 +58,9 @@ struct Formula {
   }
 };
 
-// Of the gradients, by x = {grad_output, input, weight, positions, mask}; `sizes` holds which were asked for. A call
-// whose gradients nobody differentiates, though he might, as under torch.func, is not to pay for it in columns. So only
-// here they are made in differentiable steps, and those are differentiated.
+// The derivative of the backward, for x = {grad_output, input, weight, positions, mask}; `sizes` holds which gradients
+// were asked for. A caller who could differentiate the gradients but doesn't, as under torch.func, should not pay for
+// columns. So only here are the gradients computed again in differentiable steps, which are then differentiated.
 struct BackwardFormula {
   static constexpr const char* kName = "DynamicDilationConvolutionBackwardBackward";
   using Options = convolution::Options;

@@ -2,20 +2,21 @@
 // Autograd: reverse and forward mode, to any order.
 
 // NOTE [ The family of derivatives ]
-// Three operators are closed under differentiation. With S_q(x) the q-th derivative of all samples of x by the
-// parameters of their positions (q is a multi-index, `order`; e_r adds one to its entry r):
+// Three operators are closed under differentiation. Let S_q(x) be the q-th derivative of all samples of x with respect
+// to the parameters of their positions (q is a multi-index, `order`; e_r adds one to its entry r):
 //
 //     sample_q(x, P)  = S_q(x)                               columns
-//     splat_q(c, P)   = the adjoint of sample_q by x, at c   an image
+//     splat_q(c, P)   = the adjoint of sample_q in x, at c   an image
 //     dot_q(c, x, P)  = sum of c * S_q(x) over the channels of the group, and over the taps that share the parameters
 //
-//     by x:    sample_q <-> splat_q,           dot_q -> splat_q(g c)
-//     by c:    splat_q  <-> sample_q,          dot_q -> g sample_q(x)
-//     by P_r:  sample_q -> dot_{q + e_r}(g, x),  splat_q -> dot_{q + e_r}(c, g),  dot_q -> g dot_{q + e_r}(c, x)
+//     w.r.t. x:    sample_q <-> splat_q,           dot_q -> splat_q(g c)
+//     w.r.t. c:    splat_q  <-> sample_q,          dot_q -> g sample_q(x)
+//     w.r.t. P_r:  sample_q -> dot_{q + e_r}(g, x),  splat_q -> dot_{q + e_r}(c, g),  dot_q -> g dot_{q + e_r}(c, x)
 //
-// where g is the gradient of the result. unfold and fold are sample_0 and splat_0 from rates; sample_backward_q is
-// (splat_q, dot_{q + e_1}, ...) in one, and unfold_backward the same from rates at q = 0. Every line below calls an
-// operator that is in the family, so its derivatives are here too. In the formulas an undefined tensor is zero.
+// where g is the gradient of the result. unfold and fold are sample_0 and splat_0 with rates. sample_backward_q
+// computes (splat_q, dot_{q + e_1}, ...) in one pass, and unfold_backward does the same with rates and q = 0. Every
+// line below calls an operator of the family, so its derivatives are here too. In the formulas an undefined tensor is
+// zero.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/add.h>
@@ -62,14 +63,14 @@ struct Family {
 
   int64_t axes() const { return positions.dim() - 2; }
 
-  // Of a window, or of a tap.
+  // The number of parameters per window, or per tap.
   int64_t parameters() const {
     return is_rates() && positions.sym_size(1) == options.groups ? 1 : parameters_of(source(), axes());
   }
 
   Order zero() const { return Order(parameters(), 0); }
 
-  // One derivative more. What vanishes does not count on.
+  // The order, raised by one in parameter r. It stops counting once the derivative vanishes.
   Order raised(Order order, int64_t r) const {
     order[r] += order[r] <= axes() ? 1 : 0;
     return order;
@@ -88,13 +89,13 @@ struct Family {
                                                                      : ddu::dot(columns, image, positions, with(order));
   }
 
-  // splat_order and all of dot_{order + e_r}, in one pass over the columns.
+  // splat_order and all of dot_{order + e_r}, in a single pass over the columns.
   std::tuple<Tensor, Tensor> both(const Tensor& columns, const Tensor& image, const Order& order) const {
     return is_rates() && order == zero() ? unfold_backward(columns, image, positions, options)
                                          : sample_backward(columns, image, positions, with(order));
   }
 
-  // The derivatives of dot_order by each parameter, in the shape of the positions.
+  // The derivatives of dot_order with respect to each parameter, in the shape of the positions.
   Tensor dots(const Tensor& columns, const Tensor& image, const Order& order) const {
     variable_list parts;
     for (int64_t r = 0; r < parameters(); ++r) {
@@ -103,7 +104,7 @@ struct Family {
     return from_parameters(parts);
   }
 
-  // Parameter r of something in the shape of the positions: [B, entries * parameters, *out] -> [B, entries, *out].
+  // Parameter r of a tensor with the shape of the positions: [B, entries * parameters, *out] -> [B, entries, *out].
   Tensor parameter(const Tensor& tensor, int64_t r) const {
     if (parameters() == 1 || !tensor.defined()) {
       return tensor;
@@ -112,7 +113,7 @@ struct Family {
     return tensor.reshape_symint(grid_shape(sizes, {sizes[1] / parameters(), parameters()})).select(2, r);
   }
 
-  // The inverse, from all parameters.
+  // The inverse: puts all parameters together.
   Tensor from_parameters(const variable_list& parts) const {
     const auto defined = std::find_if(parts.begin(), parts.end(), [](const Tensor& part) { return part.defined(); });
     if (parts.size() == 1 || defined == parts.end()) {
@@ -126,7 +127,7 @@ struct Family {
     return at::stack(all, 2).reshape_symint(grid_shape(sizes, {sizes[1] * parameters()}));
   }
 
-  // Columns, multiplied by a factor [B, G, *out] for each window, or [B, G * taps, *out] for each tap.
+  // Columns multiplied by a factor for each window, [B, G, *out], or for each tap, [B, G * taps, *out].
   Tensor scaled(const Tensor& columns, const Tensor& factor) const {
     if (!columns.defined() || !factor.defined()) {
       return Tensor();
@@ -160,16 +161,16 @@ struct Family {
   }
 };
 
-// ---- what is differentiated
+// ---- the operators to differentiate
 
 // The tensors of a call, its positions last.
 using Tensors = variable_list;
 
-// Each of the four below has the derivatives of one operator at x = (leading tensors..., positions):
+// Each of the four structs below describes an operator and its derivatives at x = (leading tensors..., positions):
 //     value(x)              the operator itself
-//     vjp(grads, x, needs)  gradients of the tensors that need one
+//     vjp(grads, x, needs)  the gradients of those tensors that need one
 //     jvp(tangents, x)      the tangents of the results
-//     saved(needs)          which of x the vjp looks at
+//     saved(needs)          which tensors of x the vjp uses
 
 struct Sample {
   static constexpr const char* kName = "DynamicDilationUnfoldBackward";
@@ -255,7 +256,7 @@ struct Dot {
   }
 };
 
-// The same at order zero, by their public names.
+// The same at order zero, under their public names.
 
 struct Unfold : Sample {
   static Tensors value(const Tensors& x, const Options& options, const ImageSize&) {
@@ -269,7 +270,7 @@ struct Fold : Splat {
   }
 };
 
-// (splat_q, dot_{q + e_r} for each parameter r), differentiated as the sum of these.
+// (splat_q, dot_{q + e_r} for each parameter r), differentiated as the sum of its parts.
 struct SampleBackward {
   static constexpr const char* kName = "DynamicDilationUnfoldBackwardBackward";
 
@@ -312,7 +313,7 @@ struct UnfoldBackward : SampleBackward {
   }
 };
 
-// ---- how: one formula for the node of each of them
+// ---- their nodes: one formula for all
 
 template <class Op>
 struct FamilyFormula {
@@ -332,7 +333,7 @@ struct FamilyFormula {
   }
 };
 
-// Op::value with its derivatives recorded.
+// Op::value, with its derivatives recorded.
 template <class Op>
 Tensors differentiable(const Tensors& x, const Options& options, const ImageSize& image_size) {
   auto results = recorded<FamilyFormula<Op>>(x, options, image_size, [&] { return Op::value(x, options, image_size); });
@@ -345,7 +346,7 @@ Tensors differentiable(const Tensors& x, const Options& options, const ImageSize
 
 // ---- registration
 
-// Unless the tensor is one that is refused below.
+// The size of an image; empty for tensors that are refused later.
 ImageSize image_size(const Tensor& image) {
   if (image.is_nested() || image.dim() < 3) {
     return {};
@@ -354,7 +355,7 @@ ImageSize image_size(const Tensor& image) {
   return {sizes.begin(), sizes.end()};
 }
 
-// The sizes of an image, of which one entry may stand for all axes.
+// The size of an image along every axis; output_size may have one entry for all.
 ImageSize full_size(SymIntArrayRef output_size, const Tensor& positions) {
   return output_size.size() == 1 && !positions.is_nested() && positions.dim() > 2
       ? ImageSize(positions.dim() - 2, output_size[0])

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How the family of derivatives changes with the positions, for formulas that are made of it. Each result is
-// differentiable, and undefined where it is zero.
+// How the family of derivatives changes with the positions, for formulas built from it. All results are differentiable,
+// and undefined where they are zero.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,11 +10,11 @@
 
 namespace ddu {
 
-// The change of the samples where the positions change by `direction`, [B, C * taps, L].
+// The change in the samples when the positions change by `direction`: [B, C * taps, L].
 at::Tensor sample_along(
     const at::Tensor& input, const at::Tensor& positions, const at::Tensor& direction, const Options& options);
 
-// The same of their adjoint, an image.
+// The change in the samples' adjoint, an image.
 at::Tensor splat_along(
     const at::Tensor& columns,
     c10::SymIntArrayRef output_size,
@@ -22,7 +22,7 @@ at::Tensor splat_along(
     const at::Tensor& direction,
     const Options& options);
 
-// The same of the gradient by the positions, for columns times samples.
+// The change in the gradient with respect to the positions, for columns times samples.
 at::Tensor dots_along(
     const at::Tensor& columns,
     const at::Tensor& input,

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// Autograd's nodes: what a call saves, how it is released, and how compiled autograd traces it, for every operator.
+// Autograd's nodes for every operator: what a call saves, how it is released, and how compiled autograd traces it.
 //
-// A Formula is a derivative as a plain function of what was saved:
-//     kName                                       what profilers show
-//     Options                                     of the call: integers, as lists() gives and a constructor takes them
-//     saved(needs)                                which tensors of the call the vjp looks at
-//     vjp(grads, x, options, sizes, needs)        gradients of the tensors x of the call that need one
-// `sizes` are options that may be symbolic.
+// A Formula states a derivative as a plain function of the saved values:
+//     kName                                       the name in profilers
+//     Options                                     of the call, convertible to integers (lists()) and back (constructor)
+//     saved(needs)                                which of the call's tensors the vjp uses
+//     vjp(grads, x, options, sizes, needs)        the gradients of those of the call's tensors x that need one
+// `sizes` holds options that may be symbolic.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,9 +30,9 @@ namespace ddu {
 
 using torch::autograd::variable_list;
 using Needs = c10::SmallVector<bool, 5>;         // for each tensor of a call
-using Sizes = c10::SmallVector<c10::SymInt, 2>;  // of an image, for every axis
+using Sizes = c10::SmallVector<c10::SymInt, 2>;  // of an image, along every axis
 
-// Derivatives compute in the types of their forward, whatever autocast says where they run.
+// Derivatives compute in the types of their forward, even where autocast is on.
 struct WithoutAutocast {
   const c10::impl::ExcludeDispatchKeyGuard guard{c10::autocast_dispatch_keyset};
 };
@@ -66,8 +66,8 @@ struct FormulaNode final : torch::autograd::Node {
     return gradients(grads, x, options_, sizes_, needs);
   }
 
-  // Compiled autograd asks a node for what its compiled form depends on, then for a call of a plain function on the
-  // saved tensors and sizes, for which it has put what it traces with.
+  // Compiled autograd first asks a node which values its compiled form depends on. Then it replaces the saved tensors
+  // and sizes with traced ones and asks for a call of a plain function on them.
   void compiled_args(torch::dynamo::autograd::CompiledNodeArgs& args) const override {
     args.collect(name());
     for (const auto& list : options_.lists()) {
@@ -141,7 +141,7 @@ struct FormulaNode final : torch::autograd::Node {
                                                             : variable_list(x.size());
   }
 
-  // gradients() with its arguments as apply_with_saved packs them.
+  // gradients(), with the arguments packed by apply_with_saved.
   static variable_list apply_packed(const variable_list& grads, const std::vector<c10::IValue>& packed) {
     torch::dynamo::autograd::PackedArgs args(packed);
     typename Options::Lists lists;
@@ -169,7 +169,7 @@ inline bool any_tangent(const variable_list& x) {
   });
 }
 
-// Which of x a gradient is to be found for.
+// Which tensors of x need a gradient.
 inline Needs needs_gradient(const variable_list& x) {
   Needs needs;
   for (const auto& tensor : x) {
@@ -180,8 +180,8 @@ inline Needs needs_gradient(const variable_list& x) {
 
 inline bool any(const Needs& needs) { return std::find(needs.begin(), needs.end(), true) != needs.end(); }
 
-// compute(), below autograd, of the tensors x, with the Formula's gradients recorded, in the way of torch's own
-// generated code.
+// Runs compute() on the tensors x below autograd and records the Formula's gradients, like the code that torch
+// generates for its own operators.
 template <class Formula, class Compute>
 variable_list recorded(
     const variable_list& x, const typename Formula::Options& options, const Sizes& sizes, const Compute& compute) {
@@ -190,7 +190,7 @@ variable_list recorded(
   if (any(needs)) {
     node = make_node<FormulaNode<Formula>>(options, sizes);
     node->set_next_edges(torch::autograd::collect_next_edges(x));
-    // The dual tensors themselves: forward over reverse needs their tangents.
+    // Saves the dual tensors themselves: forward over reverse needs their tangents.
     node->save(x, Formula::saved(needs));
   }
   variable_list results = [&] {
@@ -205,7 +205,7 @@ variable_list recorded(
   return results;
 }
 
-// Gives the results of the tensors x their tangents, jvp(tangents, primals), where x has any.
+// If any of the tensors x has a tangent, gives the results theirs: jvp(tangents, primals).
 template <class Jvp>
 void carry_tangents(const variable_list& results, const variable_list& x, const Jvp& jvp) {
   if (!any_tangent(x)) {

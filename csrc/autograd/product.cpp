@@ -13,7 +13,7 @@ using at::Tensor;
 
 namespace {
 
-// The derivatives of bmm(x[0], x[1]), plus x[2] if that is defined. Those of torch are cast where autocast is on.
+// The derivatives of bmm(x[0], x[1]), plus x[2] if it is defined. Autocast would cast those of torch's bmm.
 struct Product {
   static constexpr const char* kName = "DynamicDilationProductBackward";
 

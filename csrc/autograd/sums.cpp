@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Autograd of the sums of windows, to any order.
 //
-// Every operator gives gradients of one form T (NOTE [ One form ]), so its derivative in a direction is T's matrix of
-// second derivatives times the direction, and as that is symmetric, the same function serves reverse and forward mode.
-// By an argument that T is linear in it is T again, with the direction in the argument's place: no columns. By the
-// positions it takes a derivative of the family: along_positions, in formulas.cpp.
+// Every operator computes gradients of one form T (NOTE [ One form ]). So its derivative in a direction is T's matrix
+// of second derivatives times the direction; that matrix is symmetric, so one function serves reverse and forward mode.
+// The derivative with respect to an argument that T is linear in is T with the direction in the argument's place: no
+// columns. The one with respect to the positions is a derivative of the family: along_positions, in formulas.cpp.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -27,7 +27,7 @@ void add(Tensors& results, const Tensors& more) {
   }
 }
 
-// The change of the wanted gradients of T where the arguments change by `direction`.
+// The change in the wanted gradients of T when the arguments change by `direction`.
 Tensors change(
     const Tensors& x,
     const Tensors& direction,
@@ -50,7 +50,7 @@ Tensors change(
   return results;
 }
 
-// Of the operator that gives the gradients options.wanted.
+// For the operator that computes the gradients options.wanted.
 struct Formula {
   static constexpr const char* kName = "DynamicDilationSumsBackward";
   using Options = sums::Options;
@@ -77,8 +77,8 @@ struct Formula {
     return change(x, direction, options, size, wanted(needs));
   }
 
-  // An operator with one result is linear in all but the positions: if one gradient is all that is needed, the argument
-  // itself is not.
+  // An operator with one result is linear in everything but the positions: if only one argument needs a gradient, that
+  // argument itself need not be saved.
   static Needs saved(const Needs& needs) {
     const auto count = std::count(needs.begin(), needs.end(), true);
     Needs result;
@@ -103,7 +103,7 @@ Sizes size_of(const Tensors& x, SymIntArrayRef image_size) {
   return {sizes.begin(), sizes.end()};
 }
 
-// Options with the groups of the mask, which a derivative cannot tell from a mask that is not saved.
+// The options with the mask's number of groups, which the derivative cannot read from a mask that isn't saved.
 Options with_groups(const Tensors& x, Options options) {
   if (x[kMask].defined() && !x[kMask].is_nested() && x[kMask].dim() > 1) {
     int64_t taps = 1;
@@ -116,7 +116,7 @@ Options with_groups(const Tensors& x, Options options) {
   return options;
 }
 
-// The results of compute(options, image size) with their derivatives recorded.
+// The results of compute(options, image size), with their derivatives recorded.
 template <class Compute>
 Tensors differentiable(const Tensors& x, const Options& given, SymIntArrayRef image_size, const Compute& compute) {
   const auto options = with_groups(x, given);

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-// The operators of a device: check, allocate, leave the values to its kernels.
+// The operators of a device: they check, allocate, and leave the values to the device's kernels.
 //
 // A device is a struct with four static functions, and `TORCH_LIBRARY_IMPL(ddu, <key>, m) { register_operators<It>(m);
-// }`. Each gets checked parameters and outputs that are contiguous and not initialised:
+// }`. Each function gets checked parameters and contiguous, uninitialised outputs:
 //     sample(params, input, positions, columns)
 //     splat(params, columns, positions, image)
 //     dot(params, columns, input, positions, result)
 //     sample_backward(params, terms, grad_output, input, positions, grad_input, grad_positions)
-// The last one is splat, and dot for each of the `terms`, one per parameter. Inputs may have any strides. A backend
-// that has kMakesResults sets its outputs instead of filling them.
+// The last is splat combined with a dot for each of the `terms`, one per parameter. Inputs may have any strides. A
+// backend that has kMakesResults sets its outputs instead of filling them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -25,10 +25,10 @@
 
 namespace ddu {
 
-// The first derivatives by each of the parameters of what params.term is.
+// The first derivatives of params.term with respect to each parameter.
 using ParameterTerms = std::array<Term, kMaxParameters>;
 
-// Those of them that the others are multiples of: math/positions.h.
+// The terms that all others are multiples of: see math/positions.h.
 inline ParameterTerms bases_of(const SymParams& params, const ParameterTerms& terms) {
   ParameterTerms bases = {};
   for (int64_t b = 0; b < bases_of(params.source, params.axes, params.parameters); ++b) {
@@ -122,7 +122,7 @@ struct Operators {
     auto grad_positions = made(positions.sym_sizes(), positions);
     Backend::sample_backward(params, terms, grad_output, input, positions, grad_input, grad_positions);
     for (int64_t r = 0; r < params.parameters; ++r) {
-      if (!Backend::kMakesResults && vanishes(terms[r])) {  // then not even NaN shows
+      if (!Backend::kMakesResults && vanishes(terms[r])) {  // zero, even if there are NaNs
         const auto entries = grad_positions.sym_size(1) / params.parameters;
         grad_positions.unflatten_symint(1, {entries, params.parameters}).select(2, r).zero_();
       }
@@ -130,7 +130,7 @@ struct Operators {
     return {grad_input, grad_positions};
   }
 
-  // A new tensor with the options of `like`, filled by `fill`, or with zeros where the derivative vanishes.
+  // A new tensor with the options of `like`: filled by `fill`, or zeros if the derivative vanishes.
   template <class Fill>
   static Tensor filled(const SymParams& params, SymIntArrayRef sizes, const Tensor& like, const Fill& fill) {
     if (vanishes(params.term)) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The convolution with windows that positions move: unfold and matrix product, for every device that has an unfold, or
-// a kernel that does both at once, where the device has one (fused.h).
+// The convolution over windows moved by positions: unfold and a matrix product, on every device with an unfold, or one
+// kernel for both, on devices that have it (fused.h).
 //
 // NOTE [ Columns are temporary ]
-// The columns take as many times the memory of the input as the kernel has taps, so no caller sees them and nothing
-// keeps them: they are made for a few images at a time, and the backward makes them again. What autograd saves are the
-// arguments. Only where the gradient is itself differentiated, or a tangent goes forward, are they ordinary
-// intermediate results, of the whole batch: the derivatives are then those of unfold and the matrix product.
+// The columns take K times the memory of the input, where K is the number of taps. So no caller sees them and nothing
+// keeps them: they are made for a few images at a time, and again in the backward. Autograd saves only the arguments.
+// Where the gradient itself is differentiated, or in forward mode, the columns are ordinary intermediate results for
+// the whole batch: there the derivatives are those of unfold and the matrix product.
 
 #pragma once
 
@@ -35,17 +35,17 @@ inline OptionalTensor as_optional(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// The tensors of a call, of N axes; one that was left out is undefined.
+// The tensors of a call with N axes; omitted ones are undefined.
 struct Arguments {
   at::Tensor input;      // [B, C, *size]
-  at::Tensor weight;     // [O, C / groups, *kernel], or [B, O, C / groups, *kernel]: one per image
-  at::Tensor positions;  // [B, dilation_groups * parameters, *out], of any strides
-  at::Tensor bias;       // [O], or with a weight per image also [B, O]
+  at::Tensor weight;     // [O, C / groups, *kernel], or one per image: [B, O, C / groups, *kernel]
+  at::Tensor positions;  // [B, dilation_groups * parameters, *out], any strides
+  at::Tensor bias;       // [O]; if there is one weight per image also [B, O]
   at::Tensor mask;       // [B, mask_groups * taps, *out]
 
   std::vector<at::Tensor> list() const { return {input, weight, positions, bias, mask}; }
 
-  // N, for a call with a batch. Positions that cannot tell are refused by the checks; until then the input tells.
+  // N, assuming a batched call. The checks refuse positions of an impossible rank; until then the input's rank counts.
   int64_t axes() const {
     for (const auto* const tensor : {&positions, &input}) {
       const int64_t axes = tensor->defined() && !tensor->is_nested() ? tensor->dim() - 2 : 0;
@@ -57,7 +57,7 @@ struct Arguments {
   }
 };
 
-// The options that every form of the operator takes, in the order of the schema; kernel_size is the weight's.
+// The options common to every form of the operator, in the schema's order; kernel_size comes from the weight.
 struct Options {
   static constexpr size_t kWindowLists = std::tuple_size_v<ddu::Options::Lists>;
   using Lists = std::array<ddu::Options::Ints, kWindowLists + 1>;
@@ -86,7 +86,7 @@ struct Options {
     return result;
   }
 
-  // N: a weight has told it, one entry of kernel_size for each axis.
+  // N: the weight gave kernel_size one entry per axis.
   int64_t axes() const { return static_cast<int64_t>(window.kernel_size.size()); }
   int64_t taps() const {
     int64_t result = 1;
@@ -107,7 +107,7 @@ struct Options {
   }
 
   static ddu::Options::Ints kernel_size_of(int64_t axes, const at::Tensor& weight) {
-    // A weight of another rank, or a nested one, is refused by the checks; until then any kernel will do.
+    // The checks refuse nested weights and weights of another rank; until then any kernel size will do.
     ddu::Options::Ints sizes(axes, 1);
     if (weight.defined() && !weight.is_nested() && (weight.dim() == axes + 2 || weight.dim() == axes + 3)) {
       for (int64_t a = 0; a < axes; ++a) {
@@ -127,10 +127,10 @@ inline c10::SymInt out_channels(const Arguments& a, const Options& options) {
   return a.weight.sym_size(a.weight.dim() - options.axes() - 2);
 }
 
-// What convolution_backward returns, in this order.
+// The gradients that convolution_backward returns, in this order.
 enum Gradient : size_t { kInput, kWeight, kPositions, kMask, kGradients };
 using OutputMask = std::array<bool, kGradients>;
-using Gradients = std::vector<at::Tensor>;  // undefined where they are not asked for
+using Gradients = std::vector<at::Tensor>;  // undefined where not asked for
 
 // ---- the operators through the dispatcher
 
@@ -138,14 +138,14 @@ at::Tensor convolution(const Arguments& a, const Options& options);
 Gradients convolution_backward(
     const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
-// ---- their parts
+// ---- parts of the operators
 
 SymParams check(const char* op, const Arguments& a, const Options& options, const Caller& caller = {});
 SymParams check_backward(
     const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
-// In one piece and in differentiable steps, of checked arguments: formulas.cpp. As in torch's own convolution, the
-// result and the gradient by the input are channels-last where the input is.
+// In one piece and in differentiable steps, from checked arguments: formulas.cpp. As in torch's own convolution, the
+// result and the gradient with respect to the input are channels-last if the input is.
 at::Tensor forward(const Arguments& a, const Options& options);
 Gradients backward(const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
@@ -191,7 +191,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> convolution_backward_
   const Options options(
       a.axes(), weight, source, stride, padding, dilation, groups, dilation_groups, aligned, padding_mode);
   auto result = f(grad_output, a, options, output_mask);
-  // A result of an operator is a tensor: an empty one stands for what was not asked for.
+  // Operators must return defined tensors: an empty one stands for a gradient that was not asked for.
   for (size_t i = 0; i < kGradients; ++i) {
     result[i] = output_mask[i] ? result[i] : at::empty({0}, input.options());
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The convolution in differentiable steps: unfold, mask and matrix product, and the gradients of them.
+// The convolution in differentiable steps (unfold, mask and matrix product), and its gradients.
 
 #include <ATen/ATen.h>
 
@@ -15,7 +15,7 @@ namespace {
 using at::Tensor;
 using c10::SymInt;
 
-// The weight as [batch * groups, O / groups, C / groups * taps], for a product of every image and group.
+// The weight as [batch * groups, O / groups, C / groups * taps], for one product per image and group.
 Tensor matrices(const Arguments& a, const Options& options) {
   const auto batch = a.input.sym_size(0);
   const auto rows = out_channels(a, options) / options.groups;
@@ -39,13 +39,13 @@ Tensor addend(const Arguments& a, const Options& options) {
       .reshape_symint({batch * options.groups, rows, 1});
 }
 
-// Columns or their like, [B, C * taps, L] -> [B * groups, C / groups * taps, L].
+// Columns, or a tensor of their shape: [B, C * taps, L] -> [B * groups, C / groups * taps, L].
 Tensor by_group(const Tensor& columns, int64_t groups) {
   const auto& sizes = columns.sym_sizes();
   return columns.reshape_symint({sizes[0] * groups, sizes[1] / groups, sizes[2]});
 }
 
-// [B, C * taps, L] -> [B, M, C / M, taps, L]: what the mask, [B, M, 1, taps, L], is multiplied with.
+// [B, C * taps, L] -> [B, M, C / M, taps, L], to be multiplied by the mask, [B, M, 1, taps, L].
 Tensor by_tap(const Tensor& columns, const Tensor& mask, int64_t taps) {
   const auto& sizes = columns.sym_sizes();
   const auto groups = mask.sym_size(1) / taps;
@@ -70,7 +70,7 @@ Tensor forward(const Arguments& a, const Options& options) {
   return result.reshape_symint(shape).contiguous(a.input.suggest_memory_format());
 }
 
-// The gradients that are asked for, in the order of Gradient.
+// The gradients asked for, in the order of Gradient.
 Gradients backward(const Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs) {
   const WithoutAutocast guard;
   Gradients result(kGradients);

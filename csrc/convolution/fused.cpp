@@ -8,7 +8,7 @@ namespace ddu::convolution {
 
 namespace {
 
-// A function's own, because the objects that fill it in are made in no particular order.
+// The table is local to a function because static objects in other files fill it, in no particular order.
 std::optional<Fused>& entry(c10::DeviceType device) {
   static std::array<std::optional<Fused>, c10::COMPILE_TIME_MAX_DEVICE_TYPES> table;
   return table[static_cast<size_t>(device)];

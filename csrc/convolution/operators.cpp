@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The convolution's operators: their checks, their shapes, and how they keep their columns small.
+// The convolution's operators: checks, shapes, and how columns are kept small.
 
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
@@ -35,8 +35,8 @@ SymParams check_backward(
 
 namespace {
 
-// A program that is only traced has no memory to bound: it is the mathematics in one piece. A mode is still on here
-// where it asked for the operator in terms of others, and nowhere else.
+// Under tracing there is no memory to limit, so the program is traced in one piece. A dispatch mode is still active
+// here only if it asked for the operator to be decomposed.
 bool is_traced(const Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->is_python_dispatch() || c10::impl::dispatch_mode_enabled();
 }
@@ -49,7 +49,7 @@ Problem problem_of(const SymParams& sym, const Arguments& a, const Options& opti
       a.mask.defined() ? a.mask.size(1) / options.taps() : 0, weight_per_image(a, options)};
 }
 
-// Those that may be asked. There is nothing to gain where a tensor is empty.
+// The device's kernels, if they are worth asking: with an empty tensor there is nothing to gain.
 const Fused* fused_for(const Arguments& a) {
   const bool empty = a.input.numel() == 0 || a.weight.numel() == 0;
   return empty ? nullptr : fused(a.input.device().type());
@@ -57,12 +57,12 @@ const Fused* fused_for(const Arguments& a) {
 
 // ---- by columns, in chunks of the batch
 
-// How much memory columns take at a time. On a CPU they are to stay in its caches; a GPU wants to be filled.
+// The most bytes that columns may take at a time. On a CPU they should stay in its caches; a GPU needs to be kept busy.
 constexpr double kColumnsOnCpu = 1 << 22;
 constexpr double kColumnsElsewhere = 1 << 28;
 
-// How many images at a time: as many as keep to that, and at least one. `copies` is the number of column-sized tensors
-// that live at once.
+// How many images to process at a time: as many as stay below the limit, but at least one. `copies` is the number of
+// column-sized tensors that are alive at once.
 int64_t chunk_size(const SymParams& sym, const Arguments& a, int64_t copies) {
   const auto params = concrete(sym);
   const auto columns = static_cast<double>(params.channels) * static_cast<double>(taps_of(params)) *
@@ -114,7 +114,7 @@ Tensor forward_of_device(const Arguments& a, const Options& options) {
   return result;
 }
 
-// The format of the gradient by one of the arguments.
+// The memory format of a gradient.
 at::MemoryFormat format_of(size_t gradient, const Arguments& a) {
   return gradient == kInput ? a.input.suggest_memory_format() : at::MemoryFormat::Contiguous;
 }
@@ -230,7 +230,7 @@ void register_shapes(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_shapes(m); }
 
-// To refuse them: see meta.cpp.
+// Registered only to be refused: see meta.cpp.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_shapes(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_shapes(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_shapes(m); }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Autograd of the kernel: the first gradients are an operator; what is differentiated again, or has a tangent, goes
-// through the steps of formulas.cpp, whose derivatives torch knows.
+// Autograd of the kernel. The first gradients are an operator. What is differentiated again, or has a tangent, goes
+// through the steps of formulas.cpp, which torch can differentiate.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -15,7 +15,7 @@ namespace {
 
 using at::Tensor;
 
-// Of x = Arguments::list().
+// For x = Arguments::list().
 struct Formula {
   static constexpr const char* kName = "DclsKernelBackward";
   using Options = dcls::Options;

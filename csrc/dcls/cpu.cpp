@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The kernel and its gradients on the CPU: NOTE [ Shares ] in share.h. A task owns whole rows, one for each output and
-// input channel, and adds the points in their order: the number of threads does not change a bit.
+// The kernel and its gradients on the CPU: NOTE [ Shares ] in share.h. A task owns whole rows, one per pair of output
+// and input channel, and adds the points in order, so the result doesn't depend on the number of threads.
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -17,10 +17,10 @@ namespace {
 
 using at::Tensor;
 
-// Fewer shares than this are not worth another thread.
+// Fewer shares than this don't justify another thread.
 constexpr int64_t kGrain = 16384;
 
-// The shares of one point along one axis, [size], of the cells near it.
+// The shares of one point along one axis, [size], in the cells near it.
 template <class T>
 struct Table {
   Cells cells;
@@ -33,7 +33,7 @@ struct Table {
 template <class T>
 struct Tables {
   Table<T> axis[kMaxAxes];
-  T total;  // what the shares are divided by
+  T total;  // the denominator of the shares
 
   // The product of the sums along the other axes.
   T sums_without(int axis) const {
@@ -59,7 +59,7 @@ class Workspace {
     }
   }
 
-  // Of point `index` of all rows; sigma may be null.
+  // Computes the tables of point `index`, counted over all rows; sigma may be null.
   const Tables<T>& fill(const T* positions, const T* sigma, int64_t index, bool derivatives) {
     const T least = static_cast<T>(least_sigma(p_.version));
     for (int64_t axis = 0; axis < p_.axes; ++axis) {
@@ -114,7 +114,7 @@ void add(const Problem& p, const Tables<T>& t, T factor, T* cells) {
   }
 }
 
-// <g, b>, and <g, D_a b> by the position and by sigma of every axis.
+// <g, b>, and <g, D_a b> with respect to the position and sigma on every axis.
 template <class T>
 struct Products {
   T value;
@@ -168,7 +168,7 @@ T* mutable_data_of(const Tensor& tensor) {
   return tensor.defined() ? tensor.mutable_data_ptr<T>() : nullptr;
 }
 
-// f(first row, last row) in parallel.
+// Calls f(first row, last row) in parallel.
 template <class F>
 void over_rows(const Problem& p, const F& f) {
   const int64_t work = std::max<int64_t>(1, p.count) * (p.size[0] + p.size[1] + p.size[2]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CUDA device: its kernels are in kernels.cu.
+// The CUDA device; its kernels are in kernels.cu.
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

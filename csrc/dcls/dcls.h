@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Dilated convolution with learnable spacings: the kernel whose few weights lie at real positions.
+// Dilated convolution with learnable spacings: a kernel whose few weights lie at real-valued positions.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,7 @@ inline at::Tensor value_or_undefined(const OptionalTensor& tensor) {
   return tensor.has_value() ? *tensor : at::Tensor();
 }
 
-// As the caller gave them: checks.h checks them.
+// The options as the caller gave them; checks.h checks them.
 struct Options {
   using Ints = ddu::Options::Ints;
   using Lists = std::array<Ints, 2>;
@@ -44,9 +44,9 @@ struct Arguments {
   std::vector<at::Tensor> list() const { return {weight, positions, sigma}; }
 };
 
-enum Gradient : size_t { kWeight, kPositions, kSigma, kGradients };  // what the backward returns, in this order
+enum Gradient : size_t { kWeight, kPositions, kSigma, kGradients };  // the results of the backward, in this order
 using OutputMask = std::array<bool, kGradients>;
-using Gradients = std::vector<at::Tensor>;  // undefined where they are not asked for
+using Gradients = std::vector<at::Tensor>;  // undefined where not asked for
 
 // ---- the operators through the dispatcher
 
@@ -54,7 +54,7 @@ at::Tensor kernel(const Arguments& a, const Options& options);
 Gradients kernel_backward(
     const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
 
-// ---- in differentiable steps of ATen, of checked arguments: formulas.cpp
+// ---- in differentiable steps of ATen, from checked arguments: formulas.cpp
 
 at::Tensor forward(const Arguments& a, const Options& options);
 Gradients backward(const at::Tensor& grad_output, const Arguments& a, const Options& options, const OutputMask& needs);
@@ -82,7 +82,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> backward_schema(
     std::array<bool, 3> output_mask) {
   auto result =
       f(grad_output, {weight, positions, value_or_undefined(sigma)}, Options(kernel_size, version), output_mask);
-  // A result of an operator is a tensor: an empty one stands for what was not asked for.
+  // Operators must return defined tensors: an empty one stands for a gradient that was not asked for.
   for (size_t i = 0; i < kGradients; ++i) {
     result[i] = output_mask[i] ? result[i] : weight.new_empty({0});
   }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The operators on a device with kernels of its own: a struct with two static functions, of contiguous tensors of the
-// type that is computed in, but for the result and its gradient, which have the weight's:
+// The operators on a device with kernels of its own. The device is a struct with two static functions of contiguous
+// tensors. These have the type that is computed in, except for the result and its gradient, which have the weight's:
 //     build(problem, weight, positions, sigma, result)
 //     differentiate(problem, grad_output, weight, positions, sigma, gradients)
-// A tensor that is not there, or not asked for, is undefined.
+// A tensor that is missing, or not asked for, is undefined.
 #pragma once
 
 #include <ATen/OpMathType.h>

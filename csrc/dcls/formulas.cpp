@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernel and its first gradients in differentiable steps: NOTE [ Shares ] in share.h. The tables of shares,
-// [rows, count, cells of an axis], are multiplied as matrices, so only in three dimensions has anything an entry for
-// every point and the cells of two axes.
+// [rows, count, cells of an axis], are combined in matrix products, so only in three dimensions does any tensor have an
+// entry for every point and all cells of two axes.
 
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
@@ -18,12 +18,12 @@ namespace {
 using at::Tensor;
 using c10::SymInt;
 
-// A table for every axis, and what follows from them.
+// A table for every axis, and what is computed from them.
 struct Tables {
   std::vector<Tensor> value, by_position, by_sigma;  // [rows, count, cells]
   std::vector<Tensor> sum;                           // [rows, count]
   Tensor weight;                                     // [rows, count]
-  Tensor total;                                      // what the shares are divided by, or undefined
+  Tensor total;                                      // the denominator of the shares, or undefined
   std::vector<Tensor> sign;                          // of sigma
   std::vector<SymInt> shape;                         // of the result
 
@@ -104,7 +104,7 @@ Tensor others(const Tables& t) {
 // [rows, m, n] with [rows, count, n] to [rows, count, m].
 Tensor contracted(const Tensor& matrix, const Tensor& shares) { return product(shares, matrix.transpose(1, 2)); }
 
-// The gradient by the table of each axis, without the factor of the point: [rows, count, cells].
+// The gradient with respect to the table of each axis, without the point's factor: [rows, count, cells].
 std::vector<Tensor> by_tables(const Tables& t, const Tensor& grad) {
   const auto& sizes = t.value;
   SymInt rest_size = 1;
@@ -140,7 +140,7 @@ Gradients backward(const Tensor& grad_output, const Arguments& a, const Options&
   const auto t = tables(a, options);
   const auto grads = by_tables(t, grad_output.to(t.weight.scalar_type()));
   const auto factor = t.factor();
-  auto by_weight = (grads[0] * t.value[0]).sum(2);  // of the weight
+  auto by_weight = (grads[0] * t.value[0]).sum(2);
   by_weight = t.total.defined() ? by_weight / t.total : by_weight;
   const auto gradient = [&](const std::vector<Tensor>& derivative, const Tensor& like, bool of_sigma) {
     std::vector<Tensor> each;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Positions kept inside the kernel. The gradient of one that is outside passes, as if it were inside, unless a step
-// against it would lead further away: so a position comes back as soon as something asks for it.
+// Keeps positions inside the kernel. The gradient of a position outside passes through as if it were inside, unless a
+// step against it would lead further out. So a position comes back as soon as a step leads inwards.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -18,7 +18,7 @@ namespace {
 
 using at::Tensor;
 
-// Of the call: the sizes of the kernel.
+// The options of a call: the sizes of the kernel.
 struct KernelSize {
   using Ints = ddu::Options::Ints;
   using Lists = std::array<Ints, 1>;
@@ -35,7 +35,7 @@ struct Bounds {
   double high;
 };
 
-// The upper bound is just before the last cell: there the derivative from the right is that of the inside.
+// The upper bound is just before the last cell: there the derivative from the right is still that of the inside.
 Bounds bounds(int64_t size, at::ScalarType type) {
   const auto low = static_cast<double>(-(size / 2));
   const auto high = static_cast<double>(size - 1 - size / 2);
@@ -48,7 +48,7 @@ Bounds bounds(int64_t size, at::ScalarType type) {
   return {low, before};
 }
 
-// f(positions along an axis, its bounds) of every axis, put together again.
+// f(axis, its bounds) for every axis, stacked.
 template <class F>
 Tensor by_axis(const Tensor& positions, const KernelSize& sizes, const F& f) {
   std::vector<Tensor> each;
@@ -103,7 +103,7 @@ TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) { m.impl("dcls_inside", TO
 
 TORCH_LIBRARY_IMPL(ddu, Autograd, m) { m.impl("dcls_inside", TORCH_FN(inside_autograd)); }
 
-// To refuse them: see backends/meta.
+// Registered only to be refused: see backends/meta.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { m.impl("dcls_inside", TORCH_FN(clamped)); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { m.impl("dcls_inside", TORCH_FN(clamped)); }
 

@@ -16,9 +16,9 @@ using cuda::grid_of;
 
 constexpr int kWarp = 32;
 constexpr int kThreads = 128;
-constexpr int kPoints = 64;  // whose places are in shared memory at once
+constexpr int kPoints = 64;  // points whose places are in shared memory at once
 
-// Of the last kAxes axes, of which the problem may have fewer: the place of a point along axis a.
+// The place of a point along axis a, one of the last kAxes axes; the problem may have fewer.
 template <class T>
 __device__ __forceinline__ Place<T> place_of(
     const Problem& p, const T* positions, const T* sigma, int64_t point, int a) {
@@ -34,7 +34,7 @@ struct Cell {
   int64_t index[kMaxAxes];
 };
 
-// The cell with a number, in a box of cells. Divisions of 32 bits, where these do, are several times as fast.
+// Cell `number` of a box of cells. 32-bit divisions, used where they suffice, are several times as fast.
 __device__ __forceinline__ Cell cell_of(int64_t number, int64_t height, int64_t width) {
   if (number < (int64_t(1) << 31) && height < (int64_t(1) << 31) && width < (int64_t(1) << 31)) {
     const auto line = static_cast<unsigned>(number) / static_cast<unsigned>(width);
@@ -49,7 +49,7 @@ __device__ __forceinline__ Cell cell_of(int64_t number, int64_t height, int64_t 
 template <class scalar_t, bool kGauss, int kAxes, int kCells>
 __global__ void __launch_bounds__(kThreads) build_kernel(
     const Problem p,
-    const int64_t tiles,                              // of a row
+    const int64_t tiles,                              // per row
     const Compute<scalar_t>* __restrict__ weight,     // [rows, count]
     const Compute<scalar_t>* __restrict__ positions,  // [axes, rows, count]
     const Compute<scalar_t>* __restrict__ sigma,      // likewise, or nullptr
@@ -127,7 +127,7 @@ __device__ __forceinline__ T sum_of_warp(T value) {
   return value;
 }
 
-// A warp owns a point; its lanes take the cells in turns.
+// A warp owns a point; its lanes take turns at the cells.
 template <class scalar_t, bool kGauss, int kAxes>
 __global__ void __launch_bounds__(kThreads) differentiate_kernel(
     const Problem p,
@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) differentiate_kernel(
     const Compute<scalar_t>* __restrict__ weight,     // [rows, count]
     const Compute<scalar_t>* __restrict__ positions,  // [axes, rows, count]
     const Compute<scalar_t>* __restrict__ sigma,      // likewise, or nullptr
-    Compute<scalar_t>* __restrict__ grad_weight,      // like what they are the gradients by, or nullptr
+    Compute<scalar_t>* __restrict__ grad_weight,      // gradients have their tensors' shapes, or are nullptr
     Compute<scalar_t>* __restrict__ grad_positions,
     Compute<scalar_t>* __restrict__ grad_sigma) {
   using T = Compute<scalar_t>;
@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kThreads) differentiate_kernel(
   }
   Place<T> where[kAxes];
   Cells near[kMaxAxes] = {{0, 1}, {0, 1}, {0, 1}};
-  Share<T> sums[kAxes];  // of all cells of an axis
+  Share<T> sums[kAxes];  // over all cells of an axis
 #pragma unroll
   for (int axis = 0; axis < kAxes; ++axis) {
     const int a = kFirst + axis;
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) differentiate_kernel(
   }
 }
 
-// f(whether the shares are Gaussian, the number of axes that a kernel sees), as constants.
+// Calls f with constants: whether the shares are Gaussian, and the number of axes that the kernel sees.
 template <class F>
 void dispatch_shares(const Problem& p, const F& f) {
   const auto for_axes = [&](auto gauss) {
@@ -255,7 +255,7 @@ void launch_build(
     const void* sigma,
     void* result,
     cudaStream_t stream) {
-  // More cells to a thread spare the places' work, fewer make more blocks.
+  // More cells per thread save work on the places; fewer cells give more blocks.
   constexpr int kMany = 3;
   constexpr int64_t kEnoughCells = int64_t(1) << 21;
   const bool many = cuda::forced.fast || p.rows * p.cells() >= kEnoughCells;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What kernels.cu offers to cuda.cpp. Every function queues its work on `stream` and returns. `type` is that of the
-// result and of its gradient; the rest is in the type that is computed in, float or double. Layouts: share.h. sigma may
-// be null, and so may a gradient that is not wanted.
+// The functions of kernels.cu that cuda.cpp calls. Each queues its work on `stream` and returns. `type` is the type of
+// the result and its gradient; everything else has the type that is computed in, float or double. Layouts: share.h.
+// sigma may be null, and so may gradients that are not wanted.
 #pragma once
 
 #include <c10/core/ScalarType.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The operators through the dispatcher, without values (Meta) and in terms of ATen's.
+// The operators through the dispatcher, on the Meta device, and in terms of ATen's.
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
@@ -81,7 +81,7 @@ Gradients kernel_backward(
   return result;
 }
 
-// Also of tensors that are sparse, quantised and the like: the checks refuse them, with the argument's name.
+// Also called with sparse tensors, quantised ones and the like: the checks refuse them and name the argument.
 TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
   m.impl("dcls_kernel", TORCH_FN(schema<&forward_aten>));
   m.impl("dcls_kernel_backward", TORCH_FN(backward_schema<&backward_aten>));
@@ -89,7 +89,7 @@ TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_shapes(m); }
 
-// To refuse them: see backends/meta.
+// Registered only to be refused: see backends/meta.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_shapes(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_shapes(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_shapes(m); }

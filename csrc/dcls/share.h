@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT
-// How much of a point's weight a cell of the kernel takes, and the derivatives of that, along one axis.
+// Along one axis: a cell's share of a point's weight, and the share's derivatives.
 //
 // NOTE [ Shares ]
-// In every version a cell's share is a product over the axes, b = prod h(x_a), of the distances x_a of the cell from
-// the point, and so is its sum over all cells, S = prod S_a. So a kernel is built from tables with an entry for every
-// cell of an axis; nothing has an entry for every point and cell.
+// In every version a cell's share is a product over the axes, b = prod h(x_a), where x_a is the distance of the cell
+// from the point along axis a. So its sum over all cells is a product too, S = prod S_a. A kernel is therefore built
+// from tables with one entry per cell of an axis; no table has an entry for every point and cell.
 //
 //     kernel[cell]     = sum over the points of weight * b / (S + 1e-7)
-//     gradient by P_a  = weight / (S + 1e-7) * (<g, D_a b> - <g, b> / (S + 1e-7) * D_a S)
+//     gradient of P_a  = weight / (S + 1e-7) * (<g, D_a b> - <g, b> / (S + 1e-7) * D_a S)
 //
-// and the same by sigma_a; D_a differentiates the factor of axis a. Without normalisation the last term is absent and
+// and likewise for sigma_a; D_a differentiates the factor of axis a. Without normalisation the last term is absent and
 // the denominator is 1.
 //
-// At a kink the derivative by the position, and that by sigma, is the one from the right.
+// At a kink, derivatives with respect to the position and sigma are those from the right.
 #pragma once
 
 #include <cmath>
@@ -27,7 +27,7 @@ namespace ddu::dcls {
 enum class Version : int8_t { kV0, kV1, kMax, kGauss };
 constexpr const char* kVersionNames[] = {"v0", "v1", "max", "gauss"};
 
-// Of one of the names.
+// The version with a given name.
 inline Version version_of(std::string_view name) {
   int number = 0;
   while (name != kVersionNames[number]) {
@@ -40,13 +40,13 @@ constexpr bool has_sigma(Version version) { return version == Version::kMax || v
 
 constexpr double kEpsilon = 1e-7;  // added to the sum of the shares
 
-// What |sigma| is added to.
+// The least width: it is added to |sigma|.
 constexpr double least_sigma(Version version) { return version == Version::kGauss ? 0.27 : 1.0; }
 
-// From here on, in units of sigma, the Gaussian is 0 in every type: further away nothing changes.
+// From this distance on, in units of sigma, the Gaussian is 0 in every type.
 constexpr double kFarthest = 100;
 
-// The sizes of a call, for a kernel. Layouts, contiguous:
+// The sizes of a call, for a kernel. All tensors are contiguous:
 //   weight            [rows, count]
 //   positions, sigma  [axes, rows, count]
 //   result            [rows, *size], of the last `axes` of them; the other sizes are 1
@@ -62,9 +62,9 @@ struct Problem {
   DDU_HOST_DEVICE bool normalised() const { return version != Version::kV0; }
 };
 
-// Where a point lies on an axis, from the first cell on, and how wide it is. The fraction is that of the position
-// itself: it does not lose bits to the size of the kernel. Of a position that is not finite it is NaN, which all shares
-// are then.
+// Where a point lies on an axis, counted from the first cell, and how wide it is. The fraction is taken from the
+// position itself, so it loses no bits to the size of the kernel. If the position isn't finite, the fraction is NaN,
+// and so are all shares.
 template <class T>
 struct Place {
   T whole;
@@ -88,7 +88,7 @@ DDU_HOST_DEVICE T sign_of_sigma(T sigma) {
   return sigma < 0 ? T(-1) : T(1);
 }
 
-// An axis that the problem has not: one cell, which takes all.
+// The place on an axis that the problem lacks: one cell, which takes everything.
 template <class T>
 DDU_HOST_DEVICE Place<T> nowhere() {
   return {T(0), T(0), T(1), T(1)};
@@ -119,7 +119,7 @@ DDU_HOST_DEVICE Share<T> share(const Place<T>& place, int64_t cell) {
   }
 }
 
-// The cells of an axis outside which every share is exactly 0: a cell or two more are taken than needed.
+// A range of an axis' cells outside which every share is exactly 0. It may be a cell or two wider than necessary.
 struct Cells {
   int64_t begin;
   int64_t end;
@@ -132,7 +132,7 @@ DDU_HOST_DEVICE Cells cells_near(const Place<T>& place, int64_t size) {
   if (!(place.fraction >= 0)) {  // the position is not finite
     return {0, size};
   }
-  // exp(-u^2 / 2) is 0 from here on.
+  // From here on exp(-u^2 / 2) is 0.
   constexpr T kUnderflow = sizeof(T) == 4 ? T(14.5) : T(39);
   const T reach = kGauss ? place.sigma * kUnderflow : place.sigma;
   const T low = std::floor(place.whole - reach);

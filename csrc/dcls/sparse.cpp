@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sparse form: autograd, shapes, and in terms of ATen. NOTE [ Sparse form ] is in sparse.h.
+// The sparse form: autograd, shapes, and in terms of ATen. See NOTE [ Sparse form ] in sparse.h.
 #include "sparse.h"
 
 #include <ATen/ATen.h>
@@ -17,9 +17,9 @@ using c10::SymIntArrayRef;
 
 namespace {
 
-// ---- in terms of ATen: a tap at a time
+// ---- in terms of ATen: one tap at a time
 
-// The input at y + shift of tap j, [B, C, L], with zeros outside.
+// The input at y + shift for one tap, [B, C, L], with zeros outside.
 Tensor moved(const Tensor& input, const Tensor& shifts, SymIntArrayRef size, int64_t tap) {
   const auto axes = shifts.sym_size(0).guard_int(__FILE__, __LINE__);
   const auto channels = input.sym_size(1);
@@ -105,7 +105,7 @@ struct NoOptions {
 
 Tensor total(const Tensor& a, const Tensor& b) { return !a.defined() ? b : b.defined() ? a + b : a; }
 
-// Of x = {input, factors, shifts}; the sizes are the input's.
+// For x = {input, factors, shifts}; the sizes are the input's.
 struct SumFormula {
   static constexpr const char* kName = "DclsSparseSumBackward";
   using Options = NoOptions;
@@ -121,7 +121,7 @@ struct SumFormula {
   }
 };
 
-// Of x = {left, input, shifts}; the sizes are those of left, then the input's.
+// For x = {left, input, shifts}; the sizes are those of left, then the input's.
 struct DotFormula {
   static constexpr const char* kName = "DclsSparseDotBackward";
   using Options = NoOptions;
@@ -197,7 +197,7 @@ TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
 
 TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_shapes(m); }
 
-// To refuse them: see backends/meta.
+// Registered only to be refused: see backends/meta.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_shapes(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_shapes(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_shapes(m); }

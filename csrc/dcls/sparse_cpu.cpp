@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The sparse form on the CPU. A task owns whole channels of one image (sum) or of all (dot), and adds in one order.
+// The sparse form on the CPU. A task owns whole channels, of one image (sum) or of all (dot), and adds in a fixed
+// order.
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -16,10 +17,10 @@ namespace {
 
 using at::Tensor;
 
-// Fewer products than this are not worth another thread.
+// Fewer products than this don't justify another thread.
 constexpr int64_t kGrain = 16384;
 
-// The output indices along an axis whose input, `shift` away, is inside.
+// The output indices along an axis for which the input, `shift` away, is inside.
 struct Range {
   int64_t begin, end;
 
@@ -27,7 +28,7 @@ struct Range {
       : begin(std::max<int64_t>(0, -shift)), end(std::min(output, input - shift)) {}
 };
 
-// f(first output, first input, length) of every row of the image that a tap reaches.
+// Calls f(first output, first input, length) for every row of the image that a tap reaches.
 template <class F>
 void over_lines(const SparseProblem& p, const int64_t* shifts, int64_t channel, int64_t tap, const F& f) {
   int64_t s[kMaxAxes];

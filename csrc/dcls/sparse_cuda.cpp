@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sparse form on CUDA: its kernels are in sparse_kernels.cu.
+// The sparse form on CUDA; its kernels are in sparse_kernels.cu.
 
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The sparse form on a device with kernels of its own: a struct with two static functions, of contiguous tensors,
+// The sparse form on a device with kernels of its own. The device is a struct with two static functions of contiguous
+// tensors:
 //     sum(problem, input, factors, shifts, output)
 //     dot(problem, left, input, shifts, result)
 // The factors and the dot's result have the type that is computed in.

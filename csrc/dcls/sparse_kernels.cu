@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The sparse form: NOTE [ Sparse form ] in sparse.h. Nothing is added atomically: every run gives the same bits.
 //
-// Lanes own neighbouring positions, so that the reads of a tap are side by side, wherever it has been moved; a tap's
-// displacement is worked out once for a block. What one tap has read the next ones find in the L1.
+// Lanes own neighbouring positions, so the reads for a tap are adjacent, wherever the tap has moved. A block computes
+// the displacement of each tap once. What one tap reads stays in the L1 for the next ones.
 
 #include <limits>
 
@@ -22,23 +22,23 @@ using cuda::grid_of;
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-constexpr int kTaps = 64;    // of the sum, in shared memory at once
-constexpr int kPixels = 4;   // of the sum, to a thread
-constexpr int kDotTaps = 8;  // of the dot, to a block
+constexpr int kTaps = 64;    // sum: taps in shared memory at once
+constexpr int kPixels = 4;   // sum: pixels per thread
+constexpr int kDotTaps = 8;  // dot: taps per block
 
 template <class Index>
 struct Tap {
   Index shift[kMaxAxes];
-  Index pixels;  // of all axes together
+  Index pixels;  // along all axes together
 };
 
-// Clamped so that a sum with an index does not wrap around; an index so far away is outside.
+// Shifts are clamped so that adding an index doesn't overflow; an index so far away is outside.
 template <class Index>
 __device__ __forceinline__ Tap<Index> tap_of(
     const SparseProblem& p, const int64_t* shifts, int64_t channel, int64_t j) {
   constexpr int64_t kFar = std::numeric_limits<Index>::max() / 2;
   Tap<Index> tap;
-  uint64_t pixels = 0;  // what wraps around belongs to a tap that reaches nothing
+  uint64_t pixels = 0;  // overflows only for taps that reach nothing
 #pragma unroll
   for (int a = 0; a < kMaxAxes; ++a) {
     const int64_t shift = shift_of(p, shifts, channel, j, a);
@@ -67,7 +67,7 @@ __device__ __forceinline__ Pixel<Index> pixel_of(const SparseProblem& p, Index p
       {plane, row, column}, (plane * static_cast<Index>(p.input[1]) + row) * static_cast<Index>(p.input[2]) + column};
 }
 
-// Of the last kAxes axes: whether the tap of a pixel is inside.
+// Whether a pixel's tap is inside along the last kAxes axes.
 template <int kAxes, class Index>
 __device__ __forceinline__ bool reaches(const SparseProblem& p, const Pixel<Index>& pixel, const Tap<Index>& tap) {
   using Unsigned = std::make_unsigned_t<Index>;
@@ -83,7 +83,7 @@ __device__ __forceinline__ bool reaches(const SparseProblem& p, const Pixel<Inde
 template <class scalar_t, class Index, int kAxes>
 __global__ void __launch_bounds__(kThreads) sparse_sum_kernel(
     const SparseProblem p,
-    const int64_t tiles,                            // of a plane
+    const int64_t tiles,                            // per plane
     const scalar_t* __restrict__ input,             // [B, C, *input]
     const Compute<scalar_t>* __restrict__ factors,  // [C, taps]
     const int64_t* __restrict__ shifts,             // [N, C, taps]
@@ -132,12 +132,12 @@ __global__ void __launch_bounds__(kThreads) sparse_sum_kernel(
   }
 }
 
-// A block owns kDotTaps taps of a channel. Its threads share the positions, and where these are few the images.
+// A block owns kDotTaps taps of a channel. Its threads share the positions and, where those are few, the images.
 template <class scalar_t, class Index, int kAxes>
 __global__ void __launch_bounds__(kThreads) sparse_dot_kernel(
     const SparseProblem p,
-    const int64_t tap_blocks,                  // of a channel
-    const int lanes,                           // threads of a block side by side on positions
+    const int64_t tap_blocks,                  // per channel
+    const int lanes,                           // threads of a block that share an image's positions
     const scalar_t* __restrict__ left,         // [B, C, *output]
     const scalar_t* __restrict__ input,        // [B, C, *input]
     const int64_t* __restrict__ shifts,        // [N, C, taps]
@@ -194,13 +194,13 @@ __global__ void __launch_bounds__(kThreads) sparse_dot_kernel(
   }
 }
 
-// Whether 32 bits hold the places of a plane's pixels.
+// Whether 32 bits are too few to index the pixels of a plane.
 bool is_wide(const SparseProblem& p) {
   constexpr int64_t kLimit = int64_t(1) << 29;
   return cuda::forced.wide || p.input_size() >= kLimit || p.output_size() >= kLimit;
 }
 
-// f(an index, the number of axes that a kernel sees), as constants.
+// Calls f with constants: an index, and the number of axes that the kernel sees.
 template <class F>
 void dispatch_sizes(const SparseProblem& p, const F& f) {
   dispatch_index(is_wide(p), [&](auto index) {

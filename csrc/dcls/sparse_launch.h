@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What sparse_kernels.cu offers to sparse_cuda.cpp. Every function queues its work on `stream` and returns. `type` is
-// that of the images; the factors and the dot's result have the type that is computed in. Layouts: sparse.h.
+// The functions of sparse_kernels.cu that sparse_cuda.cpp calls. Each queues its work on `stream` and returns. `type`
+// is the type of the images; the factors and the dot's result have the type that is computed in. Layouts: sparse.h.
 #pragma once
 
 #include <c10/core/ScalarType.h>

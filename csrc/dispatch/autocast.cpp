@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Autocast: images and columns are cast to the autocast type, as a convolution's would be; dilation maps, offsets and
-// affine maps are cast up to float32, because positions are not to be rounded. float64 stays what it is. Only what a
-// model calls is registered: a backward takes the types of its forward (see WithoutAutocast).
+// Autocast: images and columns are cast to the autocast type, like a convolution's. Dilation maps, offsets and affine
+// maps are cast up to float32, so that positions keep their precision. float64 is left alone. Only the operators that
+// models call are registered: a backward computes in the types of its forward (see WithoutAutocast).
 
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The operators as C++ functions: each goes through the dispatcher, so autograd, autocast and the rest apply.
+// The operators as C++ functions. Each goes through the dispatcher, so autograd, autocast and so on apply.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@
 
 namespace ddu {
 
-// The positions are rates. The three take no notice of options.source and options.order.
+// With rates as positions. The three functions ignore options.source and options.order.
 at::Tensor unfold(const at::Tensor& input, const at::Tensor& dilation_map, const Options& options);
 at::Tensor fold(
     const at::Tensor& columns, c10::SymIntArrayRef output_size, const at::Tensor& dilation_map, const Options& options);

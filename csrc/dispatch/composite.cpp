@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What models call: unbatched arguments get a batch, positions and a mask that are broadcast are expanded, and the
-// operators do the rest. Composite, so every transform sees only these steps.
+// The operators that models call. They add a batch axis to unbatched arguments and expand broadcast positions and
+// masks; the strict operators do the rest. They are composite, so transforms see only these steps.
 
 #include <torch/library.h>
 
@@ -27,7 +27,7 @@ using convolution::value_or_undefined;
 
 Tensor with_batch(const Tensor& tensor) { return tensor.defined() ? tensor.unsqueeze(0) : tensor; }
 
-// Positions or a mask, over the batch and the output grid.
+// Expands positions or a mask over the batch and the output grid.
 Tensor over_grid(const Tensor& tensor, const SymParams& params) {
   if (!tensor.defined()) {
     return tensor;
@@ -37,21 +37,21 @@ Tensor over_grid(const Tensor& tensor, const SymParams& params) {
   return tensor.sym_sizes() == SymIntArrayRef(shape) ? tensor : tensor.expand_symint(shape);
 }
 
-// What the names of the operators begin with that read positions of a source.
+// The prefix of the names of operators that take positions from a source.
 std::string prefix(Word source) {
   return source == name_of(Source::kRates)  ? "dynamic_dilation_"
       : source == name_of(Source::kOffsets) ? "deform_"
                                             : "affine_";
 }
 
-// The sums of windows that models call for a problem of `axes` axes.
+// The sums of windows that models call for `axes` axes.
 template <int axes>
 struct Sums {
   static constexpr Caller kCaller = {axes, /*model=*/true};
 
   static std::string name(Word source, const char* stem) { return prefix(source) + stem + std::to_string(axes) + "d"; }
 
-  // The result of the operator for `given`, whose leading argument is an image.
+  // The operator's result for `given`, whose leading argument is an image.
   static Tensor contract(
       const char* stem, sums::Slot kept, const sums::Tensors& given, const Options& window, int64_t mask_groups) {
     const sums::Options options(window, mask_groups, sums::only(kept));
@@ -62,7 +62,7 @@ struct Sums {
     for (auto& tensor : x) {
       tensor = unbatched ? with_batch(tensor) : tensor;
     }
-    for (const auto slot : {sums::kQuery, sums::kMask}) {  // a softmax gives float32
+    for (const auto slot : {sums::kQuery, sums::kMask}) {  // softmax may return float32
       x[slot] = x[slot].defined() ? over_grid(x[slot].to(input.scalar_type()), call.params) : x[slot];
     }
     x[sums::kPositions] = over_grid(x[sums::kPositions], call.params);
@@ -156,7 +156,7 @@ struct Sums {
   }
 };
 
-// What models call for a problem of `axes` axes.
+// The operators that models call for `axes` axes.
 template <int axes>
 struct Windows {
   static constexpr Caller kCaller = {axes, /*model=*/true};
@@ -184,7 +184,8 @@ struct Windows {
 
   static Tensor unfold_from(const Tensor& input, const Tensor& positions, const Options& options) {
     const auto params = check_sample(unfold_name_from(options.source).c_str(), input, positions, options, kCaller);
-    // The value, by an order for each parameter: of an empty list AOTInductor's programs make None (torch 2.13).
+    // The value, written as an order of 0 for each parameter: AOTInductor's programs turn an empty list into None
+    // (torch 2.13).
     Options value = options;
     value.order.assign(params.parameters, 0);
     return of_batch<&ddu::sample>(params, input, positions, value);
@@ -291,7 +292,7 @@ struct Windows {
   }
 
  private:
-  // How many groups of so many channels there are, at least one. What does not fit is refused by the checks.
+  // How many groups of `part` channels there are, at least one. The checks refuse what doesn't divide evenly.
   static int64_t whole_parts(const Tensor& tensor, const SymInt& part) {
     if (!tensor.defined() || tensor.is_nested() || tensor.dim() <= axes || part <= 0) {
       return 1;
@@ -310,7 +311,7 @@ struct Windows {
       shape[0] = params.batch;
       return tensor.expand_symint(shape);
     };
-    // A mask in float32 beside a half type, what a softmax gives; under autocast that casts it.
+    // With a half type the mask may be float32, as softmax returns it; under autocast, autocast casts it.
     if (a.mask.defined() && a.mask.scalar_type() == at::kFloat && at::isReducedFloatingType(a.input.scalar_type())) {
       a.mask = a.mask.to(a.input.scalar_type());
     }
@@ -351,7 +352,7 @@ void register_composites(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(ddu, CompositeImplicitAutograd, m) { register_composites(m); }
 
-// Under vmap alone nothing else takes a composite operator apart, and it would be called once for every item.
+// Under vmap alone nothing else decomposes composite operators; they would be called once per item.
 TORCH_LIBRARY_IMPL(ddu, FuncTorchBatchedDecomposition, m) { register_composites(m); }
 
 }  // namespace ddu

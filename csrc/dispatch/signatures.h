@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The C++ form of the schemas in schema.cpp.
+// The C++ types of the schemas in schema.cpp.
 //
 // Inside the library every operator is a function
 //     Result f(leading arguments..., const Tensor& positions, const Options& options)
-// and the three templates below spell out what the dispatcher wants to see, and how it is called.
+// The three templates below convert between this and the signature that the dispatcher expects.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -17,7 +17,7 @@
 
 namespace ddu {
 
-// The strict operators, but the convolution's: convolution/convolution.h.
+// The strict operators, except the convolution's: see convolution/convolution.h.
 inline constexpr const char* kOperators[] = {"unfold",    "fold",    "unfold_backward", "sample",
                                              "splat",     "dot",     "sample_backward", "aggregate",
                                              "correlate", "scatter", "sums_backward",   "max_pool"};
@@ -41,7 +41,7 @@ struct Arguments<R (*)(Args...)> {
 using Ints = at::IntArrayRef;
 using Word = std::string_view;
 
-// unfold, fold, unfold_backward and what models call of them: the map stands after kernel_size.
+// unfold, fold, unfold_backward and the functions for models built on them: the map follows kernel_size.
 template <auto f, class Leading = typename Arguments<decltype(f)>::Leading>
 struct RatesSchema;
 
@@ -74,7 +74,7 @@ struct RatesSchema<f, std::index_sequence<i...>> {
   }
 };
 
-// deform_unfold, affine_unfold and their like.
+// deform_unfold, affine_unfold and the like.
 template <Source source, auto f, class Leading = typename Arguments<decltype(f)>::Leading>
 struct WindowsSchema;
 
@@ -99,7 +99,7 @@ struct WindowsSchema<source, f, std::index_sequence<i...>> {
   }
 };
 
-// The family: any source.
+// The family, for any source.
 template <auto f, class Leading = typename Arguments<decltype(f)>::Leading>
 struct FamilySchema;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The samples between the corners around a tap, their weights, and their derivatives.
+// Samples between the corners around a tap: the weights and their derivatives.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,8 @@
 
 namespace ddu {
 
-// Weights of a tap's two neighbours along one axis: [0] their values, [1] differentiated by the position.
+// The weights of a tap's two neighbours along one axis: [0] holds the values, [1] the derivatives with respect to the
+// position.
 template <class T>
 struct AxisWeights {
   T low[2];
@@ -21,8 +22,8 @@ DDU_HOST_DEVICE AxisWeights<T> axis_weights(T fraction, T direction) {
   return {{1 - fraction, -direction}, {fraction, direction}};
 }
 
-// What the partial derivative q counts for at a tap, whose distances from the window's centre at rate one are given for
-// the last kAxes axes.
+// The factor of partial derivative q at a tap. `distance` holds the tap's distances from the window's centre at rate
+// one along the last kAxes axes.
 template <int kAxes, class T>
 DDU_HOST_DEVICE T term_factor(const Term& term, int q, const T (&distance)[kAxes]) {
   T factor = static_cast<T>(term.count[q]);
@@ -34,8 +35,8 @@ DDU_HOST_DEVICE T term_factor(const Term& term, int q, const T (&distance)[kAxes
   return factor;
 }
 
-// The weight of corner c in the partial derivative q: a product over the axes. Corner c is the neighbour after the tap
-// along every axis whose bit it has, the one before it along the others.
+// The weight of corner c in partial derivative q: a product over the axes. Along each axis whose bit is set in c, the
+// corner is the neighbour after the tap; along the others it is the one before it.
 template <int kAxes, class T>
 DDU_HOST_DEVICE T corner_weight(const AxisWeights<T> (&weights)[kAxes], int q, int c) {
   T product = 1;
@@ -48,8 +49,8 @@ DDU_HOST_DEVICE T corner_weight(const AxisWeights<T> (&weights)[kAxes], int q, i
   return product;
 }
 
-// The values at the corners, replaced by the partial derivatives at the tap: the one with number q in the place of
-// corner q. Differences come before products, so what corners have in common cancels exactly.
+// Replaces the values at the corners with the partial derivatives at the tap: number q takes the place of corner q.
+// Differences come before products, so whatever the corners have in common cancels exactly.
 template <int kAxes, class T>
 DDU_HOST_DEVICE void differentiate(const T (&fraction)[kAxes], const T (&direction)[kAxes], T (&corner)[1 << kAxes]) {
   for (int a = 0; a < kAxes; ++a) {
@@ -65,7 +66,7 @@ DDU_HOST_DEVICE void differentiate(const T (&fraction)[kAxes], const T (&directi
   }
 }
 
-// The weights of all corners, for a term.
+// The weights of all corners for a term.
 template <int kAxes, class T>
 struct CornerWeights {
   T corner[1 << kAxes];
@@ -75,7 +76,7 @@ template <int kAxes, class T>
 DDU_HOST_DEVICE CornerWeights<kAxes, T> corner_weights(
     const AxisWeights<T> (&weights)[kAxes], const T (&distance)[kAxes], const Term& term) {
   CornerWeights<kAxes, T> result = {};
-  if (term.count[0] != 0) {  // the value, which occurs alone and once
+  if (term.count[0] != 0) {  // the value, which occurs once and on its own
     for (int c = 0; c < 1 << kAxes; ++c) {
       result.corner[c] = corner_weight(weights, 0, c);
     }

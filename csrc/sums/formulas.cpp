@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows in differentiable steps, with columns: what runs on a device without kernels for them, and what
-// derivatives by the positions are made of that are not first ones.
+// The sums of windows in differentiable steps, with columns. Used on devices without kernels for them, and for
+// derivatives with respect to the positions beyond the first.
 
 #include <ATen/ATen.h>
 #include <ATen/OpMathType.h>
@@ -21,10 +21,10 @@ using at::Tensor;
 using c10::SymInt;
 using c10::SymIntArrayRef;
 
-// Columns take the memory of as many images as a window has taps, so they are made for a few images at a time.
+// Columns take as much memory as K images, where K is the number of taps, so they are made for a few images at a time.
 constexpr double kColumnsLimit = 1 << 28;
 
-// The arguments of the form, in the type that sums are computed in, as [B, M, C / M, K, L] where they have those.
+// The arguments of the form, in the type that sums are computed in, as [B, M, C / M, K, L] with 1 for missing axes.
 class Form {
  public:
   Form(const Tensors& x, const Options& options)
@@ -59,10 +59,10 @@ class Form {
   Tensor input() const { return computed(x_[kInput]); }
   Tensor computed(const Tensor& tensor) const { return tensor.to(type_); }
 
-  // What the samples are multiplied by: [B, C * K, L].
+  // The factors of the samples: [B, C * K, L].
   Tensor factors() const { return flat(product({query_, mask_, weight_}, /*full=*/true)); }
 
-  // The gradients by the arguments that the form is linear in, for samples [B, C * K, L].
+  // Given samples [B, C * K, L], the gradients with respect to the arguments that the form is linear in.
   void add_contractions(const Tensor& samples, const Wanted& wanted, Tensors& results) const {
     auto s = samples.reshape_symint({batch_, mask_groups_, per_group(), taps_, places_});
     if (chosen_.defined()) {
@@ -94,7 +94,7 @@ class Form {
 
   Tensor flat(const Tensor& tensor) const { return tensor.reshape_symint({batch_, channels_ * taps_, places_}); }
 
-  // Of those that are there.
+  // The product of those factors that are defined.
   Tensor product(std::initializer_list<Tensor> factors, bool full = false) const {
     Tensor result;
     for (const auto& factor : factors) {
@@ -124,7 +124,7 @@ class Form {
 
 bool wants_samples(const Wanted& wanted) { return wanted[kQuery] || wanted[kMask] || wanted[kWeight]; }
 
-// The results in the types and layouts that kernels give them.
+// The results in the types and layouts that kernels return.
 Tensors finished(const Tensors& x, Tensors results) {
   const auto& image = x[kInput].defined() ? x[kInput] : x[kQuery];
   for (size_t i = 0; i < kSlots; ++i) {
@@ -140,8 +140,8 @@ Tensors finished(const Tensors& x, Tensors results) {
 
 bool is_traced(const Tensor& tensor) { return tensor.defined() && tensor.unsafeGetTensorImpl()->is_python_dispatch(); }
 
-// How many images at a time: as many as keep the columns below the limit, and at least one. A program that is only
-// traced has no memory to bound: it is the mathematics in one piece.
+// How many images to process at a time: as many as keep the columns below the limit, but at least one. Under tracing
+// there is no memory to limit, so the program is traced in one piece.
 int64_t chunk_size(const Tensors& x, const Options& options) {
   const auto& image = x[kInput].defined() ? x[kInput] : x[kQuery];
   if (std::any_of(x.begin(), x.end(), is_traced)) {
@@ -157,7 +157,7 @@ int64_t chunk_size(const Tensors& x, const Options& options) {
   return std::max<int64_t>(1, static_cast<int64_t>(std::min(kColumnsLimit / std::max(bytes, 1.0), 1e15)));
 }
 
-// f(x, more), for some of the batch at a time.
+// f(x, more), computed for part of the batch at a time.
 template <class F>
 Tensors in_chunks(const Tensors& x, const Tensor& more, const Options& options, const F& f) {
   const auto chunk = chunk_size(x, options);

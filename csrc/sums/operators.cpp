@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows: their checks, their shapes, and which operator computes what.
+// The sums of windows: checks, shapes, and which operator computes what.
 
 #include <ATen/ATen.h>
 
@@ -141,7 +141,7 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const Tensor& positions
 
 TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_operators<None>(m); }
 
-// To refuse them: see meta.cpp.
+// Registered only to be refused: see meta.cpp.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_operators<None>(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_operators<None>(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_operators<None>(m); }

@@ -1,28 +1,29 @@
 // SPDX-License-Identifier: MIT
-// Sums of windows: aggregation, correlation and what else contracts a window without mixing channels.
+// Sums of windows: aggregation, correlation and other contractions of a window that don't mix channels.
 //
 // NOTE [ One form ]
-// With S the samples of an input (NOTE [ The family of derivatives ]), all of them are contractions of one form, which
-// is linear in each of its first four arguments:
+// With S the samples of an input (NOTE [ The family of derivatives ]), all of them are contractions of one form. It is
+// linear in each of its first four arguments:
 //
 //     T = sum over b, c, t, l of
 //         query[b, c, l] * mask[b, m, t, l] * weight[b, c, t] * [taps[b, c, l] = t] * S(input, positions)[b, c, t, l]
 //
-// where c is a channel, m its group of the mask, t a tap, l a position of the output. An argument that is left out is a
-// factor of one. The gradient of T by an argument is a contraction that keeps the argument's indices:
+// where c is a channel, m its mask group, t a tap and l an output position. A missing argument is a factor of one. The
+// gradient of T with respect to an argument is a contraction that keeps the argument's indices:
 //
-//     aggregate   by query       a weighted sum of every window
-//     correlate   by mask        the products of every window with a query
-//     scatter     by input       the adjoint of aggregate
-//     sums_backward              by whichever of the five are asked for, in one call
+//     aggregate   w.r.t. query   a weighted sum of every window
+//     correlate   w.r.t. mask    the products of every window with a query
+//     scatter     w.r.t. input   the adjoint of aggregate
+//     sums_backward              w.r.t. any of the five arguments, in one call
 //
-// The gradient of one of these by another argument is a gradient of T again, with what it was multiplied by in the
-// place of the argument that it keeps. So the backward of each is sums_backward, and so is the larger part of any
-// further derivative. What is left, twice by the positions, is made of the family: autograd/sums.cpp.
+// The gradient of one of these with respect to another argument is again a gradient of T, in which the incoming
+// gradient takes the place of the argument whose indices the operator keeps. So the backward of each is sums_backward,
+// and so are most higher derivatives. The rest, second derivatives with respect to the positions, is built from the
+// family: autograd/sums.cpp.
 //
-// max_pool is aggregate with `taps`, once it is known which tap of a window is the largest.
+// max_pool is aggregate with `taps`, once each window's largest tap is known.
 //
-// Every tensor starts with the batch, and no operator holds columns.
+// Every tensor starts with the batch axis, and no operator materialises columns.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -43,12 +44,12 @@ namespace ddu::sums {
 
 using OptionalTensor = std::optional<at::Tensor>;
 
-// The arguments of the form. Those before kTaps it is linear in, and kTaps has no gradient.
+// The arguments of the form. It is linear in those before kTaps, and kTaps has no gradient.
 enum Slot : size_t { kQuery, kInput, kMask, kWeight, kTaps, kPositions, kSlots };
 
-using Tensors = std::vector<at::Tensor>;  // one for each slot, undefined where there is none
+using Tensors = std::vector<at::Tensor>;  // one per slot, undefined where missing
 using Wanted = std::array<bool, kSlots>;  // which gradients of T
-using OutputMask = std::array<bool, 5>;   // the same in a schema, which leaves out kTaps
+using OutputMask = std::array<bool, 5>;   // the same in a schema, without kTaps
 
 inline at::Tensor value_or_undefined(const OptionalTensor& tensor) {
   return tensor.has_value() ? *tensor : at::Tensor();
@@ -69,7 +70,7 @@ inline bool any(const Wanted& wanted) { return std::find(wanted.begin(), wanted.
 inline Wanted from_schema(const OutputMask& m) { return {m[0], m[1], m[2], m[3], false, m[4]}; }
 inline OutputMask to_schema(const Wanted& w) { return {w[kQuery], w[kInput], w[kMask], w[kWeight], w[kPositions]}; }
 
-// The options of a window, the groups of the mask, and which contractions a call is.
+// The options of a window, the number of mask groups, and which contractions a call computes.
 struct Options {
   static constexpr size_t kWindowLists = std::tuple_size_v<ddu::Options::Lists>;
   using Lists = std::array<ddu::Options::Ints, kWindowLists + 2>;
@@ -91,7 +92,7 @@ struct Options {
   }
 
   ddu::Options window;
-  int64_t mask_groups;  // of what correlate makes; elsewhere the mask tells
+  int64_t mask_groups;  // of correlate's result; other operators take it from the mask
   Wanted wanted = {};
 
  private:
@@ -102,7 +103,7 @@ struct Options {
   }
 };
 
-// A checked call. `x` has no tensor in the place of the result of an operator with only one.
+// A checked call. If the operator has only one result, its slot in `x` is undefined.
 struct Call {
   const Tensors& x;
   SymParams params;
@@ -112,7 +113,7 @@ struct Call {
 
 // ---- the operators through the dispatcher
 
-// The wanted gradients of T, by whichever operator has them.
+// The wanted gradients of T, from whichever operator computes them.
 Tensors contract(const Tensors& x, const Options& options, c10::SymIntArrayRef image_size, const Wanted& wanted);
 
 std::tuple<at::Tensor, at::Tensor> max_pool(
@@ -122,7 +123,7 @@ std::tuple<at::Tensor, at::Tensor> max_pool(
 
 Tensors by_columns(const Tensors& x, const Options& options, c10::SymIntArrayRef image_size, const Wanted& wanted);
 
-// The change of the wanted gradients of T where the positions change by `direction`.
+// The change in the wanted gradients of T when the positions change by `direction`.
 Tensors along_positions(
     const Tensors& x,
     const at::Tensor& direction,
@@ -130,7 +131,7 @@ Tensors along_positions(
     c10::SymIntArrayRef image_size,
     const Wanted& wanted);
 
-// ---- the schemas: `f` is a function of the tensors and the options, with the size of the image that is made
+// ---- the schemas: `f` takes the tensors, the options and the size of the image to produce, if any
 
 using Compute = Tensors (*)(const char* op, const Tensors& x, const Options& options, c10::SymIntArrayRef image_size);
 
@@ -185,7 +186,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> sums_back
                      positions};
   const auto wanted = from_schema(output_mask);
   auto result = f("sums_backward", x, Options(DDU_WINDOW_OPTIONS, 0, wanted), {});
-  // A result of an operator is a tensor: an empty one stands for what was not asked for.
+  // Operators must return defined tensors: an empty one stands for a gradient that was not asked for.
   for (size_t i = 0; i < kSlots; ++i) {
     result[i] = wanted[i] ? result[i] : at::empty({0}, input.options());
   }
@@ -200,10 +201,10 @@ std::tuple<at::Tensor, at::Tensor> max_pool_schema(const at::Tensor& input, DDU_
 #undef DDU_WINDOW_PARAMETERS
 #undef DDU_WINDOW_OPTIONS
 
-// ---- the operators of a device
+// ---- a device's operators
 
-// The options that a call of max_pool is checked and differentiated with: a tap that is the largest of its window lies
-// in the image, where "ignore" is "zeros".
+// max_pool's calls are checked and differentiated with these options: the largest tap of a window lies in the image,
+// where "ignore" and "zeros" agree.
 constexpr const char* kIgnore = "ignore";
 ddu::Options without_ignore(const ddu::Options& options);
 
@@ -220,17 +221,17 @@ SymParams check_max_pool(
     const ddu::Options& options,
     const Caller& caller = {0, false, true});
 
-// Of results with the channels of an image: channels-last where the image is, as F.conv2d has it.
+// For results with the channels of an image: channels-last if the image is, as in F.conv2d.
 at::MemoryFormat format_of(const at::Tensor& image);
 
-// The wanted results, not initialised.
+// The wanted results, uninitialised.
 Tensors allocate(const Call& call);
 std::tuple<at::Tensor, at::Tensor> allocate_max_pool(const SymParams& params, const at::Tensor& input);
 
-// A device is a struct with two static functions, which fill what is allocated:
+// A device is a struct with two static functions, which fill the allocated tensors:
 //     contract(call, results)
 //     max_pool(params, ignore, input, positions, values, taps)
-// Results that are wanted are not empty.
+// Wanted results have at least one element.
 template <class Backend>
 struct Operators {
   static Tensors contract(const char* op, const Tensors& x, const Options& options, c10::SymIntArrayRef image_size) {

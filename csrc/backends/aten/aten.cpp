@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The operators in terms of ATen's: what runs on a device that has no kernels of its own, and what a decomposition
-// traces. Values, types, errors and precision are the kernels'; only time and memory are not.
+// The operators in terms of ATen's. They run on devices that have no kernels of their own, and decompositions trace
+// them. Values, types, errors and precision match the kernels'; only time and memory don't.
 
 #include <ATen/Functions.h>
 #include <ATen/OpMathType.h>
@@ -28,23 +28,23 @@ using at::Tensor;
 using c10::SymInt;
 using c10::SymIntArrayRef;
 
-// ---- where the taps lie
+// ---- the places of the taps
 
 using SymShape = std::vector<SymInt>;
 
 // The taps along an axis: tensors that broadcast to [B, G, *kernel, *out].
 struct TapsOfAxis {
-  Tensor pixel;                // the neighbour before the tap, in the image with a border
-  std::array<Tensor, 2> low;   // its weight, and the weight's derivative by the position
-  std::array<Tensor, 2> high;  // of the neighbour after it
+  Tensor pixel;                // the neighbour before the tap, in the image with its border
+  std::array<Tensor, 2> low;   // that neighbour's weight, and its derivative with respect to the position
+  std::array<Tensor, 2> high;  // the same for the neighbour after the tap
   Tensor distance;             // from the window's centre at rate one
 };
 
 // NOTE [ Positions in terms of ATen ]
-// The computation is that of NOTE [ Positions ]. ATen has no fused multiply-add, so the exact remainder comes from a
-// parameter split in three: its whole part, and a coarse and a fine half of the rest, each short enough for its product
-// with the slope to be exact. All sums but the last are exact, too. (A number minus a tensor is written otherwise: C++
-// spells it with an operation in place, which a graph may not contain.)
+// The computation is that of NOTE [ Positions ]. ATen has no fused multiply-add, so the exact remainder is computed
+// from a parameter split in three: its whole part, and a coarse and a fine half of the rest, each short enough for its
+// product with the slope to be exact. All sums but the last are exact too. (There is no `number - tensor`: C++
+// implements it with an in-place operation, which a graph may not contain.)
 class Taps {
  public:
   Taps(const SymParams& params, const Tensor& positions) : p_(params), axes_(params.axes) {
@@ -73,18 +73,18 @@ class Taps {
   const Axis<SymInt>& axis(int64_t a) const { return p_.axis[p_.first_axis() + a]; }
   const TapsOfAxis& operator[](int64_t a) const { return taps_[a]; }
 
-  // 1, or NaN where a parameter is not finite. Such a tap has no neighbour in the image, but this in every weight.
+  // 1, or NaN where a parameter is not finite. Such a tap has no neighbour in the image, but NaN in every weight.
   const Tensor& unit() const { return unit_; }
 
  private:
-  // A tensor of one dimension, laid along dimension `dim` of the last: (*kernel, *out).
+  // A 1-D tensor, laid along dimension `dim` of the last ones: (*kernel, *out).
   Tensor along(int64_t dim, const Tensor& values) const {
     SymShape sizes(2 * axes_, 1);
     sizes[dim] = values.sym_size(0);
     return values.view_symint(sizes);
   }
 
-  // The distances of the taps along an axis from the window's centre at rate one.
+  // The taps' distances from the window's centre at rate one, along an axis.
   Tensor distances(int64_t a, const at::TensorOptions& numbers) const {
     const Tensor twice = at::arange(1 - axis(a).kernel, axis(a).kernel, 2, numbers);
     return along(a, twice * static_cast<double>(axis(a).dilation) / 2);
@@ -190,7 +190,7 @@ class Plain {
     first_ = index.expand_symint(over_taps()).reshape_symint(per_tap_shape());
   }
 
-  // [B, C, *size] -> [B, C * taps, L], not rounded to the type of the image yet
+  // [B, C, *size] -> [B, C * taps, L], not yet rounded to the image's type
   Tensor sample(const Term& term, const Tensor& image) const {
     std::vector<int64_t> border;
     for (int64_t a = 0; a < axes_; ++a) {
@@ -222,7 +222,7 @@ class Plain {
     return image.to(columns.scalar_type(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
   }
 
-  // [B, C, *size] -> the largest sample of every window and its tap, both [B, C, L]
+  // [B, C, *size] -> the largest sample of every window and its tap, each [B, C, L]
   std::tuple<Tensor, Tensor> largest(const Term& value, const Tensor& image, bool ignore) const {
     Tensor samples = sample(value, image).reshape_symint({p_.batch, p_.channels, taps_, positions_});
     const Tensor taps = at::arange(taps_, samples.options().dtype(at::kLong)).view({taps_, 1});
@@ -283,7 +283,7 @@ class Plain {
 
   SymShape planes(const SymInt& size) const { return {p_.batch, p_.groups, p_.channels / p_.groups, size}; }
 
-  // The bit of an axis of the problem, in the number of a corner or of a partial derivative.
+  // The bit of an axis of the problem in the number of a corner or of a partial derivative.
   int bit(int64_t a) const { return axis_bit(p_.first_axis() + static_cast<int>(a)); }
 
   std::vector<Corner> corners(const Term& term) const {
@@ -308,7 +308,7 @@ class Plain {
     return result;
   }
 
-  // What the partial derivative q adds to the weight of corner c.
+  // What partial derivative q adds to the weight of corner c.
   Tensor partial(const Term& term, int q, int c) const {
     Tensor product;
     for (int64_t a = 0; a < axes_; ++a) {
@@ -328,14 +328,14 @@ class Plain {
   int64_t taps_ = 1;
   SymInt positions_ = 1;
   SymInt plane_ = 1;            // pixels of an image with the border of math/axis.h around it
-  std::vector<SymInt> padded_;  // its sizes,
-  std::vector<SymInt> pitch_;   // and how far neighbours along an axis lie apart in it
-  Tensor first_;                // the index of a tap's first neighbour: [B, G, 1, taps * L]
+  std::vector<SymInt> padded_;  // its sizes along the axes
+  std::vector<SymInt> pitch_;   // and the distances of neighbours along them
+  Tensor first_;                // index of a tap's first neighbour: [B, G, 1, taps * L]
 };
 
 // ---- the operators
 
-// Says once for each type of device that ddu_ops has no kernels for it, and what runs instead.
+// Warns, once per device type, that ddu_ops has no kernels for it, and says what runs instead.
 void warn(c10::DeviceType device, const char* instead) {
   static std::atomic<uint64_t> warned = 0;
   const auto bit = uint64_t(1) << static_cast<int>(device);
@@ -346,7 +346,7 @@ void warn(c10::DeviceType device, const char* instead) {
   }
 }
 
-// Not of what is only traced, nor where a device has kernels and a decomposition was called all the same.
+// Doesn't warn under tracing, nor if a device with kernels runs a decomposition.
 void warn_of(const Tensor& tensor) {
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("ddu::sample", "");
   if (!tensor.unsafeGetTensorImpl()->is_python_dispatch() &&
@@ -404,7 +404,7 @@ std::tuple<Tensor, Tensor> max_pool(const Tensor& input, const Tensor& positions
   return {laid_out(values.to(input.scalar_type())), laid_out(taps)};
 }
 
-// XLA and Lazy have no views below functionalization, so nothing in terms of ATen can run there: the CPU's kernels do.
+// XLA and Lazy have no views below functionalization, so nothing in terms of ATen can run there; the CPU's kernels do.
 template <c10::DeviceType device>
 void on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   warn(device, "on the CPU");
@@ -424,7 +424,7 @@ TORCH_LIBRARY_IMPL(ddu, XLA, m) { register_on_cpu<at::kXLA>(m); }
 
 TORCH_LIBRARY_IMPL(ddu, Lazy, m) { register_on_cpu<at::kLazy>(m); }
 
-// Also of tensors that are sparse, quantised and the like: the checks refuse them, with the argument's name.
+// Also called with sparse tensors, quantised ones and the like: the checks refuse them and name the argument.
 TORCH_LIBRARY_IMPL(ddu, CompositeExplicitAutograd, m) {
   register_operators<Aten>(m);
   m.impl("max_pool", TORCH_FN(sums::max_pool_schema<&max_pool>));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The convolution on a CPU: memory, threads, and the product of matrices. What is computed is in convolution.h.
+// The convolution on a CPU: memory, threads, and matrix products. convolution.h describes the computation.
 
 #include "convolution.h"
 
@@ -34,17 +34,17 @@ using cpu::kTile;
 using cpu::parallel_tasks;
 using cpu::strided;
 
-// Elements that a tile's samples take at most, so that the cache holds them beside the weights they meet.
+// The most elements that a tile's samples may take, so that they fit the cache along with their weights.
 constexpr int64_t kSamples = 96 * 1024;
 
-// Planes of a chunk: few, for its samples and what they touch to stay in the cache, and more than one, for every chunk
-// locates the taps again.
+// Planes per chunk: few, so that their samples and everything these touch stay in the cache, but more than one, since
+// every chunk locates the taps again.
 constexpr int64_t kChunkPlanes = 2;
-constexpr int64_t kChunkColumns = 320;  // taps and lanes of a chunk at a time
+constexpr int64_t kChunkColumns = 320;  // taps times lanes of a chunk, processed at a time
 
-// The backward's tasks are chunks of images. Images that add to the weight's gradient at the same time have sums of
-// their own, so many that there are enough tasks. Fewer chunks are cut into two bands with planes of grad_input each.
-// Both cost memory, and time to add up.
+// The tasks of the backward are chunks of images. Images that add to the weight's gradient at the same time have
+// separate sums, as many as it takes for enough tasks. If there are fewer chunks, they are cut into two bands, each
+// with its own planes of grad_input. Both cost memory, and time to add up.
 constexpr int64_t kMaxSets = 8;
 constexpr int64_t kEnoughTasks = 4;
 constexpr int64_t kTilesForBands = 16;
@@ -78,7 +78,7 @@ cpu::Convolution cut(const Problem& problem) {
   return c;
 }
 
-// Tasks that do not begin with 0.
+// parallel_tasks for tasks that don't start at 0.
 template <class F>
 void parallel_range(int64_t begin, int64_t end, int64_t work, const F& f) {
   parallel_tasks(end - begin, work, [&](int64_t first, int64_t last) { f(begin + first, begin + last); });
@@ -131,8 +131,8 @@ void pack_weight(const cpu::Convolution& c, const T* weight, int64_t images, T* 
   });
 }
 
-// f(row of the weight of an output and a chunk's channels, [channels, taps]; its place among those of all chunks,
-// [taps, lanes]; chunk), for all of so many images.
+// Calls f(row of the weight for an output and a chunk's channels, [channels, taps]; its place among those of all
+// chunks, [taps, lanes]; chunk) for all of `images` images.
 template <class F>
 void for_chunk_weights(const cpu::Convolution& c, int64_t images, const F& f) {
   const int64_t taps = taps_of(c.window);
@@ -162,7 +162,7 @@ void pack_chunk_weights(const cpu::Convolution& c, const T* weight, int64_t imag
   });
 }
 
-// The sum of `copies` sets of gradients.
+// Sums `copies` sets of gradients.
 template <class T>
 void unpack_chunk_weights(const cpu::Convolution& c, const T* sums, int64_t copies, T* grad_weight) {
   const int64_t taps = taps_of(c.window);
@@ -194,7 +194,7 @@ cpu::PositionsView<scalar_t, T> from_image(const cpu::PositionsView<scalar_t, T>
   return {from_image(view.stored, b), from_image(view.computed, b)};
 }
 
-// Of a tensor [B, channels, *pixels] that is dense in its memory format, from an image on.
+// From image b on, a tensor [B, channels, *pixels] that is dense in its memory format.
 template <class Pointer>
 cpu::Dense<Pointer> dense(Pointer data, int64_t channels, int64_t pixels, bool channels_last, int64_t b) {
   return {data + b * channels * pixels, channels * pixels, channels_last ? 1 : pixels, channels_last ? channels : 1};
@@ -202,7 +202,7 @@ cpu::Dense<Pointer> dense(Pointer data, int64_t channels, int64_t pixels, bool c
 
 bool is_channels_last(at::MemoryFormat format) { return format != at::MemoryFormat::Contiguous; }
 
-// ---- one call, for one type
+// ---- a call, for one type
 
 template <class scalar_t>
 struct Call {
@@ -224,7 +224,7 @@ struct Call {
   static cpu::Product<T> product() {
     const auto own = cpu::convolution_kernels<scalar_t, T>().product;
 #if defined(CPUBLAS_BRGEMM_F32F32F32)
-    // Where torch's product is not one kernel for this machine's registers, it depends on the number of threads.
+    // Where torch's product isn't a single kernel for this machine's registers, it depends on the number of threads.
     if constexpr (std::is_same_v<T, float>) {
       static const bool wide = std::string_view(cpu::capability_name()) == "AVX512";
       return wide ? &library_product : own;
@@ -233,7 +233,7 @@ struct Call {
     return own;
   }
 
-  // Planes of images or parts of them: rows [begin, end) of those that begin with image b.
+  // Planes of images, or of parts of them: rows [begin, end) of the images from b on.
   void pack(int64_t b, int64_t begin, int64_t end, T* planes) const {
     const auto view = from_image(input, b);
     parallel_range(begin, end, c.planes.plane / c.planes.rows, [&](int64_t first, int64_t last) {
@@ -251,7 +251,7 @@ struct Call {
     const int64_t outputs = positions_of(p);
     const int64_t tiles = ceil_div(outputs, c.tile);
     const int64_t wave = std::clamp<int64_t>(ceil_div(2 * at::get_num_threads(), tiles), 1, p.batch);
-    const int64_t plane_rows = c.shared.groups * c.planes.planes * c.planes.rows;  // of an image
+    const int64_t plane_rows = c.shared.groups * c.planes.planes * c.planes.rows;  // per image
     auto result = at::empty(result_shape(a), a.input.options().memory_format(format));
     const Tensor planes = at::empty({wave, c.shared.groups * c.planes.planes, c.planes.plane}, kType);
     advise_large_pages(planes);
@@ -287,7 +287,7 @@ struct Call {
     const auto& l = c.planes;
     const int64_t outputs = positions_of(p);
     const int64_t taps = taps_of(p);
-    const int64_t per_chunk = positions_per_group(p) * p.parameters * outputs;  // of the positions' gradient
+    const int64_t per_chunk = positions_per_group(p) * p.parameters * outputs;  // elements of the positions' gradient
     const int64_t image_rows = pixels_of(p) / p.axis[kMaxAxes - 1].size;
     const bool with_grad = needs[convolution::kInput] || needs[convolution::kPositions] || needs[convolution::kMask];
     const bool with_samples =
@@ -307,7 +307,7 @@ struct Call {
     result[convolution::kPositions] = zeros_in(needs[convolution::kPositions], a.positions);
     result[convolution::kMask] = zeros_in(needs[convolution::kMask], a.mask);
 
-    // As many chunks are worked on at a time as there are threads for, of a block of as few images.
+    // Work on as many chunks at a time as there are threads, from a block of as few images as possible.
     const int64_t sets = std::clamp<int64_t>(kMaxSets / (c.chunks * c.bands), 1, p.batch);
     const int64_t wanted = ceil_div(at::get_num_threads(), c.bands);
     const int64_t block = std::clamp<int64_t>(ceil_div(wanted, c.chunks), 1, sets);
@@ -320,7 +320,7 @@ struct Call {
     };
     const Tensor planes = room(with_samples, {set});
     const Tensor image = room(needs[convolution::kInput], {c.bands, set});
-    // Of grad_output's layouts, the one that it has is made first.
+    // Of the two layouts of grad_output, make the one that it already has first.
     const auto grad_format = grad_output.suggest_memory_format();
     const bool grad_last = is_channels_last(grad_format);
     const Tensor grad_rows = room(with_grad || grad_last, {block, c.tiles(), kTile, c.out_channels});
@@ -429,7 +429,7 @@ struct Call {
     });
   }
 
-  // The first plane of a chunk, or the one after all before it.
+  // The first plane of a chunk, which is also the end of the planes before it.
   int64_t plane_of(int64_t number) const {
     const int64_t shared = number / c.chunks_per_shared();
     return shared * c.planes.planes + number % c.chunks_per_shared() * c.chunk_planes;
@@ -447,12 +447,12 @@ struct Call {
   const cpu::ConvolutionKernels<scalar_t, T>& kernels;
   const cpu::Strided<const scalar_t*> input;
   const cpu::PositionsView<scalar_t, T> positions;
-  const Tensor weight;  // in the type that is computed in
+  const Tensor weight;  // in the type that sums are computed in
   const at::MemoryFormat format;
   cpu::Strided<const scalar_t*> mask = {};
 };
 
-// Depthwise and nearly so, there is no product to speak of: columns in the cache do.
+// With few channels per group, depthwise above all, the product is too small to matter: cached columns will do.
 bool takes(const Problem& problem, const Arguments&) {
   return problem.groups == 1 || problem.window.channels / problem.groups >= 4;
 }

@@ -12,15 +12,15 @@ namespace ddu::cpu::DDU_CAPABILITY {
 
 namespace {
 
-// Rows and columns of a product are made multiples of this: each shape that a library's product has not met yet costs
-// it far more than a few more rows.
+// Rows and columns of a product are rounded up to multiples of this: a shape that is new to a library's product costs
+// far more than a few extra rows.
 constexpr int64_t kRowStep = 16;
 
 inline int64_t in_row_steps(int64_t n) { return ceil_div(n, kRowStep) * kRowStep; }
 
-// ---- a product of matrices
+// ---- a matrix product
 
-// kRows rows and kVectors vectors of columns, whose sums stay in registers.
+// kRows rows by kVectors vectors of columns, with the sums kept in registers.
 template <int kRows, int kVectors, class T>
 inline void product_block(
     int64_t inner,
@@ -142,7 +142,7 @@ inline void transpose(
 
 // ---- the corners of a position
 
-// Weights of one position: a copy, which no store can change.
+// The weights of one position, in a copy that no store can alias.
 template <class T, int kAxes>
 struct PositionWeights {
   T corner[1 << kAxes];
@@ -185,7 +185,7 @@ inline typename Lanes<T, kLanes>::Type weighted(
 
 // ---- forward
 
-// n positions of a tile, [n, channels], plus the bias, into a result of any layout.
+// Stores n positions of a tile, [n, channels], plus the bias, in a result of any layout.
 template <class scalar_t, class T>
 inline void store_result(
     const T* __restrict tile,
@@ -204,7 +204,7 @@ inline void store_result(
     }
     return;
   }
-  constexpr int64_t kBlock = 16;  // channels that are read together
+  constexpr int64_t kBlock = 16;  // channels read at a time
   T rows[kBlock * kTile];
   for (int64_t first = 0; first < channels; first += kBlock) {
     const int64_t count = least(kBlock, channels - first);
@@ -222,8 +222,8 @@ inline void store_result(
   }
 }
 
-// Samples of planes that lie `plane_pitch` apart, each multiplied by the position's factor, or by one: [n, planes,
-// kLanes] of positions `step` apart.
+// Samples of planes that are `plane_pitch` apart, each multiplied by the position's factor or by one: [n, planes,
+// kLanes], with positions `step` apart.
 template <int kLanes, int kAxes, class T>
 inline void sample_planes(
     int64_t n,
@@ -250,7 +250,7 @@ inline void sample_planes(
 
 template <class scalar_t, class T, int kAxes, int kLanes>
 void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int64_t begin, int64_t end) {
-  constexpr int64_t kColumns = 64;  // of a product: their weights stay in the cache
+  constexpr int64_t kColumns = 64;  // per product, so that their weights stay in the cache
   const auto& p = c.window;
   const auto& l = c.planes;
   const int64_t positions = positions_of(p);
@@ -258,8 +258,8 @@ void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int
   const int64_t taps = taps_of(p);
   const int64_t inputs = c.channels_in();
   const int64_t outputs = c.channels_out();
-  // Lanes of a plane that are no channels fall on what is written next: entries of a row are, in their order, where a
-  // group of the weight has one group of positions. After the last one there is room.
+  // Padding lanes of a plane fall on what is written next, if a row's entries are written in order. They are where each
+  // group of the weight has one group of positions. After the last entry there is spare room.
   const bool in_order = c.groups % p.groups == 0;
   const int64_t pitch = c.taps * inputs + (l.per_group % kLanes == 0 ? 0 : kLanes);
   const int64_t per_positions = c.shared.groups / p.groups;
@@ -342,8 +342,8 @@ void convolve_lanes(const Convolution& c, const Convolve<scalar_t, T>& call, int
 
 // ---- backward
 
-// grad_output in both layouts, [images, tiles, kTile, channels] and [images, tiles, channels, kTile], zeros up to
-// whole row steps; the one that it does not have itself may be null. A task is a tile of an image.
+// grad_output in both layouts, [images, tiles, kTile, channels] and [images, tiles, channels, kTile], with zeros up to
+// whole row steps. The layout that grad_output lacks may be null. A task is one tile of an image.
 template <class scalar_t, class T>
 void pack_grad(
     const Convolution& c, Dense<const scalar_t*> grad, T* grad_rows, T* grad_channels, int64_t begin, int64_t end) {
@@ -378,19 +378,19 @@ void pack_grad(
   }
 }
 
-// Where columns' gradient, [n, planes, kLanes], meets the samples, at a tap of a tile. Pointers to what is not needed
-// are null.
+// Where the columns' gradient, [n, planes, kLanes], meets the samples, for one tap of a tile. Pointers that are not
+// needed are null.
 template <class T>
 struct Meeting {
   const T* planes;
   T* image;  // planes of grad_input
   int64_t plane_pitch;
-  int64_t count;    // of planes
+  int64_t count;    // number of planes
   const T* factor;  // the mask
   const T* grad;
-  T* samples;  // times the factor
+  T* samples;  // multiplied by the factor
   int64_t step;
-  T* mask_sums;      // [n, kLanes]: grad times samples are added
+  T* mask_sums;      // [n, kLanes], to which grad times samples is added
   T* position_sums;  // [terms, kTile, kLanes]: grad times factor times derivatives
   int64_t terms;
 };
@@ -548,7 +548,7 @@ void convolve_backward_lanes(
           if (mask_sums != nullptr) {
             sum_lanes<kLanes>(mask_products, n, mask_sums + tap * positions + first);
           }
-          if (terms > 0 && (entries > 1 || multiples > 1 || tap + 1 == taps)) {  // the sum of a tap, or of all
+          if (terms > 0 && (entries > 1 || multiples > 1 || tap + 1 == taps)) {  // the sum of one tap, or of all
             const int64_t entry = entries > 1 ? tap : 0;
             T distance[kAxes];
             located.distances(distance);
@@ -568,7 +568,7 @@ void convolve_backward_lanes(
   }
 }
 
-// ---- with the axes and the lanes of the call
+// ---- instantiated for the axes and lanes of the call
 
 #define DDU_LANES(function, ...) \
   switch (c.planes.lanes) { \

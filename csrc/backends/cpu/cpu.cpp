@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CPU device: memory and threads. What is computed is in kernels.h.
+// The CPU device: memory and threads. kernels.h describes the computation.
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -14,7 +14,7 @@ namespace {
 
 using at::Tensor;
 
-// One call, for one type.
+// A call, for one type.
 template <class scalar_t>
 struct Call {
   using T = at::opmath_type<scalar_t>;
@@ -42,8 +42,8 @@ struct Call {
     });
   }
 
-  // Adds term `splat` of the columns into `image`, and their products with the `count` terms `dot` of `input` into
-  // `result`, [B, G, positions_per_group, count, multiples, *out]; either may be null.
+  // Adds term `splat` of the columns to `image`, and writes their products with the `count` terms `dot` of `input` to
+  // `result`, [B, G, positions_per_group, count, multiples, *out]. Either output may be null.
   void reduce(
       const Tensor& columns,
       const Term* splat,
@@ -61,7 +61,7 @@ struct Call {
       image_planes.zero_();
     }
     const Tensor input_planes = input == nullptr ? Tensor() : pack(*input);
-    // The only sum is the result, if it has the type.
+    // With one plane the sums are the result itself, if it has their type.
     const bool direct = result != nullptr && layout.planes == 1 && result->scalar_type() == kType;
     const int64_t sums_size = p.batch * p.groups * positions_per_group(p) * count * multiples * positions_of(p);
     const Tensor sums = direct ? result->view({1, -1}) : at::empty({layout.planes, sums_size}, kType);
@@ -104,7 +104,7 @@ struct Call {
   const UnfoldParams p;
   const cpu::Layout layout;
   const cpu::Kernels<scalar_t, T>& kernels;
-  const int64_t planes;  // of all groups and batch items
+  const int64_t planes;  // over all groups and batch items
   const cpu::PositionsView<scalar_t, T> located;
 };
 
@@ -146,7 +146,7 @@ struct Cpu {
   }
 
  private:
-  // f(call) for the type of `like`. Without a batch or channels, every output is empty or a sum of nothing.
+  // Calls f(call) for the type of `like`. Without a batch or channels, every output is empty or a sum of nothing.
   template <class F>
   static void dispatch(
       const SymParams& params,

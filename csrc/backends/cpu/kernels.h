@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: MIT
-// What the CPU device computes, on raw memory: the interface between cpu.cpp, which cuts the work into tasks,
-// and kernels_impl.h, which is compiled once for each instruction set.
+// The CPU device's computations on raw memory: the interface between cpu.cpp, which divides the work into tasks, and
+// kernels_impl.h, which is compiled once for each instruction set.
 
 // NOTE [ CPU kernels ]
-// Images are read from, and added into, padded planes. A plane holds kLanes channels of one group in the type that sums
-// are computed in, channels innermost: [D + 3, H + 3, W + 3, kLanes] for three axes, the image at (2, 2, 2), zeros
-// around it. (The last plane of a group is filled up with channels of zeros.)
+// Images are read from, and added into, padded planes. A plane holds kLanes channels of one group, channels innermost,
+// in the type that sums are computed in: [D + 3, H + 3, W + 3, kLanes] for three axes, with the image at (2, 2, 2) and
+// zeros around it. (The last plane of a group is padded with channels of zeros.)
 //
-// - Every corner of a tap has an address. Those of a tap without a neighbour in the image (kNoPixel) are all zeros when
-//   read, and dropped with the border when added to. So there are no masks and no cases in the loops, and a pixel that
-//   is infinite cannot leak through a weight of zero into a window that lies beside it.
-// - A tap's corner is kLanes consecutive numbers: loads, sums and stores are vectors, and address and weights, which do
-//   not depend on the channel, are used kLanes times.
-// - Strides and types of the tensors are dealt with when rows of them are copied to and from a tile.
+// - Every corner of a tap has an address. The corners of a tap without a neighbour in the image (kNoPixel) are all read
+//   as zeros, and additions to them are dropped with the border. So the loops need no masks and no special cases, and
+//   an infinite pixel cannot leak, through a weight of zero, into a window next to it.
+// - A tap's corner is kLanes consecutive numbers: loads, sums and stores are vectors, and the address and the weights,
+//   which don't depend on the channel, are used kLanes times.
+// - Strides and types of the tensors only matter when rows of them are copied to or from a tile.
 //
-// Positions are worked on in tiles of kTile. In a tile, locations and weights are computed with a lane per position,
-// and entries of columns are turned from rows of positions into rows of channels or back.
+// Positions are processed in tiles of kTile. Within a tile, locations and weights are computed with one lane per
+// position, and entries of columns are transposed from rows of positions into rows of channels, or back.
 #pragma once
 
 #include <cstdint>
@@ -30,11 +30,11 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the channels of a call are laid out in planes.
 struct Layout {
-  int64_t lanes;      // channels of a plane: 1, 4, 8 or, of a convolution, 16
-  int64_t per_group;  // channels of a group
-  int64_t planes;     // planes of a group
-  int64_t rows;       // of pixels in a plane, along the last axis
-  int64_t plane;      // elements of a plane
+  int64_t lanes;      // channels per plane: 1, 4, 8 or, in a convolution, 16
+  int64_t per_group;  // channels per group
+  int64_t planes;     // planes per group
+  int64_t rows;       // rows of pixels in a plane, along the last axis
+  int64_t plane;      // elements per plane
 };
 
 inline Layout layout_of(const UnfoldParams& p, int64_t lanes) {
@@ -51,16 +51,16 @@ inline Layout layout(const UnfoldParams& p) {
   return layout_of(p, per_group <= 1 ? 1 : per_group <= 4 ? 4 : 8);
 }
 
-// A tensor of any strides, in elements, with a stride for each of kMaxAxes: of the axes that the problem has not, 0.
+// A tensor with any strides, in elements. There is one for each of kMaxAxes: 0 for axes that the problem lacks.
 template <class Pointer>
 struct Strided {
   Pointer data;
   int64_t batch;
-  int64_t channel;  // columns: a row of them
+  int64_t channel;  // in columns: the stride between rows
   int64_t axis[kMaxAxes];
 };
 
-// A tensor whose pixels, or positions, in their order, lie at one distance: contiguous, or channels-last.
+// A tensor whose pixels or positions are evenly spaced, in order: contiguous or channels-last.
 template <class Pointer>
 struct Dense {
   Pointer data;
@@ -69,15 +69,15 @@ struct Dense {
   int64_t pixel;
 };
 
-// Positions, [B, channels, *out], in the type of the other tensors or in the one that is computed in.
+// Positions, [B, channels, *out], in the type of the other tensors or in the type that sums are computed in.
 template <class scalar_t, class T>
 struct PositionsView {
-  Strided<const scalar_t*> stored;  // data: null if they are of type T
+  Strided<const scalar_t*> stored;  // data is null if they have type T
   Strided<const T*> computed;
 };
 
-// One pass over columns. It adds term `splat` of them into `image`, and leaves the sums over the channels of a plane of
-// their products with the `count` terms `dot` of `input` in `sums`. Either may be left out.
+// One pass over columns. It adds term `splat` of them to `image`, and writes to `sums` their products with the `count`
+// terms `dot` of `input`, summed over the channels of a plane. Either may be omitted.
 template <class scalar_t, class T>
 struct Reduction {
   Strided<const scalar_t*> columns;  // L is the last axis
@@ -88,12 +88,12 @@ struct Reduction {
   T* image;  // planes, [bands, B * G, planes, ...], or null
   const Term* dot;
   int64_t count;
-  int64_t multiples;  // of each: math/positions.h
+  int64_t multiples;  // per dot: see math/positions.h
   const T* input;     // planes, or null
   T* sums;            // [planes, B * G, positions_per_group, count, multiples, L]
 };
 
-// Each function does the tasks [begin, end) of its call, and nothing that another task does.
+// Each function does the tasks [begin, end) of its call; no two tasks write to the same place.
 template <class scalar_t, class T>
 struct Kernels {
   // image -> planes. A task is one padded row of a plane.
@@ -116,16 +116,16 @@ struct Kernels {
   void (*reduce)(const UnfoldParams& p, const Reduction<scalar_t, T>& reduction, int64_t begin, int64_t end);
 };
 
-// Tasks of calls that work on `together` planes and one of the `parts` of the positions at a time.
+// The number of tasks of a call, each with `together` planes and one of the `parts` of the positions.
 inline int64_t tasks_of(const UnfoldParams& p, int64_t together, int64_t parts) {
   return p.batch * p.groups * ceil_div(layout(p).planes, together) * parts;
 }
 
-// The kernels for the instruction set of this machine, or the one that ATEN_CPU_CAPABILITY asks for.
+// The kernels for this machine's instruction set, or for the one that ATEN_CPU_CAPABILITY asks for.
 template <class scalar_t, class T>
 const Kernels<scalar_t, T>& kernels();
 
-// Which that is, as torch names it.
+// The name of that instruction set, as in torch.
 const char* capability_name();
 
 }  // namespace ddu::cpu

@@ -10,7 +10,7 @@
 #include "x86.h"
 DDU_TARGET_BEGIN("avx2,fma,f16c")
 #include "kernels_impl.h"
-// After it.
+// Must follow kernels_impl.h.
 #include "convolution_impl.h"
 DDU_TARGET_END
 #endif

@@ -11,7 +11,7 @@
 #include "x86.h"
 DDU_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #include "kernels_impl.h"
-// After it.
+// Must follow kernels_impl.h.
 #include "convolution_impl.h"
 DDU_TARGET_END
 #endif

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The CPU kernels (NOTE [ CPU kernels ]). Included by kernels_<instruction set>.cpp, each of which defines
-// DDU_CAPABILITY, a namespace, and has included everything below before it turned its instruction set on.
+// The CPU kernels (NOTE [ CPU kernels ]). Included by kernels_<instruction set>.cpp. Each of these defines
+// DDU_CAPABILITY, a namespace, and includes everything below before it turns on its instruction set.
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
@@ -22,7 +22,7 @@ namespace ddu::cpu::DDU_CAPABILITY {
 
 namespace {
 
-// Instead of <algorithm>, whose templates have one name for all instruction sets.
+// Used instead of <algorithm>, whose templates have the same name for all instruction sets.
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -67,7 +67,7 @@ inline void store_row(const float* row, int64_t n, c10::Half* target) {
 }
 #endif
 
-// n <= kTile elements of a row, converted.
+// Loads n <= kTile elements of a row, converted.
 template <class scalar_t, class T>
 inline void load_row(const scalar_t* __restrict source, int64_t stride, int64_t n, T* __restrict row) {
   if (stride == 1) {
@@ -98,8 +98,8 @@ inline void interleave(int64_t n, const T* __restrict rows, int64_t pitch, T* __
   }
 }
 
-// The same for rows of any type and strides, of which the first `lanes` are there. rows: [kLanes, kTile], zeros where
-// no row is.
+// The same for rows of any type and strides, of which only the first `lanes` exist. rows: [kLanes, kTile], zeros for
+// missing rows.
 template <int kLanes, class scalar_t, class T>
 inline void load_tile(
     const scalar_t* source, int64_t pitch, int64_t stride, int64_t lanes, int64_t n, T* rows, T* tile) {
@@ -125,7 +125,8 @@ inline void deinterleave(int64_t n, const T* __restrict tile, T* __restrict rows
   }
 }
 
-// The same for contiguous rows of any type, of which the first `lanes` are wanted. rows: [kLanes, kTile], to work in.
+// The same for contiguous rows of any type, of which the first `lanes` are wanted. rows: [kLanes, kTile], scratch
+// space.
 template <int kLanes, class scalar_t, class T>
 inline void store_tile(const T* tile, int64_t lanes, int64_t n, T* rows, scalar_t* target, int64_t pitch) {
   if constexpr (std::is_same_v<scalar_t, T>) {
@@ -147,9 +148,9 @@ struct Weights {
   T corner[1 << kAxes][kTile];
 };
 
-// Where the taps of a tile lie: move to one of them, then ask. Where the taps of a window share their parameters, those
-// of a row come one after the other; so many of them are kept that windows of the usual sizes are located once for a
-// tile, and no kernel size makes it large.
+// Where the taps of a tile lie: move to a tap, then query it. If the taps of a window share their parameters, the taps
+// of a row are visited in sequence. So many of them are kept that windows of the usual sizes are located once per tile,
+// and the memory is bounded for any kernel size.
 template <class scalar_t, class T, int kAxes>
 class Taps {
  public:
@@ -168,7 +169,7 @@ class Taps {
     }
   }
 
-  // The n <= kTile positions from `first` on, for a group of the batch's.
+  // Locates the n <= kTile positions from `first` on, for one of the batch's groups.
   void locate(int64_t group, int64_t first, int64_t n) {
     group_ = group % p_.groups;
     item_ = group / p_.groups;
@@ -197,11 +198,11 @@ class Taps {
     }
   }
 
-  // What a tensor [B, channels, *out] has at the positions.
+  // Loads the values of a tensor [B, channels, *out] at the positions.
   template <class S>
   void load(const Strided<const S*>& view, int64_t channel, T* __restrict target) const {
     const S* const source = view.data + item_ * view.batch + channel * view.channel;
-    // As many entries in a row as the tensor has.
+    // Whether the positions are evenly spaced in the tensor, in row-major order.
     bool in_a_row = true;
     int64_t row = view.axis[kMaxAxes - 1];
     const int64_t step = row;
@@ -253,7 +254,7 @@ class Taps {
     }
   }
 
-  // The pixel of a padded plane that is the first corner, for every position.
+  // For every position, the pixel of the first corner in a padded plane.
   void corners(int64_t* __restrict pixel) const {
     const int64_t* const last = at(kAxes - 1).offset;
     copy(last, n_, pixel);
@@ -265,8 +266,8 @@ class Taps {
     }
   }
 
-  // Where the tap of a position lies between the centres of the first and the last pixel of every axis, of an image
-  // with zeros around it; or where its place is not a number.
+  // Whether each position's tap lies between the centres of the first and last pixel on every axis, for an image
+  // surrounded by zeros; also true where its place is NaN.
   void inside(bool* __restrict result) const {
     for (int64_t k = 0; k < n_; ++k) {
       result[k] = true;
@@ -296,7 +297,7 @@ class Taps {
       if (term.count[q] == 0) {
         continue;
       }
-      if (q == 0 && term.count[0] == 1) {  // known factors: the value
+      if (q == 0 && term.count[0] == 1) {  // the value: factors of one
         add_partial<0>(T(1), first, weights);
       } else {
         add_partials<(1 << kAxes) - 1>(q, term_factor(term, q, distance), first, weights);
@@ -316,13 +317,13 @@ class Taps {
   struct Located {
     int64_t offset[kTile];
     T fraction[kTile];
-    T direction[kTile];  // of zeros: not set
+    T direction[kTile];  // not set if the padding is zeros
   };
 
   struct Place {
     int64_t pitch;  // of a padded plane, in pixels
-    int64_t kept;   // taps that are located together
-    int64_t first;  // of them
+    int64_t kept;   // taps located together
+    int64_t first;  // the first of them
     int64_t tap;
     int64_t base[kTile];
     T parameter[kTile];
@@ -332,8 +333,8 @@ class Taps {
   const Axis<int64_t>& axis(int a) const { return p_.axis[kMaxAxes - kAxes + a]; }
   const Located& at(int a) const { return places_[a].located[places_[a].tap - places_[a].first]; }
 
-  // Also unit_: where a parameter is not finite, its difference to itself is NaN. With NaN weights and no neighbours,
-  // NaN is what is read, and what is added to the image falls into the border.
+  // Also sets unit_: if a parameter is not finite, its difference from itself is NaN. The tap then has NaN weights and
+  // no neighbours, so what is read is NaN, and what is added to the image falls into the border.
   void load_parameters(int64_t tap) {
     const int64_t first = parameter_channel(p_, group_, tap, kMaxAxes - kAxes);
     for (int64_t r = 0; r < p_.parameters; ++r) {
@@ -353,7 +354,7 @@ class Taps {
     }
   }
 
-  // From an affine map to the displacements of a tap, NaN where a parameter is not finite.
+  // Turns an affine map into the displacements of a tap; NaN where a parameter is not finite.
   void displace() {
     T distance[kAxes];
     distances(distance);
@@ -403,7 +404,7 @@ class Taps {
     }
   }
 
-  // q as a constant.
+  // Calls with q as a constant.
   template <int kLast>
   void add_partials(int q, T factor, bool first, Weights<T, kAxes>& weights) const {
     if (q == kLast) {
@@ -449,18 +450,17 @@ class Taps {
   bool narrow_ = true;
   int64_t item_ = 0;   // of the batch
   int64_t group_ = 0;  // of the item
-  int64_t first_ = 0;  // position
-  int64_t n_ = 0;      // positions
+  int64_t first_ = 0;  // the first position
+  int64_t n_ = 0;      // the number of positions
   int64_t index_[kAxes][kTile];
   T unit_[kTile];  // 1, or NaN where a parameter is not finite
   Place places_[kAxes];
-  std::unique_ptr<T[]> map_;  // of affine maps: [parameters, kTile]
+  std::unique_ptr<T[]> map_;  // affine maps: [parameters, kTile]
 };
 
-// ---- one tap of a tile, kLanes channels. pitch: elements from one row of a plane to the next.
+// ---- one tap of a tile, for kLanes channels. pitch: elements from one row of a plane to the next.
 
-// Numbers of consecutive lanes as one value: no wider than a register, for what is wider the compiler may take through
-// memory.
+// Consecutive lanes as one value, no wider than a register: wider vectors the compiler may pass through memory.
 #if !defined(DDU_VECTOR_BYTES)
 #define DDU_VECTOR_BYTES 32
 #endif
@@ -483,7 +483,7 @@ inline void store(const Value& value, T* target) {
   __builtin_memcpy(target, &value, sizeof(value));
 }
 
-// How far the rows of the corners lie from the first one, in elements: [c / 2] for corner c, an even one and its
+// Distances of the corners' rows from the first one, in elements: entry [c / 2] is for an even corner c and its
 // neighbour along the last axis.
 template <int kAxes>
 struct CornerRows {
@@ -503,7 +503,7 @@ inline CornerRows<kAxes> corner_rows(const UnfoldParams& p) {
   return rows;
 }
 
-// The weighted sum of the corners of position k, at some of the lanes.
+// The weighted sum of position k's corners, for some of the lanes.
 template <int kLanes, int kAxes, class T>
 inline typename Lanes<T, kLanes>::Type interpolate(
     const T* first, const CornerRows<kAxes>& rows, const Weights<T, kAxes>& w, int64_t k) {
@@ -572,8 +572,8 @@ inline void multiply(
 
 // ---- the tasks
 
-// The row of pixels along the last axis that has number `row` in an image, among those of a padded plane; and whether
-// row `row` of a padded plane lies in the image, with its offset there.
+// padded_row: the number of an image's row of pixels (along the last axis) among the rows of a padded plane. The other
+// way round: whether row `row` of a padded plane lies in the image, and its offset there.
 inline int64_t padded_row(const UnfoldParams& p, int64_t row) {
   int64_t result = 0;
   int64_t pitch = 1;
@@ -597,7 +597,7 @@ inline bool row_in_image(const UnfoldParams& p, int64_t row, const int64_t (&str
   return inside;
 }
 
-// planes: those from row `first_row` of all on.
+// planes: holds the rows from `first_row` on, counted over all planes.
 template <class scalar_t, class T, int kLanes>
 void pack_lanes(
     const UnfoldParams& p,
@@ -642,7 +642,7 @@ void pack_lanes(
   }
 }
 
-// planes: those from plane `first_plane` of all on; a copy of them follows after `set` elements.
+// planes: holds the planes from `first_plane` on; the next copy of them follows `set` elements later.
 template <class scalar_t, class T, int kLanes>
 void unpack_lanes(
     const UnfoldParams& p,
@@ -661,7 +661,7 @@ void unpack_lanes(
   T tile[kTile * kLanes] = {};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t row = task % image_rows;
-    const int64_t plane = task / image_rows;  // of all
+    const int64_t plane = task / image_rows;  // among all
     const int64_t group = plane / l.planes;
     const int64_t first = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first);
@@ -734,7 +734,7 @@ void sample_lanes(
   }
 }
 
-// Sums over lanes: products [kTile, kLanes] -> sum [n].
+// Sums over the lanes: products [kTile, kLanes] -> sum [n].
 template <int kLanes, class T>
 inline void sum_lanes(const T* __restrict products, int64_t n, T* __restrict sum) {
   for (int64_t k = 0; k < n; ++k) {
@@ -746,8 +746,8 @@ inline void sum_lanes(const T* __restrict products, int64_t n, T* __restrict sum
   }
 }
 
-// Adds the products of a tap with `terms` terms, summed over lanes, and their multiples, to sums [terms, multiples, L],
-// or stores them: [terms, kTile, kLanes], which become zeros.
+// Sums a tap's products with `terms` terms, [terms, kTile, kLanes], over the lanes, and adds these sums and their
+// multiples to sums [terms, multiples, L], or stores them there. Resets the products to zeros.
 template <int kLanes, int kAxes, class T>
 inline void add_multiples(
     int64_t n,
@@ -814,7 +814,7 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
         }
         for (int64_t plane = first_plane; plane < last_plane; ++plane) {
           const int64_t lanes = least(kLanes, l.per_group - plane * kLanes);
-          const int64_t channel = group % p.groups * l.per_group + plane * kLanes;  // of the batch item
+          const int64_t channel = group % p.groups * l.per_group + plane * kLanes;  // within the batch item
           const auto* const source = r.columns.data + group / p.groups * r.columns.batch + channel * taps * row;
           const int64_t of_all = group * l.planes + plane;
           T* const sums = products.get() + (plane - first_plane) * r.count * size;
@@ -827,7 +827,7 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
           for (int64_t d = 0; d < r.count; ++d) {
             multiply<kLanes>(n, r.input + of_all * l.plane, corner, pixel, by_parameter[d], tile, sums + d * size);
           }
-          // The sum of a tap, or of all.
+          // The sum of one tap, or of all.
           if (entries > 1 || r.multiples > 1 || tap + 1 == taps) {
             const int64_t entry = entries > 1 ? tap : 0;
             const int64_t at = ((plane * groups + group) * entries + entry) * r.count * r.multiples;
@@ -843,7 +843,7 @@ void reduce_lanes(const UnfoldParams& p, const Reduction<scalar_t, T>& r, int64_
   }
 }
 
-// ---- with the axes and the lanes of the call (of other files that need what stands above: their own)
+// ---- instantiated for the axes and lanes of the call, unless the including file has tasks of its own
 
 #if !defined(DDU_OTHER_TASKS)
 

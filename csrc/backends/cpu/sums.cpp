@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows on the CPU: memory and threads. What is computed is in sums_kernels.h.
+// The sums of windows on the CPU: memory and threads. sums_kernels.h describes the computation.
 
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
@@ -12,10 +12,10 @@
 #include "tasks.h"
 
 // NOTE [ CPU sums ]
-// What keeps the positions of the output (or sums over them) is gathered: a task owns a tile of positions and adds up
-// all channels, so nothing is shared. The gradient by the weight is a sum over the tiles of an image: of a few strips
-// of them, whose number depends on the sizes alone, and which are added in order. The image is scattered into planes,
-// as in NOTE [ CPU tasks ].
+// Results over the output positions (or sums over them) are gathered: a task owns a tile of positions and sums over all
+// channels, so tasks share nothing. The weight's gradient is a sum over the tiles of an image. It is split into a few
+// strips of tiles, whose number depends only on the sizes, and which are added in order. The gradient of the image
+// is scattered into planes, as in NOTE [ CPU tasks ].
 
 namespace ddu {
 
@@ -25,7 +25,7 @@ using at::Tensor;
 using sums::Call;
 using sums::Tensors;
 
-constexpr int64_t kMostStrips = 16;  // where each leaves a sum of the weight's size
+constexpr int64_t kMostStrips = 16;  // each holds a sum of the weight's size
 
 template <class scalar_t>
 void contract(const Call& call, Tensors& results) {
@@ -58,7 +58,7 @@ void contract(const Call& call, Tensors& results) {
     s.channel = result.stride(1);
     s.position = result.stride(-1);
   }
-  // A sum that is added to: in the result, if that has the type and, as it is contiguous, the shape.
+  // A sum to add to: the result itself, if it has the type and, being contiguous, the shape.
   const auto sum = [&](sums::Slot slot, at::IntArrayRef shape, T*& data) {
     if (!wanted[slot]) {
       return Tensor();
@@ -129,7 +129,7 @@ void contract(const Call& call, Tensors& results) {
 struct Cpu {
   static void contract(const Call& call, Tensors& results) {
     const auto& image = call.x[sums::kInput].defined() ? call.x[sums::kInput] : call.x[sums::kQuery];
-    if (call.params.batch == 0 || call.params.channels == 0) {  // empty, or sums of nothing
+    if (call.params.batch == 0 || call.params.channels == 0) {  // empty results, or sums of nothing
       for (auto& result : results) {
         if (result.defined()) {
           result.zero_();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CPU kernels for the sums of windows, for what every machine of this architecture has.
+// The CPU kernels for the sums of windows, for the instructions that every machine of this architecture has.
 
 #define DDU_CAPABILITY baseline
 #include "sums_impl.h"

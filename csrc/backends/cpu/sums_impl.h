@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CPU kernels for the sums of windows. Included by sums_<instruction set>.cpp, as kernels_impl.h is.
+// The CPU kernels for the sums of windows. Included by sums_<instruction set>.cpp, like kernels_impl.h.
 
 #include <limits>
 
@@ -15,7 +15,7 @@ namespace {
 
 // ---- tensors over the output grid <-> tiles
 
-// The entries of some channels at the positions, zeros for the lanes after them. rows: [kLanes, kTile], to work in.
+// Loads some channels at the positions, and zeros in the remaining lanes. rows: [kLanes, kTile], scratch space.
 template <int kLanes, class S, class scalar_t, class T, int kAxes>
 inline void load_lanes(
     const Strided<const S*>& view,
@@ -33,7 +33,7 @@ inline void load_lanes(
     row *= p.axis[a + 1].out_size;
     in_a_row = in_a_row && view.axis[a] == row;
   }
-  if (in_a_row) {  // channels side by side
+  if (in_a_row) {  // channels are adjacent
     const int64_t step = view.axis[kMaxAxes - 1];
     const S* const source = view.data + located.item() * view.batch + channel + first * step;
     for (int64_t k = 0; k < n; ++k) {
@@ -50,7 +50,7 @@ inline void load_lanes(
   interleave<kLanes>(n, rows, kTile, tile);
 }
 
-// A tile to n positions of `lanes` channels. Either the positions are contiguous or the channels are.
+// Stores n positions of `lanes` channels from a tile. Either the positions or the channels are contiguous.
 template <int kLanes, class S, class T>
 inline void store_lanes(
     const T* tile, int64_t lanes, int64_t n, T* rows, S* target, int64_t channel_stride, int64_t position_stride) {
@@ -76,9 +76,9 @@ inline void add_lanes(const T* __restrict products, int64_t n, T* __restrict sum
   }
 }
 
-// ---- what samples are multiplied by, besides the query
+// ---- the factors of the samples, besides the query
 
-// How the factors of a tap are given: one for all lanes of a position, one for each, or only for a tap that was chosen.
+// How a tap's factors are given: one for all lanes of a position, one per lane, or only for the chosen tap.
 enum class By { kRow, kTile, kChoice };
 
 template <class T, int kLanes>
@@ -89,7 +89,7 @@ struct Factors {
   T weight[kLanes];
 };
 
-// The factor of position k at some of the lanes, and a sample times it.
+// The factor of position k at some of the lanes, times a sample.
 template <By by, int kLanes, class T>
 inline typename Lanes<T, kLanes>::Type times(
     const typename Lanes<T, kLanes>::Type& value, const Factors<T, kLanes>& f, int64_t k, int c) {
@@ -116,9 +116,9 @@ inline typename Lanes<T, kLanes>::Type times_mask(
   }
 }
 
-// ---- one tap of a tile, kLanes channels
+// ---- one tap of a tile, for kLanes channels
 
-// Sums of a plane's channels: tiles [kTile, kLanes], but for the weight's; null where they are not wanted.
+// Sums of a plane's channels: tiles [kTile, kLanes], except for the weight's. Null where not wanted.
 template <class T, int kLanes>
 struct PlaneSums {
   const T* query;
@@ -198,7 +198,7 @@ inline void add_products(
   }
 }
 
-// Values at some of the lanes, of planes `pitch` apart that share what is known of a position: the weights, in `w`.
+// Values at some of the lanes, of planes that are `pitch` apart and share the position's weights, `w`.
 template <int kLanes, int kAxes, class T>
 inline typename Lanes<T, kLanes>::Type interpolate_by(
     const T* first, const CornerRows<kAxes>& rows, const T (&w)[1 << kAxes]) {
@@ -217,7 +217,7 @@ inline void weights_at(const Weights<T, kAxes>& weights, int64_t k, T (&w)[1 << 
   }
 }
 
-// Adds samples times the mask and the weight, rows and lanes of `f`, to the tiles of kPlanes planes.
+// Adds samples times the mask and the weight, the rows and lanes of `f`, to the tiles of kPlanes planes.
 template <int kPlanes, bool kMask, bool kWeight, int kLanes, int kAxes, class T>
 inline void add_planes(
     int64_t n,
@@ -268,7 +268,7 @@ inline void add_planes(
   }
 }
 
-// The products of the samples of kPlanes planes with queries, tiles, times the weights: their sums over the planes.
+// The products of kPlanes planes' samples with queries (tiles), times the weights, summed over the planes.
 template <int kPlanes, bool kWeight, int kLanes, int kAxes, class T>
 inline void multiply_planes(
     int64_t n,
@@ -297,7 +297,7 @@ inline void multiply_planes(
   }
 }
 
-// f(the number of planes, as a constant)
+// Calls f with the number of planes as a constant.
 template <class F>
 inline void with_planes(int64_t planes, const F& f) {
   static_assert(kSumPlanes == 4);
@@ -313,7 +313,7 @@ inline void with_planes(int64_t planes, const F& f) {
   }
 }
 
-// The query times the factors.
+// The query multiplied by the factors.
 template <By by, int kLanes, class T>
 inline void multiply_query(int64_t n, const T* query, const Factors<T, kLanes>& f, T* tile) {
   for (int64_t k = 0; k < n; ++k) {
@@ -335,8 +335,8 @@ class FactorsOfTap {
     }
   }
 
-  // Of `lanes` channels from `channel` on, kept in one of kSumPlanes slots; after those of the same tap in the slots
-  // before. chosen: the taps that are chosen, a tile, if there are any.
+  // The factors of `lanes` channels from `channel` on, kept in one of kSumPlanes slots. The slots before it must
+  // already hold those of the same tap. chosen: a tile of the chosen taps, if any.
   const Factors<T, kLanes>& of(int64_t slot, int64_t tap, int64_t channel, int64_t lanes, int64_t n, const T* chosen) {
     auto& factors_ = all_[slot];
     for (int c = 0; c < kLanes; ++c) {
@@ -375,7 +375,7 @@ class FactorsOfTap {
 
   int64_t group_of(int64_t channel) const { return channel / per_mask_; }
 
-  // Whether the channels share a group of the mask.
+  // Whether the channels belong to the same mask group.
   bool one_group(int64_t channel, int64_t lanes) const { return group_of(channel) == group_of(channel + lanes - 1); }
 
  private:
@@ -473,7 +473,7 @@ void gather_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t beg
               });
               continue;
             }
-            for (int64_t i = 0; i < planes;) {  // planes that share a group of the mask
+            for (int64_t i = 0; i < planes;) {  // planes with the same mask group
               const int64_t mask_group = factors.group_of(channel_of(i));
               int64_t end_plane = i + 1;
               while (end_plane < planes && factors.group_of(channel_of(end_plane)) == mask_group) {
@@ -531,7 +531,7 @@ void gather_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t beg
               }
             }
           }
-          // The sum of a tap, or of all.
+          // The sum of one tap, or of all.
           if (s.count > 0 && (entries > 1 || s.multiples > 1 || tap + 1 == taps)) {
             const int64_t entry = entries > 1 ? tap : 0;
             T distance[kAxes];
@@ -570,11 +570,11 @@ void scatter_lanes(const UnfoldParams& p, const Sums<scalar_t, T>& s, int64_t be
   T product[kSize] = {};
   for (int64_t task = begin; task < end; ++task) {
     const int64_t band = task % s.bands;
-    const int64_t plane = task / s.bands;  // of all
+    const int64_t plane = task / s.bands;  // among all
     const int64_t group = plane / l.planes;
     const int64_t first_lane = plane % l.planes * kLanes;
     const int64_t lanes = least(kLanes, l.per_group - first_lane);
-    const int64_t channel = group % p.groups * l.per_group + first_lane;  // of the batch item
+    const int64_t channel = group % p.groups * l.per_group + first_lane;  // within the batch item
     T* const target = s.image + (band * groups * l.planes + plane) * l.plane;
     for (int64_t t = tiles * band / s.bands; t < tiles * (band + 1) / s.bands; ++t) {
       const int64_t first = t * kTile;
@@ -625,7 +625,7 @@ void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t be
   for (int64_t task = begin; task < end; ++task) {
     const int64_t first = task % tiles * kTile;
     const int64_t n = least(kTile, positions - first);
-    const int64_t row = task / tiles / chunks;  // of the groups
+    const int64_t row = task / tiles / chunks;  // among the batch's groups
     const int64_t first_plane = task / tiles % chunks * kSumPlanes;
     const int64_t planes = least(kSumPlanes, l.planes - first_plane);
     located.locate(row, first, n);
@@ -667,7 +667,7 @@ void pool_lanes(const UnfoldParams& p, const Pool<scalar_t, T>& pool, int64_t be
   }
 }
 
-// ---- with the axes and the lanes of the call
+// ---- instantiated for the axes and lanes of the call
 
 #define DDU_LANES(function, kAxes) \
   switch (layout(p).lanes) { \

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// How the CPU device divides its work, and the views and copies that kernels work on.
+// How the CPU device divides its work, and the views and copies that its kernels use.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -17,21 +17,21 @@
 namespace ddu::cpu {
 
 // NOTE [ CPU tasks ]
-// Every element of a result is the sum of its terms in an order that depends on the sizes alone, so the number of
-// threads does not change a bit:
+// Every element of a result is the sum of its terms in an order that depends only on the sizes. So the number of
+// threads doesn't change a single bit:
 // - columns: an element has one term;
-// - image: a task adds to a plane of its own, in the order of the positions. Where there are too few planes to keep the
-//   threads busy, the positions are cut into bands with a plane each, which are added in the order of the bands;
-// - map: the same task leaves the sums over the channels of its plane, which are added in the order of the planes.
+// - image: a task adds to a plane of its own, in the order of the positions. If there are too few planes to keep the
+//   threads busy, the positions are divided into bands with a plane each, which are added in the order of the bands;
+// - map: the same task writes the sums over the channels of its plane, which are added in the order of the planes.
 //   So unfold_backward reads grad_output once.
 constexpr int64_t kEnoughTasks = 16;
 constexpr int64_t kMaxBands = 4;
 
-// Fewer entries of columns than this are not worth another thread.
+// Fewer entries of columns than this don't justify another thread.
 constexpr int64_t kGrain = 16384;
 
-// Asks for large pages for memory that is about to be written for the first time, as NumPy does for its arrays: where
-// the kernel leaves the choice to the program, page faults of 4 KiB would take longer than the work itself.
+// Asks for large pages for memory that is about to be written for the first time, as NumPy does for its arrays. Where
+// the kernel leaves the choice to programs, page faults of 4 KiB would otherwise take longer than the work itself.
 inline void advise_large_pages([[maybe_unused]] const at::Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kWorthwhile = size_t(4) << 20;
@@ -39,12 +39,12 @@ inline void advise_large_pages([[maybe_unused]] const at::Tensor& tensor) {
   if (tensor.nbytes() >= kWorthwhile) {
     const auto begin = (reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + kPage - 1) / kPage * kPage;
     const auto end = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr()) + tensor.nbytes();
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: it may be declined
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only advice: it may be declined
   }
 #endif
 }
 
-// work: entries of columns, or what takes as long, in each of the tasks.
+// `work` is the number of entries of columns per task, or of something that takes as long.
 template <class F>
 void parallel_tasks(int64_t begin, int64_t end, int64_t work, const F& f) {
   at::parallel_for(begin, end, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, work)), f);
@@ -60,8 +60,8 @@ inline int64_t bands_of(const UnfoldParams& p, int64_t planes) {
   return std::clamp<int64_t>(std::min(kEnoughTasks / planes, tiles), 1, kMaxBands);
 }
 
-// Planes of a task, for which positions are located once: as many as the cache holds together, where there are tasks
-// enough for many threads. `parts`: of the positions. `least` is what is worth it in any case.
+// Planes per task, for which positions are located once: as many as the cache holds together, if that leaves enough
+// tasks for many threads. `parts` is the number of parts of the positions; `least` planes are always worthwhile.
 inline int64_t planes_together(const UnfoldParams& p, int64_t parts, int64_t least, int64_t most) {
   constexpr int64_t kCached = int64_t(1) << 16;  // elements
   const auto l = layout(p);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Compiles what stands between DDU_TARGET_BEGIN and DDU_TARGET_END for an instruction set, and nothing else of a file.
-// Headers are to be included before: their inline functions are shared by all files of the program.
+// Compiles the code between DDU_TARGET_BEGIN and DDU_TARGET_END, and nothing else in a file, for an instruction set.
+// Headers must be included before it, since their inline functions are shared by all files of the program.
 #pragma once
 
 #define DDU_PRAGMA(text) _Pragma(#text)

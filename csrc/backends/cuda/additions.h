@@ -22,7 +22,7 @@ namespace ddu::cuda {
 
 // ---- tiles of output positions
 
-// The output grid, in tiles whose extents are powers of two.
+// The output grid, divided into tiles whose extents are powers of two.
 struct Tiles {
   int log2[kMaxAxes];  // of a tile's extent
   int count[kMaxAxes];
@@ -30,7 +30,7 @@ struct Tiles {
   DDU_HOST_DEVICE int total() const { return count[0] * count[1] * count[2]; }
 };
 
-// Tiles of 2^log2_positions, so that there are few and their windows cover few pixels.
+// Tiles of 2^log2_positions positions, shaped so that there are few and their windows cover few pixels.
 inline Tiles tiles_of(const UnfoldParams& p, int log2_positions) {
   Tiles best = {};
   double least = std::numeric_limits<double>::infinity();
@@ -85,15 +85,15 @@ __device__ __forceinline__ int position_in_tile(
 
 constexpr int kMostPixels = 1024;
 
-// A tap of a position, as it adds to the image.
+// A tap of a position, and where it adds to the image.
 template <int kAxes>
 struct Spot {
   int pixel[kAxes];
-  unsigned inside;  // bit c: whether corner c is to be added to
+  unsigned inside;  // bit c: whether to add to corner c
   float weight[1 << kAxes];
 };
 
-// Entry: what one of the corners of a spot adds, {what the kernel needs to find it again, its weight}.
+// An Entry is what one corner of a spot adds: {what the kernel needs to find it again, its weight}.
 template <int kAxes, int kThreads, class Entry>
 class PixelLists {
   static constexpr int kFirst = kMaxAxes - kAxes;
@@ -103,27 +103,27 @@ class PixelLists {
   static_assert(kMostPixels % kThreads == 0 && kWarps <= 32);
 
  public:
-  // In shared memory.
+  // The layout in shared memory.
   struct Memory {
     int low[kAxes], high[kAxes];  // of the box
-    int apart;                    // entries outside it
+    int apart;                    // number of entries outside it
     int sums[kWarps];
-    alignas(16) int first[kMostPixels + 1];  // of a pixel's entries
+    alignas(16) int first[kMostPixels + 1];  // the first of a pixel's entries
   };
   static constexpr int kMemoryBytes = (static_cast<int>(sizeof(Memory)) + 15) / 16 * 16;
   static constexpr int64_t bytes(int64_t spots) {
     return kMemoryBytes + spots * kCorners * static_cast<int64_t>(sizeof(Entry) + sizeof(int));
   }
 
-  // For so many spots at most.
+  // Has room for at most `spots` spots.
   __device__ __forceinline__ PixelLists(char* memory, int spots)
       : m_(*reinterpret_cast<Memory*>(memory)),
         entries_(reinterpret_cast<Entry*>(memory + kMemoryBytes)),
         pixel_(reinterpret_cast<int*>(entries_ + spots * kCorners)),
         room_(spots * kCorners) {}
 
-  // Sorts the spots of all threads, `kSpots` of each; source(s) is what the entries of a thread's spot s begin with.
-  // Afterwards all threads see the lists.
+  // Sorts the spots of all threads, `kSpots` of each. The entries of a thread's spot s begin with source(s). Afterwards
+  // all threads can see the lists.
   template <int kSpots, class Source>
   __device__ __forceinline__ void build(const Windows& w, const Spot<kAxes> (&spot)[kSpots], const Source& source) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -171,7 +171,7 @@ class PixelLists {
       low[a] = m_.low[a];
       extent[a] = min(max(m_.high[a] - low[a] + 2, 0), 2 * kMostPixels);
     }
-    bool whole = true;  // all corners are in the box
+    bool whole = true;  // whether all corners are in the box
     while (true) {
       int64_t product = 1;
       int largest = 0;
@@ -197,7 +197,7 @@ class PixelLists {
     }
     pixels_ = volume;
 
-    // From a pixel to the next along an axis, in keys and in the image.
+    // The step from one pixel to the next along an axis, in keys and in the image.
     int key_step[kAxes];
     int pixel_step[kAxes];
 #pragma unroll
@@ -295,7 +295,7 @@ class PixelLists {
     __syncthreads();
   }
 
-  // visit(pixel in the image, its entries, their number), for every `rows`-th list from `row` on.
+  // Calls visit(pixel in the image, its entries, their number) for every `rows`-th list from `row` on.
   template <class Visit>
   __device__ __forceinline__ void for_pixels(int row, int rows, const Visit& visit) const {
     for (int key = row; key < pixels_; key += rows) {

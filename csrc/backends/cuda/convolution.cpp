@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The fused convolution on CUDA: which problems it takes, its layouts and workspaces.
+// The fused convolution on CUDA: the problems it takes, its layouts and workspaces.
 
 #include "convolution.h"
 
@@ -29,9 +29,9 @@ using cuda::FusedProblem;
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t x, int64_t to) { return ceil_div(x, to) * to; }
 
-// ---- what is taken
+// ---- which problems it takes
 
-// Channels that share positions, mask and weights' rows; 0 where the groups do not nest.
+// The number of channels that share positions, mask and the weight's rows; 0 if the groups don't nest.
 int64_t run_of(const Problem& problem) {
   const auto& p = problem.window;
   std::array<int64_t, 3> channels = {
@@ -69,27 +69,26 @@ bool has_tensor_cores() {
   return major >= 8;
 }
 
-// As torch's own convolution.
+// Follows the settings of torch's own convolution.
 bool is_exact(const Tensor& input) {
   return input.scalar_type() == at::kFloat && !at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
 }
 
-// Runs of one packet and few outputs leave most of the product idle, depthwise convolutions above all.
+// With runs of one packet and few outputs, most of the product is idle; this includes depthwise convolutions.
 bool is_narrow(const Problem& problem, c10::ScalarType type) {
   return run_of(problem) < 2 * cuda::packet_of(type) || problem.out_channels / problem.groups < 8;
 }
 
-// How much of the channels that are multiplied at a time a run fills.
+// The fraction of the channels multiplied at a time that a run fills.
 double fill_of(const Problem& problem, c10::ScalarType type) {
   const int64_t depth = 8 * cuda::packet_of(type);
   const auto run = run_of(problem);
   return static_cast<double>(run) / static_cast<double>(round_up(run, depth));
 }
 
-// Whether it is faster than columns, which are sampled once: here it is once for every tile of outputs. But where there
-// is a mask columns are written, read and written again. These limits, and those of the backward, are where
-// `python -m benchmarks.convolution` measured the two about alike; what is close goes without columns, for their
-// memory.
+// Whether the kernel is faster than columns. Columns are sampled once, whereas the kernel samples once per tile of
+// outputs. But with a mask, columns are written, read and written again. The limits here and in the backward are where
+// `python -m benchmarks.convolution` measured the two about equal; close cases go without columns, to save memory.
 bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
   const double most_tiles = exact && problem.mask_groups == 0 ? 2 : 16;
   const auto outputs = problem.out_channels / problem.groups;
@@ -100,7 +99,7 @@ bool pays(const Problem& problem, c10::ScalarType type, bool exact) {
 // The same for the backward, which computes the columns' gradient twice: for the input, and for positions and mask.
 bool backward_pays(const Problem& problem, c10::ScalarType type) {
   constexpr int64_t kFewOutputs = 64;
-  constexpr int64_t kFewPositions = 1024;  // of which columns cost more in launches than in work
+  constexpr int64_t kFewPositions = 1024;  // up to here columns cost more in launches than in work
   const auto& p = problem.window;
   const auto outputs = problem.out_channels / problem.groups;
   if (is_narrow(problem, type)) {
@@ -115,7 +114,8 @@ bool backward_pays(const Problem& problem, c10::ScalarType type) {
   return type != at::kFloat && problem.mask_groups > 0;
 }
 
-// Columns of an image so large that a part of the batch has no less: memory goes before time.
+// Whether a single image's columns are so large that dividing the batch doesn't help: then memory matters more than
+// time.
 bool has_large_columns(const Problem& problem, c10::ScalarType type) {
   constexpr double kLarge = 1 << 28;  // bytes
   const auto& p = problem.window;
@@ -124,7 +124,7 @@ bool has_large_columns(const Problem& problem, c10::ScalarType type) {
   return !is_narrow(problem, type) && bytes > kLarge;
 }
 
-// What the kernels can do at all.
+// Whether the kernels can compute the problem at all.
 bool possible(const Problem& problem, c10::ScalarType type) {
   const auto run = run_of(problem);
   return type != at::kDouble && run > 0 && run % cuda::packet_of(type) == 0 && fits_int(problem) && has_tensor_cores();
@@ -140,7 +140,7 @@ bool takes(const Problem& problem, const Arguments& a) {
 bool takes_backward(const Problem& problem, const Tensor&, const Arguments& a, const OutputMask& needs) {
   const c10::cuda::CUDAGuard guard(a.input.device());
   const auto type = a.input.scalar_type();
-  // Additions to the input's gradient have no order.
+  // Additions to the input's gradient happen in any order.
   const bool ordered = !needs[kInput] || !at::globalContext().deterministicAlgorithms();
   const bool whole = problem.groups == 1 || problem.out_channels / problem.groups % cuda::packet_of(type) == 0;
   return ordered && whole && possible(problem, type) &&
@@ -151,7 +151,7 @@ bool takes_backward(const Problem& problem, const Tensor&, const Arguments& a, c
 
 bool is_aligned(const Tensor& tensor) { return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0; }
 
-// Whether every row of channels, the last dimension, is one of whole packets.
+// Whether every row of channels, the last dimension, consists of whole, aligned packets.
 bool has_packets(const Tensor& tensor) {
   const auto packet = cuda::packet_of(tensor.scalar_type());
   bool whole = is_aligned(tensor) && tensor.stride(-1) == 1;
@@ -161,7 +161,7 @@ bool has_packets(const Tensor& tensor) {
   return whole;
 }
 
-// [B, C, *size] as [B, L, C], copied unless it lies so.
+// [B, C, *size] as [B, L, C], copied unless it already has that layout.
 Tensor channels_last(const Tensor& tensor, cudaStream_t stream) {
   const auto flat = tensor.flatten(2);
   const auto view = flat.transpose(1, 2);
@@ -179,7 +179,7 @@ Tensor channels_last(const Tensor& tensor, cudaStream_t stream) {
   return result;
 }
 
-// Whether results are to lie like channels-last tensors.
+// Whether results should be channels-last.
 bool is_channels_last(const Tensor& like) { return like.suggest_memory_format() != at::MemoryFormat::Contiguous; }
 
 Tensor empty_like(const Tensor& like, at::IntArrayRef sizes) {
@@ -191,13 +191,13 @@ Tensor flat_weight(const Problem& problem, const Tensor& weight) {
   return weight.flatten(problem.weight_per_image ? 3 : 2);
 }
 
-// [(B,) taps, rows, depth] as the kernels see it.
+// [(B,) taps, rows, depth] for the kernels.
 cuda::WeightView view_weight(const Tensor& matrices, bool per_image) {
   return {matrices.const_data_ptr(), per_image ? matrices.stride(0) : 0, matrices.stride(-3), matrices.stride(-2)};
 }
 
 struct Prepared {
-  Tensor input, mask;  // what `problem` points to
+  Tensor input, mask;  // `problem` points to these
   FusedProblem problem;
 };
 
@@ -232,7 +232,7 @@ Tensor forward(const Problem& problem, const Arguments& a) {
   const c10::cuda::CUDAGuard guard(a.input.device());
   const auto stream = c10::cuda::getCurrentCUDAStream();
   const auto r = prepare(problem, a, stream);
-  // Channels of an output's tap side by side, as in a channels-last weight.
+  // A tap's channels adjacent for each output, as in a channels-last weight.
   auto weight = flat_weight(problem, a.weight).transpose(-1, -2);
   weight = has_packets(weight) ? weight : weight.clone(at::MemoryFormat::Contiguous);
   weight = weight.transpose(-2, -3);
@@ -247,7 +247,8 @@ Tensor forward(const Problem& problem, const Arguments& a) {
   return output;
 }
 
-// By the input, the positions and the mask. Outputs of the gradient and the weight come in whole packets.
+// The gradients with respect to the input, the positions and the mask. Gradient and weight have whole packets of
+// outputs.
 void add_data_gradients(
     const Problem& problem,
     const FusedProblem& fused,
@@ -329,7 +330,7 @@ Gradients backward(const Problem& problem, const Tensor& grad_output, const Argu
   auto r = prepare(problem, a, stream);
   auto grad = channels_last(grad_output, stream);
   auto weight = flat_weight(problem, a.weight);
-  // Where there are groups, their outputs are whole packets: see takes_backward.
+  // With several groups, their outputs are whole packets: see takes_backward.
   const auto missing = round_up(problem.out_channels, cuda::packet_of(a.input.scalar_type())) - problem.out_channels;
   if (missing > 0) {
     grad = at::constant_pad_nd(grad, {0, missing});

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the kernels of the fused convolution offer to convolution.cpp: NOTE [ Fused convolution ].
+// What the kernels of the fused convolution provide to convolution.cpp: NOTE [ Fused convolution ].
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -12,20 +12,20 @@
 
 namespace ddu::cuda {
 
-// A convolution whose samples stay on the chip. Channels fall into runs that share positions, mask and weights' rows:
-// as many per group of the convolution as `runs`. All tensors but the positions and the mask are channels-last, and
-// hold whole packets of 16 bytes in every run.
+// A convolution whose samples stay on the chip. Channels are divided into runs that share positions, mask and the
+// weight's rows; a group of the convolution has `runs` of them. All tensors but the positions and the mask are
+// channels-last, and every run consists of whole packets of 16 bytes.
 struct FusedProblem {
   UnfoldParams p;       // p.groups are those of the positions
   int64_t groups;       // of the convolution
   int64_t outputs;      // channels of the output
   int64_t mask_groups;  // 1 without a mask
-  int64_t run;          // channels of a run
-  bool exact;           // float: the product in float32, not in TF32
+  int64_t run;          // channels per run
+  bool exact;           // in float: compute the product in float32, not in TF32
 
   const void* input;  // [B, pixels, C], contiguous
   PositionsView positions;
-  const void* mask;  // [B, mask_groups * taps, L], any strides but along L; or nullptr
+  const void* mask;  // [B, mask_groups * taps, L], contiguous along L, any other strides; or nullptr
   int64_t mask_batch, mask_channel;
 };
 
@@ -35,7 +35,7 @@ struct WeightView {
   int64_t batch, tap, row;
 };
 
-// Channels of a packet.
+// Channels per packet.
 inline int64_t packet_of(c10::ScalarType type) { return 16 / static_cast<int64_t>(c10::elementSize(type)); }
 
 // At most so many outputs to a tile; the forward samples again for every tile.
@@ -76,8 +76,8 @@ void launch_convolution(
     bool channels_last,
     cudaStream_t stream);
 
-// The gradients by what the weight is multiplied with. Rows of the weight are channels, its depth the outputs of a
-// group.
+// The gradients with respect to what the weight is multiplied by. Rows of the weight are channels, its depth the
+// outputs of a group.
 //   grad_output     [B, L, outputs]
 //   grad_input      [B, pixels, C], float, is added to
 //   grad_positions  [splits, B, positions' channels, L], float, or nullptr
@@ -99,14 +99,14 @@ void launch_convolution_positions(
     float* grad_mask,
     cudaStream_t stream);
 
-// How many parts of the taps launch_convolution_positions works on side by side.
+// How many parts of the taps launch_convolution_positions processes in parallel.
 int64_t tap_splits(const FusedProblem& problem);
 
-// How many parts of the positions of an image, or of the batch, launch_convolution_weight works on side by side.
+// How many parts of an image's positions, or of the batch's, launch_convolution_weight processes in parallel.
 int64_t position_splits(const FusedProblem& problem, c10::ScalarType type, bool weight_per_image);
 
-// The gradient by the weight.
-//   partial  [splits, taps, outputs, channels of a group], float; splits are of every image in turn if weight_per_image
+// The gradient with respect to the weight.
+//   partial  [splits, taps, outputs, channels of a group], float; with weight_per_image the splits go image by image
 void launch_convolution_weight(
     const FusedProblem& problem,
     c10::ScalarType type,

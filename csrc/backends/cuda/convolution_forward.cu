@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
   }
   wait_for_copies<0>();
 
-  if constexpr (kTeams > 1) {  // the teams' sums, in order
+  if constexpr (kTeams > 1) {  // add the teams' sums, in order
     __syncthreads();
     auto* const parts = reinterpret_cast<float*>(memory);
     constexpr int kOfWarp = 2 * kTiles * 4 * kWarp;
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
     }
   }
 
-  // Lane q has the outputs from 2 * kTiles * q on.
+  // Lane q owns the outputs from 2 * kTiles * q on.
   const int mine = first_output + 2 * kTiles * q;
   const int output_channel = group * f.group_outputs + mine;
   const bool vectors = channels_last && f.outputs % kPacketChannels == 0 && f.group_outputs % kPacketChannels == 0;
@@ -291,10 +291,10 @@ void launch_convolution(
             f, weight, static_cast<const T*>(bias), bias_batch, static_cast<T*>(output), channels_last, position_tiles,
             output_tiles);
       };
-      // Where there are few blocks, teams share the steps of each, if the device has the memory for their stages.
+      // With few blocks, teams share the steps of each, if the device has enough memory for their stages.
       const auto with_teams = [&](auto tiles) {
         constexpr int kTiles = decltype(tiles)::value;
-        constexpr int64_t kEnoughWarps = 12;  // of a multiprocessor
+        constexpr int64_t kEnoughWarps = 12;  // per multiprocessor
         const int64_t warps =
             batch * ceil_div(f.length, kRows) * problem.groups * ceil_div(f.group_outputs, 8 * kTiles);
         const bool few = warps < kEnoughWarps * device_attribute(cudaDevAttrMultiProcessorCount);

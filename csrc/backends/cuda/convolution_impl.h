@@ -2,12 +2,12 @@
 // What the kernels of the fused convolution share. For nvcc only.
 
 // NOTE [ Fused convolution ]
-// A warp owns 32 output positions. For every tap it locates them, a lane each, and leaves an address and the corners'
-// weights in shared memory. Then it gathers the samples in the very layout in which mma wants its left operand: of an
-// m16n8 product, lane 4 g + q holds rows g and g + 8 and of every row a few channels that depend on q. Which channels
-// these are is free, for the sum goes over all of them, as long as the right operand has the same ones. So let lane q
-// have the q-th packet (16 bytes, one load for each corner) of 64 bytes of channels, a segment, in two products of
-// which the first takes the first half of all packets. The right operand is then read in packets too.
+// A warp owns 32 output positions. For every tap, each lane locates one of them and leaves an address and the corners'
+// weights in shared memory. Then the warp gathers the samples in the layout that mma expects of its left operand: in an
+// m16n8 product, lane 4 g + q holds rows g and g + 8 and, of every row, a few channels that depend on q. It doesn't
+// matter which channels these are, because the sum goes over all of them, as long as the right operand has the same
+// ones. So lane q gets the q-th packet (16 bytes, one load per corner) of 64 bytes of channels, a segment. This takes
+// two products, the first of which uses the first half of every packet. The right operand is then read in packets too.
 //
 //     product j of a segment, lane 4 g + q:   left    words 2 j and 2 j + 1 of packet q of rows g and g + 8
 //                                             right   words 2 j and 2 j + 1 of packet q of column g
@@ -16,11 +16,11 @@
 // one. The right operand, up to 64 rows of 128 bytes, a step's, is shared by the warps of a block, in a ring of stages
 // that cp.async fills.
 //
-// The columns of the product are permuted as well, so that what a lane holds of a row of results lies side by side:
-// see column_of.
+// The columns of the product are permuted as well, so that the part of a row of results that a lane holds is
+// contiguous: see column_of.
 //
-// In float32 without TF32 every operand is split in two TF32 numbers, and three products are added up: what the fourth
-// would add is below float's rounding. Tensor cores cut their sums off where others round; so a sum is taken over from
+// In float32 without TF32 every operand is split into two TF32 numbers, and three products are added up; the fourth
+// would be below float's rounding. Tensor cores truncate their sums where others round, so a sum is taken over from
 // them after every step.
 
 #pragma once
@@ -38,18 +38,18 @@
 namespace ddu::cuda {
 
 constexpr int kWarp = 32;
-constexpr int kRows = 32;   // positions of a warp
+constexpr int kRows = 32;   // positions per warp
 constexpr int kBlocks = 4;  // of 8 rows
 constexpr int kStages = 3;
-constexpr int kSegments = 2;  // of a step
-constexpr int kLanes = 4;     // that share a row, a packet each of a segment
+constexpr int kSegments = 2;  // per step
+constexpr int kLanes = 4;     // that share a row, with a packet of a segment each
 constexpr int kStepBytes = 128;
-constexpr int kSharedBytes = 48 << 10;  // of a block, without asking for more
+constexpr int kSharedBytes = 48 << 10;  // that a block gets without asking for more
 
 template <class T>
-constexpr int kDepth = kStepBytes / static_cast<int>(sizeof(T));  // channels of a step
+constexpr int kDepth = kStepBytes / static_cast<int>(sizeof(T));  // channels per step
 
-// FusedProblem, as the kernels see it.
+// FusedProblem, for the kernels.
 struct Fused : Windows {
   const char* input;
   const char* mask;
@@ -57,9 +57,9 @@ struct Fused : Windows {
   int64_t mask_batch, mask_channel;
   int channels, outputs;
   int group_channels, group_outputs;
-  int runs, run;               // of a group of the convolution; channels of a run
+  int runs, run;               // runs per group of the convolution; channels per run
   int position_run, mask_run;  // channels that share positions, and a mask
-  int step[kMaxAxes];          // packets from a pixel to the next along an axis
+  int step[kMaxAxes];          // packets from one pixel to the next along an axis
 };
 
 // ---- arithmetic
@@ -154,7 +154,7 @@ __device__ __forceinline__ void mma(
 #endif
 }
 
-// A left or right operand's packets, ready for mma: as they are, rounded to TF32, or split into two TF32 numbers.
+// Packets of the left or right operand, ready for mma: unchanged, rounded to TF32, or split into two TF32 numbers.
 template <class T, bool kExact>
 struct Operand {
   Packet high;
@@ -167,7 +167,8 @@ struct Operand {
         const float x = __uint_as_float(p.word[i]);
         high.word[i] = to_tf32(x);
         if constexpr (kExact) {
-          // What is not finite is all in the lower part, which meets no lower part: that may be zero, times inf NaN.
+          // What isn't finite goes entirely into the low part. Low parts aren't multiplied by each other: one may be 0,
+          // and infinity times 0 is NaN.
           const float rest = x - __uint_as_float(high.word[i]);
           const bool split = is_finite(rest);
           high.word[i] = split ? high.word[i] : 0u;
@@ -219,7 +220,7 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
-// A barrier of one of the block's teams of warps.
+// A barrier for one of the block's teams of warps.
 template <int kTeams>
 __device__ __forceinline__ void team_barrier(int team, int threads) {
   if constexpr (kTeams == 1) {
@@ -229,7 +230,7 @@ __device__ __forceinline__ void team_barrier(int team, int threads) {
   }
 }
 
-// Where packet j of a row of 128 bytes lies: two neighbouring rows' segments in different banks.
+// The place of packet j in a row of 128 bytes. Segments of two neighbouring rows are in different banks.
 __device__ __forceinline__ int place_in_stage(int row, int j) {
   return row * kStepBytes + ((j ^ ((row & 1) << 2)) << 4);
 }
@@ -242,7 +243,7 @@ __device__ __forceinline__ constexpr int column_of(int tile, int n) {
   return tile / kTilesOf * (kLanes * kWidth) + n / 2 * kWidth + 2 * (tile % kTilesOf) + n % 2;
 }
 
-// ---- where the taps of a position lie
+// ---- the places of a position's taps
 
 // An output position's window, with its mask.
 template <class T, int kAxes>
@@ -258,7 +259,7 @@ struct MaskedLocator : Locator<T, kAxes> {
         valid(position >= 0 && position < f.length),
         mask_at(b * f.mask_batch + (valid ? position : 0)) {}
 
-  // For channels from `channel` on.
+  // For the channels from `channel` on.
   __device__ __forceinline__ void load_parameters(int channel, int number) {
     Base::load_parameters(channel / f.position_run, number);
   }
@@ -294,12 +295,12 @@ __device__ __forceinline__ MaskedLocator<T, kAxes> locator_at(const Fused& f, in
   return MaskedLocator<T, kAxes>(f, b, position, index);
 }
 
-// What the forward needs to know of a tap of a position.
+// What the forward needs to know of a position's tap.
 template <class T, int kAxes>
 struct alignas(16) Sampled {
   int offset;
   unsigned inside;
-  unsigned factor[1 << kAxes];  // the corners' weights with the mask, in every element of a word
+  unsigned factor[1 << kAxes];  // the corners' weights times the mask, in every element of a word
 
   __device__ __forceinline__ void set(const MaskedLocator<T, kAxes>& at, int channel, int number) {
     Neighbours<float, int> n[kAxes];
@@ -319,13 +320,13 @@ struct alignas(16) Sampled {
   }
 };
 
-// What the backward needs.
+// What the backward needs to know.
 template <int kAxes>
 struct alignas(16) Tapped {
   static constexpr unsigned kNotFinite = 1u << 31;
 
   int offset;
-  unsigned inside;  // with kNotFinite
+  unsigned inside;  // combined with kNotFinite
   float mask;
   float fraction[kAxes];
   float direction[kAxes];
@@ -347,7 +348,7 @@ struct alignas(16) Tapped {
   __device__ __forceinline__ bool finite() const { return (inside & kNotFinite) == 0; }
 };
 
-// The packets of an image, from where each of a tap's corners is looked for.
+// The packets of an image, from which each of a tap's corners is addressed.
 template <int kAxes>
 struct CornerPackets {
   const uint4* from[1 << kAxes];
@@ -364,7 +365,7 @@ struct CornerPackets {
     }
   }
 
-  // Zeros for those outside.
+  // Zeros for corners outside.
   __device__ __forceinline__ void gather(int offset, unsigned inside, uint4 (&corner)[1 << kAxes]) const {
 #pragma unroll
     for (int c = 0; c < 1 << kAxes; ++c) {
@@ -390,7 +391,7 @@ __device__ __forceinline__ Packet interpolate(const uint4 (&corner)[1 << kAxes],
 
 // ---- steps
 
-// The steps of a sum, run by run, tap by tap, `chunks` of channels each.
+// The steps of a sum, by run, tap, and chunk of channels; there are `chunks` per run and tap.
 struct Step {
   int run, tap, chunk;
 
@@ -436,7 +437,7 @@ inline Fused fused(const FusedProblem& problem, c10::ScalarType type) {
   return f;
 }
 
-// f(a value of the type, whether the product is exact) as constants.
+// Calls f with constants: a value of the type, and whether the product is exact.
 template <class F>
 void dispatch_product(c10::ScalarType type, bool exact, const F& f) {
   if (type == c10::ScalarType::Half) {
@@ -455,7 +456,7 @@ void dispatch_axes(const UnfoldParams& p, const F& f) {
   return fast_axes(p) == 3 ? f(std::integral_constant<int, 3>()) : f(std::integral_constant<int, 2>());
 }
 
-// Of the current device.
+// An attribute of the current device.
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0;
   int value = 0;
@@ -464,10 +465,10 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// In how many parts, `most` at most, to split the work of each of `blocks` so that the last wave of blocks is full:
-// `resident` of them fit on a multiprocessor. Parts have work in common, so there are few.
+// In how many parts, at most `most`, to split the work of each of `blocks` blocks so that the last wave of blocks is
+// full. `resident` of them fit on a multiprocessor. Parts repeat some of the work, so there should be few.
 inline int64_t splits_of(int64_t blocks, int64_t most, int64_t resident) {
-  constexpr double kInCommon = 0.02;  // of a block's work
+  constexpr double kInCommon = 0.02;  // fraction of a block's work that each part repeats
   const int64_t at_once = resident * device_attribute(cudaDevAttrMultiProcessorCount);
   int64_t best = 1;
   double least = std::numeric_limits<double>::infinity();

@@ -10,17 +10,17 @@ namespace ddu::cuda {
 
 namespace {
 
-// Positions of a tile: 16 rows of the product for each warp.
+// Positions per tile: 16 rows of the product for each warp.
 constexpr int kLog2Positions = 7;
 constexpr int kTilePositions = 1 << kLog2Positions;
 constexpr int kTeam = kTilePositions / 16;
 constexpr int kThreads = kTeam * kWarp;
-constexpr int kResident = 2;    // blocks of a multiprocessor
-constexpr int kRowPackets = 8;  // of a tap's columns: the channels of a chunk
+constexpr int kResident = 2;    // blocks per multiprocessor
+constexpr int kRowPackets = 8;  // in a tap's columns: the channels of a chunk
 
 // What a tap's position adds to a pixel.
 struct alignas(8) Share {
-  int column;  // bytes to its row of columns, and the bits that place_in_stage flips
+  int column;  // offset of its row of columns, in bytes, and the bits that place_in_stage flips
   float weight;
 };
 
@@ -31,13 +31,13 @@ constexpr int kTogether = kAxes == 3 ? 2 : 3;
 template <int kAxes>
 constexpr int kSpots = (kTogether<kAxes> * kTilePositions + kThreads - 1) / kThreads;
 
-// Of the ring of stages, for the channels of a chunk.
+// Size of the ring of stages, for the channels of a chunk.
 template <class T>
 constexpr int kRingBytes = kStages * kDepth<T> * kStepBytes;
 
-// A block has a tile of positions, a part of the taps, blockIdx.y, and a part of the channels, blockIdx.z. For some
-// taps at a time it sorts what they add to the image, computes the gradient of their columns, a chunk of channels after
-// the other, and adds it up by pixel.
+// A block owns a tile of positions, a part of the taps (blockIdx.y) and a part of the channels (blockIdx.z). For a few
+// taps at a time, it sorts what they add to the image. Then, one chunk of channels after the other, it computes the
+// gradient of their columns and sums it by pixel.
 template <class T, int kAxes, bool kExact>
 __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
     const __grid_constant__ Fused f,
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
   const int first_tap = parts * static_cast<int>(blockIdx.y) / static_cast<int>(gridDim.y) * kTogether<kAxes>;
   const int last_tap =
       min(f.taps, parts * (static_cast<int>(blockIdx.y) + 1) / static_cast<int>(gridDim.y) * kTogether<kAxes>);
-  // Units: a chunk of a run's channels.
+  // A unit is a chunk of a run's channels.
   const int chunks = (f.run + kChannels - 1) / kChannels;
   const int units = f.channels / f.run * chunks;
   const auto part_of_units = [&](unsigned z) { return static_cast<int>(static_cast<int64_t>(units) * z / gridDim.z); };
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
   const int depths = (f.group_outputs + kDepth<T> - 1) / kDepth<T>;
   const int steps = (last_tap - first_tap) * (last_unit - first_unit) * depths;
 
-  // Steps: taps together, units, taps of these, depths.
+  // The order of the steps: groups of taps, units, taps of the group, depths.
   int ahead_start = first_tap;
   int ahead_unit = first_unit;
   int ahead_channel = first_unit / chunks * f.run + first_unit % chunks * kChannels;
-  int ahead_end = first_unit / chunks * f.run + f.run;  // of the run
+  int ahead_end = first_unit / chunks * f.run + f.run;  // the end of the run
   int ahead_tap = 0;
   int ahead_depth = 0;
   const auto fill = [&](int slot) {
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
     commit_copies();
   }
 
-  // A thread locates taps of one position, and multiplies rows of two others.
+  // A thread locates the taps of one position, and multiplies rows of two others.
   int index[kAxes];
   const int located = position_in_tile<kAxes>(f, tiles, tile, thread % kTilePositions, index);
   MaskedLocator<T, kAxes> locator(f, b, located, index);
@@ -215,8 +215,8 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
           }
         }
 
-        // sum is the columns' gradient: of rows g and 8 + g, and of every kLanes * kPacketChannels channels lane q
-        // has the q-th packet.
+        // sum is the columns' gradient, for rows g and 8 + g. Of every kLanes * kPacketChannels channels, lane q has
+        // packet q.
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -253,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
           }
         });
       }
-      // The next columns are written after a barrier: that of the step's copies, or the lists'.
+      // The next columns are written after a barrier: that of the step's copies, or that of the lists.
     }
   }
   wait_for_copies<0>();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Between channels-first and channels-last, for the convolution.
+// Conversions between channels-first and channels-last, for the convolution.
 
 #include "convolution.h"
 #include "device.h"
@@ -8,7 +8,7 @@ namespace ddu::cuda {
 
 namespace {
 
-constexpr int kTransposed = 32;  // rows and columns of a tile
+constexpr int kTransposed = 32;  // rows and columns per tile
 
 // [B, rows, columns] to [B, columns, rows].
 template <class From, class To>

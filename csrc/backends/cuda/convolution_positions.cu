@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The convolution's gradients with respect to what moves and scales the samples: positions and mask.
+// The convolution's gradients with respect to positions and mask, which move and scale the samples.
 
 #include <algorithm>
 
@@ -9,17 +9,17 @@ namespace ddu::cuda {
 
 namespace {
 
-constexpr int kTeam = 4;      // warps of a block
-constexpr int kResident = 2;  // blocks of a multiprocessor
+constexpr int kTeam = 4;      // warps per block
+constexpr int kResident = 2;  // blocks per multiprocessor
 
 template <int kAxes>
 constexpr int kTappedBytes = kRows * static_cast<int>(sizeof(Tapped<kAxes>));
 
-// The sums by the entries of an affine map, of a warp.
+// The size of a warp's sums for the entries of an affine map.
 template <int kAxes>
 constexpr int kMapBytes = kRows * kAxes * (kAxes + 1) * static_cast<int>(sizeof(float));
 
-// The product over the axes that are in `axes`, each with its bit, of their fractions.
+// The product of the fractions along the axes whose bits are set in `axes`.
 template <int kAxes>
 __device__ __forceinline__ float product_of(const float (&fraction)[kAxes], int axes) {
   float product = 1;
@@ -30,7 +30,7 @@ __device__ __forceinline__ float product_of(const float (&fraction)[kAxes], int 
   return product;
 }
 
-// A block's warps work on kTeam * 32 positions, and on a part of the taps: blockIdx.y.
+// A block's warps process kTeam * 32 positions and a part of the taps: blockIdx.y.
 template <class T, int kAxes, bool kExact>
 __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions_kernel(
     const __grid_constant__ Fused f,
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
   const int first = (static_cast<int>(blockIdx.x) % position_tiles * kTeam + warp) * kRows;
   const int b = static_cast<int>(blockIdx.x) / position_tiles;
   auto* const tapped = reinterpret_cast<Tapped<kAxes>*>(memory + kStages * kStageBytes + warp * kTappedBytes<kAxes>);
-  // A lane adds to its own: of_map[r * kRows] for entry r.
+  // Each lane adds to its own sums: of_map[r * kRows] for entry r.
   auto* const of_map =
       reinterpret_cast<float*>(memory + kStages * kStageBytes + kTeam * kTappedBytes<kAxes> + warp * kMapBytes<kAxes>) +
       lane;
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
   }
 
   auto locator = locator_at<T, kAxes>(f, b, first + lane);
-  // After the taps' sums, lane 4 g + q speaks for position 8 q + g.
+  // After the sums over the taps, lane 4 g + q handles position 8 q + g.
   const int spoken = q * 8 + g;
   float of_window[kAxes] = {};
   int step_number = 0;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
       __syncwarp();
       tapped[lane].set(locator, run_channel, t);
       __syncwarp();
-      // Of the samples' differences along the axes that have a bit in c, times what their columns' gradient is.
+      // The samples' differences along the axes whose bits are set in c, times the gradient of their columns.
       float dot[kBlocks][kCorners] = {};
       for (int chunk = 0; chunk < chunks; ++chunk) {
         float sum[2][kTiles][4] = {};
@@ -190,8 +190,8 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
           }
         }
 
-        // sum is the columns' gradient: of rows 8 * block8 + g, and of every kLanes * kPacketChannels channels lane q
-        // has the q-th packet.
+        // sum is the columns' gradient, for rows 8 * block8 + g. Of every kLanes * kPacketChannels channels, lane q has
+        // packet q.
 #pragma unroll
         for (int block8 = 0; block8 < kBlocks; ++block8) {
           const auto tap = tapped[block8 * 8 + g];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The convolution's gradient by the weight.
+// The convolution's gradient with respect to the weight.
 
 #include <algorithm>
 
@@ -9,15 +9,15 @@ namespace ddu::cuda {
 
 namespace {
 
-constexpr int kWeightTile = 64;  // outputs, and channels, of a block
+constexpr int kWeightTile = 64;  // outputs, and channels, per block
 constexpr int kWeightThreads = 128;
 
 // Positions at a time.
 template <class T>
 constexpr int kPositions = sizeof(T) == 2 ? 64 : 32;
 
-// Elements from a position's row to the next in shared memory: half types' rows are swizzled, floats' padded, so that
-// neither reads of a transposed operand have conflicts.
+// Elements from one position's row to the next in shared memory. Rows of half types are swizzled and rows of floats
+// padded, so that reads of a transposed operand have no bank conflicts.
 template <class T>
 constexpr int kTileRow = sizeof(T) == 2 ? kWeightTile : kWeightTile + 8;
 
@@ -26,7 +26,7 @@ __device__ __forceinline__ int place_in_tile(int position, int j) {
   return position * kTileRow<T> * static_cast<int>(sizeof(T)) + ((sizeof(T) == 2 ? j ^ (position & 7) : j) << 4);
 }
 
-// Four matrices of 8 x 8 pairs, transposed. `address`: of a row of one of them, in every lane.
+// Loads four matrices of 8 x 8 pairs, transposed. `address`, in every lane, is that of a row of one of them.
 __device__ __forceinline__ Packet load_transposed(const char* address) {
   Packet r;
   const auto at = static_cast<unsigned>(__cvta_generic_to_shared(address));
@@ -37,7 +37,7 @@ __device__ __forceinline__ Packet load_transposed(const char* address) {
   return r;
 }
 
-// sum[m][n]: the outputs from 16 m on and the channels from 8 n on, of the warp's 32 times 32.
+// sum[m][n]: outputs from 16 m on and channels from 8 n on, of the warp's 32 by 32.
 template <class T, bool kExact>
 __device__ __forceinline__ void multiply_tiles(
     float (&sum)[2][4][4], const char* grads, const char* samples, int first_output, int first_channel, int lane) {
@@ -117,7 +117,7 @@ __device__ __forceinline__ void multiply_tiles(
   }
 }
 
-// A block has a tap, a tile of outputs and one of channels, and a part of the positions: blockIdx.y.
+// A block owns a tap, a tile of outputs, a tile of channels, and a part of the positions: blockIdx.y.
 template <class T, int kAxes, bool kExact>
 __global__ void __launch_bounds__(kWeightThreads) convolution_weight_kernel(
     const __grid_constant__ Fused f, const T* grad_output, float* partial, int output_tiles, int position_tiles) {
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kWeightThreads) convolution_weight_kernel(
   const int run = channel_tile / tiles_of_run;
   const int in_run = channel_tile % tiles_of_run * kWeightTile;
   const int group = run * f.run / f.group_channels;
-  const int first_output = output_tile * kWeightTile;  // of the group
+  const int first_output = output_tile * kWeightTile;  // within the group
 
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % kWarp;
@@ -216,7 +216,7 @@ int64_t position_tiles(const FusedProblem& problem, c10::ScalarType type) {
       positions_of(problem.p), type == c10::ScalarType::Float ? kPositions<float> : kPositions<c10::Half>);
 }
 
-// Blocks of a split.
+// The number of blocks per split.
 int64_t weight_blocks(const FusedProblem& problem) {
   const int64_t tiles_of_run = ceil_div<int64_t>(problem.run, kWeightTile);
   return ceil_div<int64_t>(problem.outputs / problem.groups, kWeightTile) * taps_of(problem.p) *
@@ -226,7 +226,7 @@ int64_t weight_blocks(const FusedProblem& problem) {
 }  // namespace
 
 int64_t position_splits(const FusedProblem& problem, c10::ScalarType type, bool weight_per_image) {
-  constexpr int64_t kEnoughBlocks = 6;  // of a multiprocessor
+  constexpr int64_t kEnoughBlocks = 6;  // per multiprocessor
   const int64_t images = weight_per_image ? problem.p.batch : 1;
   const int64_t tiles = position_tiles(problem, type) * (weight_per_image ? 1 : problem.p.batch);
   const int64_t splits = ceil_div<int64_t>(

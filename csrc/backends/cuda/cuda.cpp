@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CUDA device: which kernels a call takes, and their workspaces.
+// The CUDA device: the kernels that a call takes, and their workspaces.
 
 #include <ATen/Context.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -18,21 +18,21 @@
 
 // NOTE [ CUDA paths ]
 // Every operator has a general path, which takes any type, layout and derivative in one or two launches, and a fast one
-// for what a training step is made of:
+// for the calls that make up a training step:
 //
 //              general                                      fast
-//     sample   sample_kernel                                sample_tile_kernel: from rates, one or two axes
+//     sample   sample_kernel                                sample_tile_kernel: with rates, one or two axes
 //                                           pack_kernel,    sample_packets_kernel: the rest
 //     splat    reduce_kernel                                                tile_kernel, finish_kernel
 //     dot      reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //     both     reduce_kernel                                pack_kernel,    tile_kernel, finish_kernel
 //
-// plus a conversion after reduce_kernel where the sums have another type than the result. `Paths` decides which one it
-// is, unless a test has (`forced`). The kernels of the fast path overlap: NOTE [ Dependent launches ]. A
-// convolution goes through them where convolution.cpp does not take it: NOTE [ Fused convolution ].
+// plus a conversion after reduce_kernel if the sums have another type than the result. `Paths` decides which one a call
+// takes, unless a test has decided (`forced`). The kernels of the fast path overlap: NOTE [ Dependent launches ].
+// Convolutions that convolution.cpp does not take go through these paths: NOTE [ Fused convolution ].
 //
-// Results that need no atomic additions are the same in every run. The others, the images of splat and
-// unfold_backward, are where torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
+// Results that need no atomic additions are the same in every run. The others, the images of splat and unfold_backward,
+// are the same if torch.use_deterministic_algorithms(True) asks for it: NOTE [ Fixed point ].
 
 namespace ddu {
 
@@ -59,13 +59,12 @@ struct Paths {
   const UnfoldParams& p;
   c10::ScalarType type;
 
-  // Tiles, and the copies of the image that they work on, are worth it where there are many samples in all, and several
-  // of every pixel. Below, latency counts, or memory.
+  // Tiles, and the copies of the image that they use, pay off if there are many samples in all, and several per pixel.
+  // Otherwise latency or memory matters more.
   static constexpr int64_t kManyEntries = int64_t(1) << 20;
   static constexpr int64_t kSamplesPerPixel = 3;
 
-  // Nor if what channels are padded to would be filled up with zeros for the larger part: `channels` are the least of a
-  // group.
+  // Nor do they pay off if padding the channels would mostly add zeros: `channels` is the least number per group.
   bool pays(int64_t channels) const {
     const int64_t samples = taps_of(p) * positions_of(p);
     return cuda::forced.fast ||
@@ -73,10 +72,10 @@ struct Paths {
          p.channels / p.groups >= channels);
   }
 
-  // What the fast kernels can do at all, by type and sizes.
+  // Whether the fast kernels can compute the call at all, by type and sizes.
   bool possible() const { return type != at::kDouble && fits_int(); }
 
-  // What the fast kernels count in an int.
+  // Whether everything that the fast kernels count fits an int.
   bool fits_int() const {
     constexpr int64_t kLimit = int64_t(1) << 28;
     const auto fits = [](const Axis<int64_t>& axis) {
@@ -98,7 +97,7 @@ struct Paths {
     return possible() && is_value(p.term) && pays(packet / 2 + 1);
   }
 
-  // The terms: of splat, unless null, and of `dots` dots.
+  // The terms: one for splat, unless null, and `dots` for dots.
   bool fast_reduce(const Term* splat, const Term* terms, int dots) const {
     return possible() && (splat == nullptr || is_value(*splat)) &&
         std::all_of(terms, terms + dots, is_first_derivative) && pays(cuda::kChannelBlock / 2);
@@ -107,7 +106,7 @@ struct Paths {
 
 // ---- workspaces
 
-// Memory for the work queued on a stream; the allocator gives it to nobody else before that is done.
+// Memory for the work queued on a stream; the allocator doesn't reuse it until that work is done.
 class Workspace {
  public:
   explicit Workspace(int64_t bytes)
@@ -123,8 +122,8 @@ void clear(void* data, int64_t bytes, cudaStream_t stream) { C10_CUDA_CHECK(cuda
 
 int ceil_log2(double x) { return static_cast<int>(std::ceil(std::log2(std::max(x, 1.0)))); }
 
-// NOTE [ Fixed point ]: a pixel gets, from each of the windows and each of their taps, at most the largest weight there
-// is times the largest entry of columns; one bit to spare.
+// NOTE [ Fixed point ]: from each window and each of its taps, a pixel gets at most the largest possible weight times
+// the largest entry of columns. There is one bit to spare.
 int log2_terms(const UnfoldParams& p) {
   double taps = 1;
   double windows = 1;
@@ -144,7 +143,7 @@ int log2_terms(const UnfoldParams& p) {
   return ceil_log2(taps) + ceil_log2(windows) + ceil_log2(weight) + 1;
 }
 
-// The sums of an image, in the image itself where that has their type and layout. To be cleared.
+// The sums of an image, in the image itself if it has their type and layout. The caller must clear them.
 class ImageSums {
  public:
   ImageSums(const UnfoldParams& p, bool blocked, Tensor& image)
@@ -159,10 +158,10 @@ class ImageSums {
 
   const cuda::Sums& sums() const { return sums_; }
 
-  // What has to be cleared.
+  // How many bytes to clear.
   int64_t bytes() const { return in_place_ ? bytes_ : padded_bytes(); }
 
-  // Then, before anything is added:
+  // To be called after clearing, before anything is added.
   void prepare(const Tensor& columns, cudaStream_t stream) {
     if (fixed_) {
       auto* const largest = reinterpret_cast<unsigned long long*>(static_cast<char*>(sums_.data) + whole(bytes_));
@@ -171,7 +170,7 @@ class ImageSums {
     }
   }
 
-  // After everything is added to sums that are not blocked.
+  // To be called when everything has been added, if the sums are not blocked.
   void convert(cudaStream_t stream) {
     if (!in_place_) {
       cuda::launch_convert(p_, image_.scalar_type(), sums_, image_.mutable_data_ptr(), stream);
@@ -183,7 +182,7 @@ class ImageSums {
 
   static int64_t whole(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-  // With the largest entry behind the sums.
+  // Includes room for the largest entry, after the sums.
   int64_t padded_bytes() const { return whole(bytes_) + kAlignment; }
 
   static int64_t sums_of(const UnfoldParams& p, bool blocked, const Tensor& image) {
@@ -268,8 +267,8 @@ struct Cuda {
   }
 
  private:
-  // Splats columns into `image` with p.term, unless it is null, and writes their products with the `dots` terms of
-  // input, and the `multiples` of each, to result [B, G, positions_per_group, dots, multiples, L].
+  // Splats columns into `image` with p.term, unless it is null. Writes their products with the `dots` terms of input,
+  // and the `multiples` of each, to result [B, G, positions_per_group, dots, multiples, L].
   static void reduce(
       const UnfoldParams& p,
       const Tensor& columns,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the kernels share: types, windows, corners. For nvcc only.
+// What the kernels share: types, windows and corners. For nvcc only.
 #pragma once
 
 #include <c10/cuda/CUDAException.h>
@@ -42,8 +42,8 @@ void dispatch_floating(c10::ScalarType type, const F& f) {
   return type == c10::ScalarType::Double ? f(double()) : dispatch_half_or_float(type, f);
 }
 
-// f(the source, whether the padding mode is known to be zeros), as constants: for the fast kernels, whose registers are
-// few.
+// Calls f with constants: the source, and whether the padding mode is known to be zeros. For the fast kernels, which
+// are short of registers.
 template <class F>
 void dispatch_fast(const UnfoldParams& p, const F& f) {
   if (p.source == Source::kOffsets) {
@@ -57,8 +57,8 @@ void dispatch_fast(const UnfoldParams& p, const F& f) {
   }
 }
 
-// f(a number, the number of axes, whether the source is known to be rates and the padding mode zeros), as constants:
-// for the general kernels. The number has the type of offsets and pixels.
+// Calls f with constants: a number, the number of axes, and whether the source is known to be rates and the padding
+// mode zeros. For the general kernels. The number has the type of offsets and pixels.
 template <class F>
 void dispatch_general(const UnfoldParams& p, bool wide, const F& f) {
   const auto with_axes = [&](auto index, auto plain) {
@@ -85,7 +85,7 @@ void dispatch_index(bool wide, const F& f) {
   return wide ? f(int64_t()) : f(int32_t());
 }
 
-// Blocks of a one-dimensional grid.
+// The size of a one-dimensional grid.
 inline unsigned grid_of(int64_t blocks) {
   TORCH_CHECK(
       blocks < (int64_t(1) << 31), "ddu: expected a problem of at most 2^31 - 1 blocks of threads, but got ", blocks);
@@ -100,11 +100,11 @@ DDU_HOST_DEVICE Int ceil_div(Int a, Int b) {
 #if defined(__CUDACC__)
 
 // NOTE [ Dependent launches ]
-// The kernels of a backward follow one another on a stream. From compute capability 9.0 on, one may begin while the one
-// before it still runs (programmatic dependent launch), which hides the time of the launch and of what needs no result:
-// the kernel before says let_next_begin(), and the one that was launched with launch_after() says
-// wait_for_previous() before it touches anything the other has written or still reads. Without either, on older GPUs,
-// a kernel begins when the one before has ended.
+// The kernels of a backward follow one another on a stream. From compute capability 9.0 on, one may begin while the
+// previous one is still running (programmatic dependent launch). This hides the time of the launch and of all work that
+// needs no result. The previous kernel calls let_next_begin(). The one launched with launch_after() calls
+// wait_for_previous() before it touches anything that the other has written or still reads. Without either, and on
+// older GPUs, a kernel begins when the previous one has ended.
 template <class... Parameters, class... Arguments>
 void launch_after(
     void (*kernel)(Parameters...),
@@ -162,8 +162,8 @@ __device__ __forceinline__ float load(const c10::BFloat16* p) {
   return __uint_as_float(static_cast<unsigned>(__ldg(reinterpret_cast<const unsigned short*>(p))) << 16);
 }
 
-// A parameter along an axis; zero along one that the problem has not. `at`: in elements. scalar_t: the type of the
-// positions, unless they are float.
+// A parameter along an axis; zero if the problem lacks that axis. `at` is in elements. Positions have the type
+// scalar_t, or else float.
 template <class scalar_t>
 __device__ __forceinline__ Compute<scalar_t> load_position(
     const UnfoldParams& p, const PositionsView& positions, int64_t at, int axis) {
@@ -175,15 +175,15 @@ __device__ __forceinline__ Compute<scalar_t> load_position(
                             : load(static_cast<const scalar_t*>(positions.data) + at);
 }
 
-// The same for a tap of a group. `at`: of the output position.
+// The same for a tap of a group. `at` is the output position's.
 template <class scalar_t>
 __device__ __forceinline__ Compute<scalar_t> load_parameter(
     const UnfoldParams& p, const PositionsView& positions, int64_t at, int64_t group, int64_t tap, int axis) {
   return load_position<scalar_t>(p, positions, at + parameter_channel(p, group, tap, axis) * positions.channel, axis);
 }
 
-// The affine map of a group's window, a row for each of kAxes axes: the matrix and the shift, zeros for axes that the
-// problem has not. Returns whether it is finite.
+// The affine map of a group's window: for each of kAxes axes a row of the matrix and a shift, zeros for axes that the
+// problem lacks. Returns whether the map is finite.
 template <class scalar_t, int kAxes>
 __device__ __forceinline__ bool load_map(
     const UnfoldParams& p,
@@ -222,8 +222,8 @@ __device__ __forceinline__ void displace(
   }
 }
 
-// What stands for the parameter along every axis, of a group's window or of tap `number` of it, whose distances those
-// of an affine map are. Returns whether all parameters are finite.
+// What takes the parameter's place along every axis, for a group's window or for tap `number` of it. With an affine map
+// `distance` holds the tap's distances. Returns whether all parameters are finite.
 template <class scalar_t, int kAxes>
 __device__ __forceinline__ bool load_parameters(
     const UnfoldParams& p,
@@ -249,8 +249,8 @@ __device__ __forceinline__ bool load_parameters(
   return finite;
 }
 
-// A window of a problem that is treated as one of kAxes axes, and the tap of it that it was moved to last.
-// kPlain: the source is known to be rates, and the padding mode zeros.
+// A window of a problem treated as one with kAxes axes, and the tap that it last moved to. kPlain: the source is known
+// to be rates, and the padding mode zeros.
 template <class scalar_t, class Index, int kAxes, bool kPlain>
 struct Window {
   using T = Compute<scalar_t>;
@@ -259,13 +259,13 @@ struct Window {
   const UnfoldParams& p;
   const PositionsView& positions;
   const Source source;
-  Index group;         // of the batch item
-  int64_t at;          // in the positions
-  Index pixel[kAxes];  // of the window, before the tap's own
+  Index group;         // within the batch item
+  int64_t at;          // the output position's place in the positions
+  Index pixel[kAxes];  // of the window, before the tap's displacement
   T parameter[kAxes];
-  bool finite;  // all parameters, of the window or of the tap
+  bool finite;  // all parameters of the window or the tap
   Index tap[kAxes];
-  T fraction[kAxes];  // of the tap, with its pixel and its direction: Neighbours
+  T fraction[kAxes];  // of the tap, like neighbour and direction: see Neighbours
   T direction[kAxes];
   Index neighbour[kAxes];
 
@@ -287,7 +287,7 @@ struct Window {
     }
   }
 
-  // Calls visit(tap) after it moved to each of the taps in turn.
+  // Moves to each tap in turn and calls visit(tap).
   template <class Visit>
   __device__ __forceinline__ void for_taps(const Visit& visit) {
     along<0>(visit, 0);
@@ -320,7 +320,7 @@ struct Window {
     }
   }
 
-  // NaN for a tap that is not finite: it has no neighbours, so the zeros that are read instead are multiplied with it.
+  // NaN for a tap that isn't finite: it has no neighbours, so NaN multiplies the zeros that are read instead.
   __device__ __forceinline__ CornerWeights<kAxes, T> weights(const Term& term) const {
     AxisWeights<T> along[kAxes];
     T distance[kAxes];
@@ -340,8 +340,8 @@ struct Window {
   }
 
  private:
-  // Of the taps that have number `number` along the axes before axis a, in row-major order. Where the taps of a window
-  // share their parameters, each is located once for all taps behind it.
+  // Visits the taps with index `number` along the axes before axis a, in row-major order. If the taps of a window share
+  // their parameters, each place along an axis is located once for all taps with it.
   template <int a, class Visit>
   __device__ __forceinline__ void along(const Visit& visit, Index number) {
     if constexpr (a == kAxes) {
@@ -375,7 +375,7 @@ struct Window {
     direction[a] = kPlain ? T(1) : found.direction;
   }
 
-  // To tap `number`, or of rates to the window.
+  // Loads the parameters of tap `number`, or with rates those of the window.
   __device__ __forceinline__ void move(Index number) {
     T distance[kAxes] = {};
     if (!by_axis(source)) {
@@ -385,7 +385,7 @@ struct Window {
   }
 };
 
-// How far the corners of a tap lie from its first one, in elements.
+// Distances of a tap's corners from its first one, in elements.
 template <int kAxes, class Index>
 struct CornerOffsets {
   Index step[kAxes];
@@ -399,7 +399,7 @@ struct CornerOffsets {
     return offset;
   }
 
-  // Of the first one itself, which lies at a pixel along every axis.
+  // The offset of the first corner, given its pixel along every axis.
   __device__ __forceinline__ Index at(const Index (&pixel)[kAxes]) const {
     Index offset = 0;
 #pragma unroll
@@ -410,32 +410,32 @@ struct CornerOffsets {
   }
 };
 
-// An axis in 32 bits, for the fast kernels: tap_place with what is known when they are compiled.
+// An axis in 32 bits, for the fast kernels: tap_place, specialised at compile time.
 struct FastAxis {
   int size, out_size, kernel, stride;
-  int first_pixel;  // of the window with output index 0
+  int first_pixel;  // of the window at output index 0
   int dilation;
   float fraction;
   float half_dilation;
   PaddingMode padding_mode;
   unsigned kernel_inverse;  // 2^32 / kernel, rounded up; 0 for 1
 
-  // A number of a tap, which fits 16 bits, as the kernel does.
+  // `number`, a tap's, must fit 16 bits, and so must the kernel size.
   __device__ __forceinline__ int divide_by_kernel(int number) const {
     return kernel_inverse == 0 ? number : static_cast<int>(__umulhi(static_cast<unsigned>(number), kernel_inverse));
   }
 
   __device__ __forceinline__ int pixel(int out_index) const { return out_index * stride + first_pixel; }
 
-  // Of a tap from the window's centre at rate one.
+  // The tap's distance from the window's centre at rate one.
   __device__ __forceinline__ float distance(int tap) const {
     return static_cast<float>(2 * tap - (kernel - 1)) * half_dilation;
   }
 
-  // By the parameter.
+  // d position / d parameter.
   __device__ __forceinline__ float slope(Source source, int tap) const { return by_axis(source) ? distance(tap) : 1.f; }
 
-  // Of a tap of the window at `pixel`. kZeros: the padding mode is that; the others cost registers.
+  // The neighbours of a tap of the window at `pixel`. kZeros: the padding mode is zeros; other modes cost registers.
   template <bool kZeros>
   __device__ __forceinline__ Neighbours<float, int> neighbours_of(
       Source source, int tap, int pixel, float parameter) const {

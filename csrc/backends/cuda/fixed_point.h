@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Sums that come out the same in whatever order they are added.
+// Sums that don't depend on the order of additions.
 
 // NOTE [ Fixed point ]
-// Atomic additions happen in any order, and floating point sums depend on it. Integer sums do not. So, where
-// determinism is asked for, what is added to a pixel is rounded to a multiple of a unit first, and the multiples are
-// added as 64-bit integers: nothing is sorted and nobody waits, and the backward keeps its one pass.
+// Atomic additions happen in any order. Floating point sums depend on the order, integer sums don't. So, where
+// determinism is asked for, each addend is first rounded to a multiple of a unit, and the multiples are added as 64-bit
+// integers. Nothing is sorted, nobody waits, and the backward still needs only one pass.
 //
-// The unit is a power of two, such that the largest sum there can be, 2^log2_terms * largest, is just below 2^61 units.
-// With a million contributions to a pixel that leaves 2^-40 of the largest gradient, finer than a float sum. For
-// double, a second integer holds what the first one rounded off, in units 2^-32 as large.
+// The unit is a power of two such that the largest possible sum, 2^log2_terms * largest, is just below 2^61 units. With
+// a million contributions to a pixel, the unit is 2^-40 of the largest gradient, finer than a float sum. For double, a
+// second integer holds what the first one rounds off, in units that are 2^32 times smaller.
 //
-// What is not finite has no place on that scale. It stores the mark kNotFinite instead of being added; whatever is
-// added to a mark afterwards (below 2^61 in all) leaves it recognisable, and it becomes NaN in the end.
+// A number that isn't finite has no place on that scale. It is not added, but stores the mark kNotFinite; whatever is
+// added to a mark afterwards (below 2^61 in all) leaves it recognisable, and it becomes NaN at the end.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@
 
 namespace ddu::cuda {
 
-// Integers per sum.
+// The number of integers per sum.
 template <class T>
 constexpr int kLimbs = std::is_same_v<T, double> ? 2 : 1;
 
@@ -34,7 +34,7 @@ __device__ __forceinline__ double power_of_two(int exponent) {
   return __longlong_as_double(static_cast<long long>(max(-1022, min(1023, exponent)) + 1023) << 52);
 }
 
-// The order makes a difference, in the last bits.
+// Results depend on the order, in the last bits.
 template <class T>
 struct FloatingPoint {
   static constexpr int kStride = 1;
@@ -45,16 +45,16 @@ struct FloatingPoint {
 template <class T>
 struct FixedPoint {
   static constexpr int kStride = kLimbs<T>;
-  double scale;  // units in 1
+  double scale;  // units per 1
   double unit;
 
-  // Of no use unless sums are fixed point.
+  // Meaningless unless sums are fixed point.
   __device__ __forceinline__ explicit FixedPoint(const Sums& sums) {
     const unsigned long long bits = sums.largest != nullptr ? *sums.largest : 0;
     // largest < 2^exponent
     const int exponent = std::is_same_v<T, double> ? static_cast<int>(bits >> 52) - 1022
                                                    : static_cast<int>(static_cast<unsigned>(bits) >> 23) - 126;
-    // Powers whose inverse has one too, and the second limb's unit with it.
+    // Limits the exponent so that the inverse exists too, and so does the second limb's unit.
     const int log2_scale = max(-1000, min(960, 61 - exponent - sums.log2_terms));
     scale = power_of_two(log2_scale);
     unit = power_of_two(-log2_scale);
@@ -81,7 +81,7 @@ struct FixedPoint {
     }
     double units = static_cast<double>(whole);
     if constexpr (kLimbs<T> == 2) {
-      // The whole part first: alone it is exact up to 2^53 units only.
+      // Converts the whole part first: on its own it is exact only up to 2^53 units.
       const double rest = static_cast<double>(static_cast<long long>(sum[1])) / static_cast<double>(1ll << kLimbBits);
       const auto high = static_cast<double>(whole >> 16 << 16);
       units = high + (static_cast<double>(whole & 0xffff) + rest);

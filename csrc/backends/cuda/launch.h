@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What the CUDA sources offer to cuda.cpp, without a torch tensor in sight, so that nvcc reads little.
+// What the CUDA sources provide to cuda.cpp, without any torch tensors, so that nvcc parses little.
 //
-// Every function queues its work on `stream` and returns. Strides are in elements. Which of the paths a call takes is
-// decided in cuda.cpp alone: NOTE [ CUDA paths ].
+// Every function queues its work on `stream` and returns. Strides are in elements. Only cuda.cpp decides which path a
+// call takes: NOTE [ CUDA paths ].
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -15,7 +15,7 @@
 
 namespace ddu::cuda {
 
-// [B, C, *size], with a stride for each of kMaxAxes: of the axes that the problem has not, 0.
+// [B, C, *size], with a stride for each of kMaxAxes: 0 for axes that the problem lacks.
 struct ImageView {
   const void* data;
   int64_t batch, channel, axis[kMaxAxes];
@@ -27,19 +27,19 @@ struct ColumnsView {
   int64_t batch, row, position;
 };
 
-// The positions, [B, channels, *out], in the type of the other tensors, or in float beside a half type.
+// The positions, [B, channels, *out], in the type of the other tensors; with a half type they may be float.
 struct PositionsView {
   const void* data;
   bool is_float;
   int64_t batch, channel, axis[kMaxAxes];
 };
 
-// Where sums for an image are gathered: floating point numbers, added atomically in any order, or fixed point numbers
-// (NOTE [ Fixed point ]), for which the order makes no difference.
+// Where the sums for an image are accumulated: floating point numbers, added atomically in any order, or fixed point
+// numbers (NOTE [ Fixed point ]), whose sum doesn't depend on the order.
 struct Sums {
   void* data;
   const unsigned long long* largest;  // of the columns, as bits: see launch_largest; nullptr: floating point
-  int log2_terms;                     // fixed point: no sum passes 2^log2_terms * largest
+  int log2_terms;                     // fixed point: no sum exceeds 2^log2_terms * largest
 };
 
 // ---- sample.cu
@@ -54,7 +54,7 @@ void launch_sample(
     void* columns,
     cudaStream_t stream);
 
-// The value (order 0) of float, half and bfloat16, from rates, along at most two axes.
+// The value (order 0) in float, half and bfloat16, with rates, along at most two axes.
 void launch_sample_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -65,8 +65,8 @@ void launch_sample_tiles(
 
 // ---- reduce.cu
 
-// One pass over the columns, any type, any terms: adds term `splat` of them to `sums` [B, C, *size], unless it is
-// nullptr, and writes their products with the `dots` terms of input, and the `multiples` of each (math/positions.h), to
+// One pass over the columns, for any type and any terms. Adds term `splat` of them to `sums` [B, C, *size], unless it
+// is nullptr. Writes their products with the `dots` terms of input, and the `multiples` of each (math/positions.h), to
 // `result` [B, G, positions_per_group, dots, multiples, L], which has the type of the positions.
 void launch_reduce(
     const UnfoldParams& p,
@@ -85,35 +85,35 @@ void launch_reduce(
 
 // ---- tile.cu
 
-// Channels side by side in the sums of the tiled kernel, of a group.
+// Adjacent channels of a group in the sums of the tiled kernel.
 constexpr int kChannelBlock = 32;
 
 inline int64_t channel_blocks(const UnfoldParams& p) {
   return (p.channels / p.groups + kChannelBlock - 1) / kChannelBlock;
 }
 
-// Axes that the fast kernels see: of a signal it makes an image of height one.
+// The number of axes that the fast kernels see: they treat a signal as an image of height one.
 DDU_HOST_DEVICE int fast_axes(const UnfoldParams& p) { return p.axes == 3 ? 3 : 2; }
 
-// Pixels of a plane of sums: along the width a column of the image's border before its pixels, along the others one
-// before and one after. What lies behind the end of a row is the border of the next. So each of the corners of a tap
-// has a place.
+// Pixels of a plane of sums. Along the width there is one column of border before the image, along the other axes one
+// layer before and one after it. The border after the end of a row is that of the next one. So each corner of a tap has
+// a place.
 DDU_HOST_DEVICE int64_t sums_row(const UnfoldParams& p) { return p.axis[2].size + 1; }
 DDU_HOST_DEVICE int64_t sums_layer(const UnfoldParams& p) { return (p.axis[1].size + 2) * sums_row(p); }
 DDU_HOST_DEVICE int64_t sums_plane(const UnfoldParams& p) {
   return (fast_axes(p) == 3 ? p.axis[0].size + 2 : 1) * sums_layer(p) + 1;
 }
 
-// Blocks that share the channels of a tile.
+// How many blocks share the channels of a tile.
 int64_t channel_splits(const UnfoldParams& p, c10::ScalarType type);
 
-// The same for order 0 of splat and order 1 of dot, in float, half and bfloat16. After
-// launch_pack, unless packets ==
-// nullptr.
+// Like launch_reduce, for order 0 of splat and order 1 of dot, in float, half and bfloat16. Must follow launch_pack,
+// unless packets == nullptr.
 //   sums     [B * G, channel blocks, sums_plane, kChannelBlock], or data == nullptr: no splat
 //   packets  of the input, or nullptr: no dot
-//   partial  [channel splits, B, G, positions_per_group, dots, multiples, L], float: for several dots the derivatives
-//            along each axis, for one their sum, weighted with dot_term. Still to be added over the splits.
+//   partial  [channel splits, B, G, positions_per_group, dots, multiples, L], float: if there are several dots, the
+//            derivatives along each axis; if there is one, their sum weighted with dot_term. Still to be summed over
+//            the splits.
 void launch_tiles(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -129,7 +129,7 @@ void launch_tiles(
 
 // ---- packets.cu
 
-// The value (order 0) of float, half and bfloat16, for which launch_pack has copied the image.
+// The value (order 0) in float, half and bfloat16, from an image that launch_pack has copied.
 void launch_sample_packets(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -140,10 +140,10 @@ void launch_sample_packets(
 
 // ---- layout.cu
 
-// Elements of `type` in the packets of an image.
+// The number of elements of `type` in the packets of an image.
 int64_t packets_size(const UnfoldParams& p, c10::ScalarType type);
 
-// Also clears what the next kernel adds to: `cleared_bytes`, a multiple of 16.
+// Also clears what the next kernel adds to: `cleared_bytes` bytes, a multiple of 16.
 void launch_pack(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -154,7 +154,7 @@ void launch_pack(
     int64_t cleared_bytes,
     cudaStream_t stream);
 
-// The largest finite magnitude of the columns, into *largest, which holds 0: the bits of a float or a double.
+// Writes the largest finite magnitude of the columns, as the bits of a float or a double, to *largest, which must be 0.
 void launch_largest(
     const UnfoldParams& p,
     c10::ScalarType type,
@@ -162,22 +162,22 @@ void launch_largest(
     unsigned long long* largest,
     cudaStream_t stream);
 
-// Bytes of one number in Sums.
+// The bytes of one number in Sums.
 int64_t bytes_per_sum(c10::ScalarType type, bool fixed_point);
 
-// Sums [B, C, H, W] to an image of `type`.
+// Converts sums [B, C, H, W] to an image of `type`.
 void launch_convert(const UnfoldParams& p, c10::ScalarType type, const Sums& sums, void* image, cudaStream_t stream);
 
-// Sums for the map, as launch_tiles leaves them, and where they go. Of size 0: none.
+// Sums for the map, as launch_tiles leaves them, and where they go. Size 0: none.
 struct MapSums {
   const float* partial;  // [splits, size]
   void* result;
-  bool is_float;  // or the type of the image
+  bool is_float;  // otherwise the type of the image
   int64_t splits, size;
 };
 
-// After launch_tiles: its sums to an image [B, C, H, W] of `type`, unless that is nullptr, and those for the map, added
-// in order.
+// Must follow launch_tiles. Converts its sums to an image [B, C, H, W] of `type`, unless that is nullptr, and adds up
+// those for the map, in order.
 void launch_finish(
     const UnfoldParams& p,
     c10::ScalarType type,

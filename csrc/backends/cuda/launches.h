@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What tests know of the kernels: which ones there are, how often each was launched, and which ones calls are to take.
+// What tests know about the kernels: which ones there are, how often each was launched, and which ones calls must take.
 //
-// A check counts for the code that it reaches, and the calls that are checked are small, when most kernels are for
-// large ones. So kernels are launched through counted(), which makes a list of them, and tests may send calls
-// elsewhere.
+// A check only counts for the code that it reaches, and checked calls are small, whereas most kernels are for large
+// ones. So kernels are launched through counted(), which lists them, and tests may redirect calls.
 #pragma once
 
 #include <atomic>
@@ -11,7 +10,7 @@
 
 namespace ddu::cuda {
 
-// An instantiation of a kernel, from when the library is loaded.
+// An instantiation of a kernel, registered when the library is loaded.
 struct LaunchCount {
   std::string_view name;
   LaunchCount* next;
@@ -19,7 +18,7 @@ struct LaunchCount {
 
   static inline LaunchCount* first = nullptr;
 
-  // `text` is the compiler's: "... kKernel = ddu::...::sample_kernel<float, int>]".
+  // `text` comes from the compiler: "... kKernel = ddu::...::sample_kernel<float, int>]".
   explicit LaunchCount(std::string_view text) : next(first) {
     const auto begin = text.rfind("::", text.find('<')) + 2;
     name = text.substr(begin, text.rfind(']') - begin);
@@ -40,7 +39,7 @@ struct CountedKernel {
   Pointer pointer;
   LaunchCount* count;
 
-  // To be launched, once.
+  // The pointer, to be launched once.
   Pointer launch() const {
     count->launches.fetch_add(1, std::memory_order_relaxed);
     return pointer;
@@ -52,8 +51,8 @@ CountedKernel<decltype(kKernel)> counted() {
   return {kKernel, &launch_count<kKernel>};
 }
 
-// For tests: calls take the fast kernels wherever these can compute the result, whether that pays or not; and offsets
-// of 64 bits.
+// For tests. fast: calls take the fast kernels wherever these can compute the result, worthwhile or not. wide: offsets
+// have 64 bits.
 struct Forced {
   std::atomic<bool> fast{false};
   std::atomic<bool> wide{false};

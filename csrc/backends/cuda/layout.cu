@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// From one layout to another, before and after the kernels that do the work.
+// Conversions between layouts, before and after the kernels that do the work.
 
 // NOTE [ Layout kernels ]
-// Each result element has one thread that owns it, neighbouring threads own neighbouring pixels, and a thread has all
-// the channels of a packet, or of 32 bytes of sums: reads and writes are whole sectors of memory, without a
-// transposition through shared memory.
+// Each element of a result has one thread that owns it. Neighbouring threads own neighbouring pixels, and a thread owns
+// all channels of a packet, or of 32 bytes of sums. So reads and writes are whole memory sectors, without transposing
+// through shared memory.
 
 #include "fixed_point.h"
 #include "packets.h"
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(
   const unsigned plane = static_cast<unsigned>(packed_plane(p));
   const unsigned pixel = blockIdx.x % pixel_blocks * kThreads + threadIdx.x;
   const unsigned chunk = blockIdx.x / pixel_blocks % chunks;
-  const Index group = static_cast<Index>(blockIdx.x / pixel_blocks / chunks);  // of the batch's B * G
+  const Index group = static_cast<Index>(blockIdx.x / pixel_blocks / chunks);  // among the batch's B * G
   if (pixel >= plane) {
     return;
   }
@@ -75,7 +75,7 @@ __device__ __forceinline__ unsigned long long bits_of(T x) {
   }
 }
 
-// NOTE [ Fixed point ]. Not negative, floating point numbers are in the order of their bits.
+// NOTE [ Fixed point ]. Floating point numbers that aren't negative compare like their bits.
 template <class scalar_t>
 __global__ void __launch_bounds__(kThreads) largest_kernel(
     const ColumnsView columns,  // [B, rows, L]
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads) largest_kernel(
   }
 }
 
-// The number that a sum stands for.
+// The number that a sum represents.
 template <class T, bool kFixed>
 struct SumReader {
   const void* data;
@@ -172,7 +172,7 @@ template <class scalar_t, bool kFixed, class Index>
 __device__ __forceinline__ void unblock(
     const UnfoldParams& p,
     const Sums& sums,
-    const Index runs,    // in the channels of a group
+    const Index runs,    // among the channels of a group
     const Index blocks,  // of channels
     const Index at,
     scalar_t* __restrict__ image) {  // [B, C, H, W]
@@ -215,12 +215,12 @@ __device__ __forceinline__ void unblock(
   }
 }
 
-// The first blocks have the image, those that follow the map.
+// The first blocks process the image, the rest the map.
 template <class scalar_t, bool kFixed, class Index>
 __global__ void __launch_bounds__(kThreads) finish_kernel(
     const UnfoldParams p,
     const Sums sums,
-    const Index runs,    // in the channels of a group
+    const Index runs,    // among the channels of a group
     const Index blocks,  // of channels
     const Index size,
     const unsigned image_blocks,
@@ -295,7 +295,7 @@ void launch_largest(
   const int64_t size = p.batch * rows * positions;
   dispatch_floating(type, [&](auto zero) {
     using scalar_t = decltype(zero);
-    constexpr int64_t kMostBlocks = 132 * 8;  // enough to fill a large GPU, few enough to spare atomics
+    constexpr int64_t kMostBlocks = 132 * 8;  // enough to fill a large GPU, few enough to limit atomics
     const auto grid = std::min(ceil_div<int64_t>(size, kThreads * 16), kMostBlocks);
     counted<largest_kernel<scalar_t>>().launch()<<<static_cast<unsigned>(grid), kThreads, 0, stream>>>(
         columns, rows, positions, size, largest);
@@ -316,7 +316,7 @@ void launch_convert(const UnfoldParams& p, c10::ScalarType type, const Sums& sum
     const auto kernel = [&] {
       const auto fixed = counted<convert_kernel<scalar_t, true>>();
       if constexpr (std::is_same_v<scalar_t, Compute<scalar_t>>) {
-        return fixed;  // floating point sums are the image itself
+        return fixed;  // floating point sums are already the image
       } else {
         return sums.largest != nullptr ? fixed : counted<convert_kernel<scalar_t, false>>();
       }

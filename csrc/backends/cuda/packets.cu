@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// sample: columns from an image that was copied into packets.
+// sample: columns from an image copied into packets.
 
 // NOTE [ Packet kernel ]
-// For three axes, where the image is a small part of the columns, and for taps with parameters of their own, which
-// would be read twice to find the box of NOTE [ Sample kernels ]: the image is copied into packets as a whole
-// (launch_pack), and taps are read from there, through the L1 cache. A thread owns an output position and kPackets
-// packets of channels. The copy has a border of zeros, so there are no masks: a tap without a neighbour along an axis
-// reads the border.
+// For three axes, if the image is small compared to the columns, and for taps with parameters of their own, which would
+// have to be read twice to find the box of NOTE [ Sample kernels ]. The whole image is copied into packets
+// (launch_pack), and taps read from there through the L1 cache. A thread owns an output position and kPackets packets
+// of channels. The copy has a border of zeros, so there are no masks: a tap without a neighbour along an axis reads the
+// border.
 
 #include <algorithm>
 #include <limits>
@@ -23,7 +23,7 @@ struct Shape {
   FastAxis axis[kMaxAxes];
   int per_group;
   int groups;
-  int chunks;  // of the channels of a group
+  int chunks;  // of a group's channels
   int position_blocks;
   int packets_in_group;
 };
@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
   constexpr int kElements = kPacket<scalar_t>;
   constexpr int kFirst = kMaxAxes - kAxes;
   constexpr bool kMap = kSource == Source::kAffine;
-  constexpr bool kEachTap = !by_axis(kSource);  // is located by itself
+  constexpr bool kEachTap = !by_axis(kSource);  // each tap is located separately
   const int block = static_cast<int>(blockIdx.x % shape.position_blocks);
   const int chunk = static_cast<int>(blockIdx.x / shape.position_blocks % shape.chunks);
-  const int group = static_cast<int>(blockIdx.x / shape.position_blocks / shape.chunks);  // of the batch's B * G
+  const int group = static_cast<int>(blockIdx.x / shape.position_blocks / shape.chunks);  // among the batch's B * G
   const int b = group / shape.groups;
   const int g = group % shape.groups;
   const auto& depth = shape.axis[0];
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
   const int layer = static_cast<int>(packed_layer(p));
   const int64_t plane = packed_plane(p);
   const int first_packet = chunk * kPackets;
-  const int here = min(kPackets, shape.packets_in_group - first_packet);  // packets of the thread
+  const int here = min(kPackets, shape.packets_in_group - first_packet);  // the thread's packets
   const int channels = min(kPackets * kElements, shape.per_group - first_packet * kElements);
   // The first pixel of the image.
   const uint4* const image = packets + (static_cast<int64_t>(group) * shape.packets_in_group + first_packet) * plane +
@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kThreads, 3) sample_packets_kernel(
           y = locate(1, m);
         }
         const auto x = locate(2, n);
-        // NaN for what is not finite: it has no neighbours, and is multiplied with the zeros that are read instead.
+        // NaN where a parameter isn't finite: the tap has no neighbours, and NaN multiplies the zeros that are read
+        // instead.
         const float unit = finite ? 1.f : std::numeric_limits<float>::quiet_NaN();
         const float north = unit * (1 - y.fraction);
         const float south = unit * y.fraction;
@@ -198,7 +199,7 @@ void launch_sample_packets(
       const auto grid = grid_of(p.batch * p.groups * shape.chunks * shape.position_blocks);
       dispatch_fast(p, [&](auto source, auto zeros) {
         constexpr Source kSource = decltype(source)::value;
-        if constexpr (kAxes == 3 || kSource != Source::kRates) {  // the rest: sample_tile_kernel
+        if constexpr (kAxes == 3 || kSource != Source::kRates) {  // sample_tile_kernel takes the rest
           const auto kernel =
               counted<sample_packets_kernel<scalar_t, kPackets, kAxes, kSource, decltype(zeros)::value>>();
           kernel.launch()<<<grid, kThreads, 0, stream>>>(
@@ -213,8 +214,8 @@ void launch_sample_packets(
         launch(packets_of_thread, std::integral_constant<int, 2>());
       }
     };
-    // The more packets to a thread, the less often a tap's address and weights are computed, and its parameters read;
-    // but enough blocks first.
+    // The more packets per thread, the less often a tap's address and weights are computed and its parameters read. But
+    // having enough blocks comes first.
     constexpr int64_t kEnoughBlocks = 500;
     const int64_t blocks = p.batch * p.groups * shape.position_blocks * shape.packets_in_group;
     const auto pays = [&](int64_t packets) {

@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: MIT
-// An image whose channels lie side by side, 16 bytes of them to a pixel.
+// Images whose channels are adjacent, 16 bytes of them per pixel.
 
 // NOTE [ Packets ]
 // A tap reads four pixels of every channel. In an image [C, H, W] each of these reads fetches 2 to 8 bytes for a
-// thread, and the L1 cache, which answers so many requests in a cycle and not so many bytes, is what a kernel waits
-// for. So the image is copied into packets first: the 16 bytes of a pixel of 4 (float) or 8 (half types) consecutive
-// channels of a group, one load for a thread. Neighbouring threads read neighbouring packets. sample_tile_kernel copies
-// what a block needs into shared memory (NOTE [ Sample kernels ]); for tile_kernel, which has no room there, the whole
+// thread. Then kernels wait for the L1 cache, whose limit is the number of requests per cycle, not the number of bytes.
+// So the image is first copied into packets: 16 bytes of a pixel, with 4 (float) or 8 (half types) consecutive channels
+// of a group, which a thread loads at once. Neighbouring threads read neighbouring packets. sample_tile_kernel copies
+// what a block needs into shared memory (NOTE [ Sample kernels ]); tile_kernel has no room there, so for it the whole
 // image is copied.
 //
-// That copy has a border, 2 pixels before and 1 after the image, of zeros, as the CPU's planes have (kNoPixel is the
-// first pixel of the border): every tap has four corners with an address, so that there are no masks, no cases and no
-// products with what lies beyond the border. Channels that fill up the last packet of a group are zeros.
+// That copy has a border of zeros, 2 pixels before and 1 after the image, like the CPU's planes (kNoPixel is the first
+// pixel of the border). So every tap has four corners with an address, and there are no masks, no special cases and no
+// products with what lies beyond the border. Channels that pad the last packet of a group are zeros.
 //
 //     packets [B, G, ceil(C / G / kPacket), H + 3, W + 3, kPacket], for three axes with D + 3 before H + 3
 #pragma once
@@ -38,7 +38,7 @@ DDU_HOST_DEVICE int64_t packets_per_group(const UnfoldParams& p) {
 
 #if defined(__CUDACC__)
 
-// Element k of a packet; k is known when it is compiled.
+// Element k of a packet; k must be a compile-time constant after inlining.
 template <class scalar_t>
 __device__ __forceinline__ float element(const uint4& packet, int k) {
   const auto word = [&](int i) { return i == 0 ? packet.x : i == 1 ? packet.y : i == 2 ? packet.z : packet.w; };
@@ -52,7 +52,7 @@ __device__ __forceinline__ float element(const uint4& packet, int k) {
   }
 }
 
-// The packet of channels [0, here) of a pixel, zeros after them.
+// The packet of channels [0, here) of a pixel, padded with zeros.
 template <class scalar_t>
 __device__ __forceinline__ uint4 gather_packet(const scalar_t* pixel, int64_t channel_stride, int here) {
   constexpr int kElements = kPacket<scalar_t>;
@@ -70,7 +70,7 @@ __device__ __forceinline__ uint4 gather_packet(const scalar_t* pixel, int64_t ch
   }
 }
 
-// Past the caches.
+// Stores past the caches.
 template <class scalar_t>
 __device__ __forceinline__ void stream_out(scalar_t* p, float value) {
   if constexpr (std::is_same_v<scalar_t, float>) {

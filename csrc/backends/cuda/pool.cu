@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The largest sample of every window, and the gradients by the tap that was taken. A thread has some channels of a
-// position, and goes through the taps of the window.
+// The largest sample of every window, and the gradients through the tap that was taken. A thread owns some channels of
+// a position and goes through the taps of the window.
 
 #include "device.h"
 #include "pool.h"
@@ -10,14 +10,14 @@ namespace ddu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kChannels = 8;  // of a thread
+constexpr int kChannels = 8;  // per thread
 
-// Which channels of which position a thread has. `threads` share a position of a group; they are neighbours if the
-// channels are, or else those of neighbouring positions are.
+// The position and channels that a thread owns. `threads` threads share a position of a group. They are neighbours if
+// the channels are adjacent; otherwise neighbouring threads own neighbouring positions.
 struct Share {
-  int64_t group;  // of the batch's B * G
+  int64_t group;  // among the batch's B * G
   int64_t position;
-  int64_t first, step;  // channels of the group
+  int64_t first, step;  // channels within the group
 
   __device__ __forceinline__ Share(const UnfoldParams& p, int64_t threads, bool channels_inside, int64_t number) {
     const int64_t length = positions_of(p);
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) pool_backward_kernel(
   const auto is_wanted = [&](int e) {
     return e + 1 == kMultiples || (call.multiples > 1 && kMaxAxes - kAxes + e >= p.first_axis());
   };
-  // The sums so far, to `entry` of the group's.
+  // Adds the sums so far to entry `entry` of the group, and clears them.
   const auto finish = [&](int64_t entry) {
 #pragma unroll
     for (int d = 0; d < kMaxAxes; ++d) {

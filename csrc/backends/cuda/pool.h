@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The largest sample of every window on CUDA: what pool.cu offers to sums_host.cpp. See launch.h.
+// The largest sample of every window on CUDA: what pool.cu provides to sums_host.cpp. See launch.h.
 #pragma once
 
 #include "sums.h"
@@ -9,10 +9,10 @@ namespace ddu::cuda {
 struct PoolCall {
   ImageView input;
   PositionsView positions;
-  bool ignore;           // taps outside the image
-  bool channels_inside;  // side by side
+  bool ignore;           // skip taps outside the image
+  bool channels_inside;  // whether a pixel's channels are adjacent
   void* values;          // [B, C, L], with the strides of `grid`
-  int64_t* taps;         // likewise; -1 where no tap counts
+  int64_t* taps;         // likewise; -1 if no tap counts
   GridView grid;
 };
 
@@ -21,11 +21,11 @@ struct PoolGradients {
   ImageView input;      // read if there are dots
   PositionsView positions;
   bool channels_inside;
-  Term terms[kMaxAxes];  // the derivatives by the parameters: the bases of all
+  Term terms[kMaxAxes];  // the derivatives with respect to the basis parameters
   int dots;              // how many of them are wanted
-  int multiples;         // of each: math/positions.h
+  int multiples;         // per dot: see math/positions.h
 
-  ImageView by_input;  // of the type of computation, added to; its data null where it is not wanted
+  ImageView by_input;  // in the type that is computed in, added to; its data is null if not wanted
   void* by_positions;  // [B, G, positions_per_group, dots, multiples, L], likewise
 };
 

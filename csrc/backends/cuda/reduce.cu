@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
-// splat, dot and both at once: for any type, strides and derivative.
+// splat, dot, and both at once: for any type, strides and derivative.
 
 // NOTE [ Reduce kernel ]
-// A block owns 32 output positions of a group and all its channels: thread (x, y) has position x and every kParts-th
+// A block owns 32 output positions of a group and all its channels: thread (x, y) owns position x and every kParts-th
 // channel from y on. An entry of columns is read once, by neighbouring threads for neighbouring positions, and used for
 // both results.
-// - dot: for each tap a thread sums columns * partial derivative over its channels, separately for all partial
-//   derivatives by the position, which turns every wanted derivative into a few products per tap and not per channel.
+// - dot: for each tap, a thread sums columns * partial derivative over its channels, separately for each partial
+//   derivative with respect to the position. So every wanted derivative takes a few products per tap, not per channel.
 //   The parts of a block are added in order, so the result is the same in every run.
-// - splat: each corner's share is added to `sums` atomically. Floating point sums depend on the order; where that must
-//   not be, sums are fixed point (NOTE [ Fixed point ]).
+// - splat: each corner's share is added to `sums` atomically. Floating point sums depend on the order; where they must
+//   not, sums are fixed point (NOTE [ Fixed point ]).
 
 #include "fixed_point.h"
 
@@ -24,7 +24,7 @@ struct Terms {
   Term splat;
   Term dot[kMaxAxes];
   int dots;
-  int multiples;  // of each: math/positions.h
+  int multiples;  // per dot: see math/positions.h
 };
 
 template <class scalar_t, class Index, int kAxes, bool kPlain, bool kSplat, bool kDot>
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
   constexpr int kFirst = kMaxAxes - kAxes;
   const Index length = static_cast<Index>(positions_of(p));
   const Index position = static_cast<Index>(blockIdx.x) % position_blocks * kLanes + threadIdx.x;
-  const Index group = static_cast<Index>(blockIdx.x) / position_blocks;  // of the batch's B * G
+  const Index group = static_cast<Index>(blockIdx.x) / position_blocks;  // among the batch's B * G
   const bool inside = position < length;
   const Index b = group / static_cast<Index>(p.groups);
   const Index g = group % static_cast<Index>(p.groups);
@@ -67,13 +67,13 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
     pitch *= static_cast<Index>(p.axis[kFirst + a].size);
   }
 
-  // Of each dot its multiples by the distance along every axis, and last itself.
+  // For each dot its multiples by the distance along every axis, then the dot itself.
   constexpr int kMultiples = kPlain ? 1 : kAxes + 1;
   T dots[kMaxAxes][kMultiples] = {};
   const auto is_wanted = [&](int e) {
     return e + 1 == kMultiples || (terms.multiples > 1 && kFirst + e >= p.first_axis());
   };
-  // The sums of all threads that share a position, to `entry` of the group's.
+  // Adds up the sums of all threads that share a position, and stores them in entry `entry` of the group.
   const auto finish = [&](int64_t entry) {
     __shared__ T parts[kMaxAxes][kParts][kLanes];
     int64_t multiple = 0;
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kLanes* kParts) reduce_kernel(
             partial[k] = (in_image & 1u << k) != 0 ? load(first + offsets[k]) : T(0);
           }
           differentiate(window.fraction, window.direction, partial);
-          // Also of what is zero outside of the image: an entry that is not finite shows.
+          // Multiplies also by the zeros outside the image: entries that aren't finite must show.
 #pragma unroll
           for (int q = 0; q < kCorners; ++q) {
             products[q] += entry * partial[q];

@@ -2,17 +2,17 @@
 // sample: columns from an image.
 
 // NOTE [ Sample kernels ]
-// A thread owns an output position and, of its columns, all taps of some channels. What a tap needs besides the channel
-// (address, weights) is computed once and used for all of them: taps are the outer loop, channels the inner one.
-// Neighbouring threads own neighbouring positions of an output row, so they write neighbouring entries of columns and
-// read neighbouring pixels wherever the map is smooth. Columns are written once and not read here, so they are stored
+// A thread owns an output position and all taps of some channels in its columns. What a tap needs besides the channel
+// (address, weights) is computed once and used for all channels: taps are the outer loop, channels the inner one.
+// Neighbouring threads own neighbouring positions of an output row, so they write neighbouring entries of columns and,
+// wherever the map is smooth, read neighbouring pixels. Columns are written once and not read here, so they are stored
 // past the caches, which are left to the image.
 //
-// sample_kernel does everything: any type, strides, axes and derivative. sample_tile_kernel does order 0 of float, half
-// and bfloat16, in blocks of 256 positions. What the windows of a block reach (its box) is copied into shared memory
-// first, as packets (NOTE [ Packets ]) with what lies beyond the image as zeros, and read from there: four loads of 16
-// bytes for a tap of 4 or 8 channels, without masks. A box that is too large even for a packet of channels is not
-// copied: then the block reads the image as sample_kernel does. Only speed depends on it.
+// sample_kernel does everything: any type, strides, axes and derivative. sample_tile_kernel does order 0 in float, half
+// and bfloat16, in blocks of 256 positions. It first copies the region that a block's windows reach (its box) into
+// shared memory, as packets (NOTE [ Packets ]) with zeros beyond the image, and reads from there: four loads of 16
+// bytes for a tap of 4 or 8 channels, without masks. A box that is too large even for one packet of channels isn't
+// copied: then the block reads the image like sample_kernel. This only affects speed.
 
 #include <algorithm>
 #include <climits>
@@ -25,7 +25,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Channels of a thread.
+// Channels per thread.
 constexpr int kChannels = 8;
 
 template <class scalar_t, class Index, int kAxes, bool kPlain>
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(
     const ImageView input,           // [B, C, *size]
     const PositionsView positions,   // [B, channels, *out]
     scalar_t* __restrict__ columns,  // [B, C, taps, L]
-    const Index chunks,              // of the channels of a group
+    const Index chunks,              // of a group's channels
     const Index position_blocks) {
   using T = Compute<scalar_t>;
   constexpr int kCorners = 1 << kAxes;
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(
   const Index length = static_cast<Index>(positions_of(p));
   const Index position = block % position_blocks * kThreads + threadIdx.x;
   const Index chunk = block / position_blocks % chunks;
-  const Index group = block / position_blocks / chunks;  // of the batch's B * G
+  const Index group = block / position_blocks / chunks;  // among the batch's B * G
   if (position >= length) {
     return;
   }
@@ -85,22 +85,22 @@ struct Corners {
   float nw, ne, sw, se;
 };
 
-// What sample_tile_kernel knows of the problem.
+// What sample_tile_kernel needs to know of the problem.
 struct Shape {
   FastAxis h, w;
   int per_group;
   int groups;
-  int chunks;      // of the channels of a group
-  int tiles;       // of the output grid
+  int chunks;      // of a group's channels
+  int tiles;       // in the output grid
   int tiles_w;     // in a row of tiles
   int tile_shift;  // a tile is 2^tile_shift positions wide, or kLinear
-  int capacity;    // packets that shared memory has room for
+  int capacity;    // of shared memory, in packets
 };
 
-// Tiles that are as many positions in a row as a block has threads, from one output row to the next.
+// Tiles with as many consecutive positions as a block has threads, continuing from one output row to the next.
 constexpr int kLinear = -1;
 
-// The least and the largest pixel of some taps' corners along an axis. Taps without neighbours do not count.
+// The first and last pixel of some taps' corners along an axis. Taps without neighbours don't count.
 struct Extent {
   int low, high;
 };
@@ -112,7 +112,7 @@ __device__ __forceinline__ void include(Extent& extent, int pixel) {
   }
 }
 
-// Of all threads of the block together. Two barriers.
+// Unites the extents of all threads of the block. Takes two barriers.
 __device__ __forceinline__ void unite(Extent& h, Extent& w) {
   __shared__ Extent extents[2];
   if (threadIdx.x < 2) {
@@ -137,7 +137,7 @@ __device__ __forceinline__ void unite(Extent& h, Extent& w) {
   w = extents[1];
 }
 
-// A thread has up to kPackets packets. The taps of a window share their parameters.
+// A thread owns up to kPackets packets. The taps of a window share their parameters.
 template <class scalar_t, int kPackets, bool kZeros>
 __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     const UnfoldParams p,
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   extern __shared__ __align__(16) uint4 staged[];
   const int tile = static_cast<int>(blockIdx.x % shape.tiles);
   const int chunk = static_cast<int>(blockIdx.x / shape.tiles % shape.chunks);
-  const int group = static_cast<int>(blockIdx.x / shape.tiles / shape.chunks);  // of the batch's B * G
+  const int group = static_cast<int>(blockIdx.x / shape.tiles / shape.chunks);  // among the batch's B * G
   const int b = group / shape.groups;
   const int g = group % shape.groups;
   int i, j;
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   }
   unite(reach_h, reach_w);
 
-  // The box, and after it zeros for taps that have no neighbours.
+  // The box, followed by zeros for taps without neighbours.
   const bool empty = reach_h.low > reach_h.high || reach_w.low > reach_w.high;
   const int height = empty ? 0 : reach_h.high - reach_h.low + 1;
   const int width = empty ? 2 : reach_w.high - reach_w.low + 1;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
 
   const int64_t length = static_cast<int64_t>(shape.h.out_size) * shape.w.out_size;
   const int64_t channel_stride = length * (shape.h.kernel * shape.w.kernel);
-  const int first = chunk * kPackets * kElements;  // channel of the group
+  const int first = chunk * kPackets * kElements;  // the first channel, within the group
   const int channels = min(kPackets * kElements, shape.per_group - first);
   const auto* const image = static_cast<const scalar_t*>(input.data) + b * input.batch +
       (static_cast<int64_t>(g) * shape.per_group + first) * input.channel;
@@ -216,10 +216,10 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
     }
   };
 
-  // Stages and samples kAtOnce packets, of the channels from c on.
+  // Stages and samples kAtOnce packets, from channel c on.
   const auto sample = [&](int c, auto packets_at_once, auto whole) {
     constexpr int kAtOnce = decltype(packets_at_once)::value;
-    constexpr bool kWhole = decltype(whole)::value;  // all channels are there
+    constexpr bool kWhole = decltype(whole)::value;  // no packet is padded
     const int here = channels - c;
     const auto* const source = image + c * input.channel;
     const unsigned inverse = 0xffffffffu / width + 1;
@@ -289,8 +289,9 @@ __global__ void __launch_bounds__(kThreads, 4) sample_tile_kernel(
   }
 }
 
-// Tiles 32 positions wide where they fit a row of the output: then a warp writes whole lines of memory, and windows of
-// neighbouring rows read the same pixels. Else as many positions in a row: then it writes whole lines all the same.
+// Tiles are 32 positions wide if that fits a row of the output: then a warp writes whole memory lines, and windows of
+// neighbouring rows read the same pixels. Otherwise they are consecutive positions, so that whole lines are written
+// anyway.
 void set_tiles(Shape& shape) {
   constexpr int kShift = 5;
   if (shape.w.out_size % (1 << kShift) == 0 && shape.h.out_size % (kThreads >> kShift) == 0) {
@@ -304,7 +305,7 @@ void set_tiles(Shape& shape) {
   }
 }
 
-// Packets of the box of a tile whose rates are up to kUsualRate, with its zeros.
+// The number of packets in the box of a tile with rates up to kUsualRate, including the zeros.
 int64_t usual_box(const UnfoldParams& p, const Shape& shape) {
   constexpr int64_t kUsualRate = 3;
   const auto extent = [](const Axis<int64_t>& axis, int64_t outputs) {
@@ -377,8 +378,8 @@ void launch_sample_tiles(
           cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
       kernel.launch()<<<grid, kThreads, bytes, stream>>>(p, shape, input, positions, static_cast<scalar_t*>(columns));
     };
-    // The more packets to a thread, the less often a tap's address and weights are computed, and a block's box; but
-    // enough blocks first.
+    // The more packets per thread, the less often a tap's address and weights, and a block's box, are computed. But
+    // having enough blocks comes first.
     constexpr int kMost = 2;
     constexpr int64_t kEnoughBlocks = 250;
     const int64_t packets = ceil_div<int64_t>(shape.per_group, kPacket<scalar_t>);

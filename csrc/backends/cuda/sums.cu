@@ -2,17 +2,17 @@
 // The sums of windows, without columns.
 
 // NOTE [ Sums kernel ]
-// A block owns some output positions of a group and all its channels, a packet of 16 bytes of them to a thread:
-// neighbouring threads read neighbouring packets of a pixel, as many as a tap has corners. Where a tap lies, and its
-// weights, does not depend on the channel. So the block works that out first, for some taps of all its positions, a
-// thread for each, and leaves it in shared memory; then every thread goes through the taps.
+// A block owns some output positions of a group and all its channels, and a thread owns a packet of 16 bytes of these:
+// neighbouring threads read neighbouring packets of a pixel, one for each corner of a tap. A tap's place and its
+// weights don't depend on the channel. So the block first computes them for some taps of all its positions, one thread
+// for each, and leaves them in shared memory; then every thread goes through the taps.
 //
-// - by query: a thread adds up what it has read, in registers.
-// - by mask and by positions: a thread multiplies what it has read by the query, separately for the corners, which
-//   turns the value and every derivative into one product per corner and not per channel. What the threads of a
-//   position have is added in the order of the channels, so the result is the same in every run.
+// - With respect to the query: a thread sums what it has read, in registers.
+// - With respect to the mask and the positions: a thread multiplies what it has read by the query, separately for each
+//   corner, so that the value and every derivative take one product per corner, not per channel. The threads' products
+//   for a position are added in the order of the channels, so the result is the same in every run.
 //
-// By input: sums_input.cu.
+// With respect to the input: sums_input.cu.
 
 #include <algorithm>
 
@@ -25,25 +25,25 @@ namespace ddu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMostPositions = 64;       // of a block
-constexpr int64_t kSharedBytes = 40960;  // of a block, so that five of them fit on a multiprocessor
+constexpr int kMostPositions = 64;       // per block
+constexpr int64_t kSharedBytes = 40960;  // per block, so that five of them fit on a multiprocessor
 
-// On a multiprocessor: registers decide, and loads overlap the better the more there are.
+// Blocks per multiprocessor. Registers limit them, and the more there are, the better loads overlap.
 template <int kAxes, bool kProducts>
 constexpr int kBlocks = kAxes == 3 ? 2
     : kProducts                    ? 3
                                    : 4;
 
 struct Shape {
-  int packets;    // of a group
-  int positions;  // of a block
-  int taps;       // that are worked out together
+  int packets;    // per group
+  int positions;  // per block
+  int taps;       // that are computed together
   int64_t position_blocks;
 };
 
-// What is known of a tap before its channels.
+// What is known of a tap independently of its channels.
 struct Located {
-  int first;        // packets from the image's first pixel to that of the first corner
+  int first;        // packets from the image's first pixel to the first corner's
   unsigned inside;  // bit c: whether corner c lies in the image
 };
 
@@ -58,7 +58,8 @@ __device__ __forceinline__ uint4 to_packet(const float (&value)[kPacket<scalar_t
   return packet;
 }
 
-// Works out the tap that was begun: to `located` and `weights`, those of the value and then of every term.
+// Computes the tap that was begun: stores its place in `located`, and in `weights` those of the value and of every
+// term.
 template <class scalar_t, int kAxes>
 __device__ __forceinline__ void locate(
     const Locator<scalar_t, kAxes>& locator,
@@ -106,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
   extern __shared__ float4 shared[];
   auto* const weights = reinterpret_cast<float*>(shared);
   auto* const located = reinterpret_cast<Located*>(weights + shape.taps * tile * numbers);
-  // What a thread has of tap t, or parameter t, of its position; rows one longer than a tile, against bank conflicts.
+  // A thread's part for tap t, or parameter t, of its position. Rows are one longer than a tile, to avoid bank
+  // conflicts.
   [[maybe_unused]] auto* const parts = reinterpret_cast<float*>(located + shape.taps * tile);
   [[maybe_unused]] const int part_row = tile + 1;
   [[maybe_unused]] const auto part = [&](int t, int packet, int row) -> float& {
@@ -114,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
   };
 
   const int taps = w.taps;
-  const int64_t group = blockIdx.x / shape.position_blocks;  // of the batch's B * G
+  const int64_t group = blockIdx.x / shape.position_blocks;  // among the batch's B * G
   const int64_t first_position = blockIdx.x % shape.position_blocks * tile;
   const int b = static_cast<int>(group / p.groups);
   const int g = static_cast<int>(group % p.groups);
@@ -136,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
   }
   const auto* const weight =
       call.weight == nullptr ? nullptr : static_cast<const scalar_t*>(call.weight) + b * call.weight_batch + channel;
-  const uint4* image[kCorners];  // packets of the channels, from where a tap's corner is looked for
+  const uint4* image[kCorners];  // packets of the channels, from which a tap's corner is addressed
 #pragma unroll
   for (int c = 0; c < kCorners; ++c) {
     int64_t offset = 0;
@@ -166,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
   [[maybe_unused]] float by_parameter[kMaxAxes][kAxes + 1] = {};
   const auto is_wanted = [&](int e) { return e == kAxes || (call.multiples > 1 && kFirst + e >= p.first_axis()); };
 
-  // A thread works out taps of one position.
+  // A thread computes taps of one position.
   int index[kAxes];
   index_of<kAxes>(w, static_cast<int>(min(first_position + thread % tile, static_cast<int64_t>(w.length) - 1)), index);
   Locator<scalar_t, kAxes> locator(w, b, index);
@@ -202,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<kAxes, kProducts>)
       for (int c = 0; c < kCorners; ++c) {
         corner[c] = load_packet_if(inside & 1u << c, image[c] + first);
       }
-      [[maybe_unused]] float own[kElements];  // the weight of each channel
+      [[maybe_unused]] float own[kElements];  // each channel's weight
       if (weight != nullptr) {
         const uint4 loaded = __ldg(reinterpret_cast<const uint4*>(weight + static_cast<int64_t>(tap) * p.channels));
 #pragma unroll
@@ -372,7 +374,7 @@ bool sums_possible(const UnfoldParams& p, c10::ScalarType type, int64_t mask_gro
   const double image_packets = static_cast<double>(pixels_of(p)) * static_cast<double>(p.channels / packet);
   bool fits =
       image_packets < kLimit && positions_of(p) < int64_t(1) << kPositionBits && p.batch < kLimit && taps_of(p) < 4096;
-  for (const auto& axis : p.axis) {  // a pixel of a window, before its own displacement, in 32 bits
+  for (const auto& axis : p.axis) {  // 32 bits must hold a window's pixel, before the tap's displacement
     const int64_t reach = axis.dilation * (axis.kernel - 1);
     fits = fits && std::max({axis.size, axis.padding, reach, axis.out_size * axis.stride}) < kLimit / 4;
   }
@@ -398,7 +400,7 @@ void launch_sums(const UnfoldParams& p, c10::ScalarType type, const SumsCall& ca
   const int64_t per_tap_bytes = static_cast<int64_t>(shape.positions) *
           ((products ? 1 + call.dots : 1) * corners * 4 + static_cast<int64_t>(sizeof(Located))) +
       parts * shape.packets * (shape.positions + 1) * 4;
-  // The sums by the parameters of a window take the place of the parts of some taps.
+  // The sums for a window's parameters take the place of the parts of some taps.
   const int64_t least = products && !per_tap(p.source) ? std::max(call.dots, 1) : 1;
   shape.taps =
       static_cast<int>(std::min(std::max(kSharedBytes / per_tap_bytes, least), std::max<int64_t>(taps_of(p), least)));

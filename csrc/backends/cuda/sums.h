@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows (NOTE [ One form ]) on CUDA: what sums.cu offers to sums_host.cpp. See launch.h.
+// The sums of windows (NOTE [ One form ]) on CUDA: what sums.cu provides to sums_host.cpp. See launch.h.
 #pragma once
 
 #include "launch.h"
@@ -12,8 +12,8 @@ struct GridView {
   int64_t batch, channel, position;
 };
 
-// The arguments of the form, null where they are left out, and its contractions, null where they are not wanted. What
-// has channels is pixel-major: they lie side by side.
+// The arguments of the form, null where missing, and its contractions, null where not wanted. Tensors with channels are
+// pixel-major: a pixel's channels are adjacent.
 struct SumsCall {
   const void* query;   // [B, L, C]
   const void* input;   // [B, pixels, C]
@@ -22,23 +22,23 @@ struct SumsCall {
   GridView mask;  // [B, M * taps, L]
   PositionsView positions;
   int64_t mask_groups;
-  Term terms[kMaxAxes];  // the derivatives by the parameters: the bases of all
+  Term terms[kMaxAxes];  // the derivatives with respect to the basis parameters
   int dots;              // how many of them are wanted
-  int multiples;         // of each: math/positions.h
+  int multiples;         // per dot: see math/positions.h
 
   void* by_query;      // [B, L, C]
   GridView by_mask;    // [B, M * taps, L]
   float* by_input;     // [B, pixels, C], added to
-  void* by_positions;  // [B, G, positions_per_group, dots, multiples, L], of the type of the positions
+  void* by_positions;  // [B, G, positions_per_group, dots, multiples, L], in the type of the positions
 };
 
-// Whether the kernel can do a call: the groups of channels are whole packets of 16 bytes, and no group of the mask that
-// is summed over reaches into two groups of the positions.
+// Whether the kernel can compute a call. The channels of groups must be whole packets of 16 bytes, and if a mask group
+// is summed over, it must lie within one group of the positions.
 bool sums_possible(const UnfoldParams& p, c10::ScalarType type, int64_t mask_groups, bool by_mask);
 
-constexpr int kPositionBits = 27;  // of an output position
+constexpr int kPositionBits = 27;  // for the number of an output position
 
-// What is wanted of a call; by_input is added to, from a kernel of its own: sums_input.cu.
+// Computes what a call wants; a separate kernel adds to by_input: sums_input.cu.
 void launch_sums(const UnfoldParams& p, c10::ScalarType type, const SumsCall& call, cudaStream_t stream);
 void launch_sums_input(const UnfoldParams& p, c10::ScalarType type, const SumsCall& call, cudaStream_t stream);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows on CUDA: which calls the kernel takes, and their layouts.
+// The sums of windows on CUDA: the calls that the kernel takes, and their layouts.
 
 #include "../../sums/sums.h"
 
@@ -15,10 +15,10 @@
 #include "views.h"
 
 // NOTE [ CUDA sums ]
-// The kernel wants the channels of a pixel side by side, as a channels-last tensor has them: that is worked on as it
-// stands, what has another layout is copied into that one first, or afterwards. What the kernel cannot do goes by
-// columns (formulas.cpp): float64, groups of channels that are no packets, the gradient by the weight, and, where
-// determinism is asked for, the gradient by the input. Pooling has kernels of its own, in any layout and type.
+// The kernel needs a pixel's channels to be adjacent, as in a channels-last tensor. Such tensors are used in place;
+// other layouts are copied before or afterwards. What the kernel cannot do goes through columns (formulas.cpp):
+// float64, groups whose channels aren't whole packets, the gradient with respect to the weight and, where determinism
+// is asked for, the gradient with respect to the input. Pooling has kernels of its own, for any layout and type.
 
 namespace ddu {
 
@@ -30,16 +30,16 @@ using sums::Call;
 using sums::Tensors;
 using sums::Wanted;
 
-// [B, channels, n] -> [B, n, channels], contiguous, where packets of 16 bytes can be read.
+// [B, channels, n] -> [B, n, channels], contiguous, and aligned for reading packets of 16 bytes.
 Tensor channels_inside(const Tensor& tensor) {
   const auto result = tensor.transpose(1, 2).contiguous();
   return reinterpret_cast<uintptr_t>(result.const_data_ptr()) % 16 == 0 ? result : result.clone();
 }
 
-// [B, C, *size] -> [B, pixels, C]; no copy of a channels-last tensor.
+// [B, C, *size] -> [B, pixels, C]; a channels-last tensor isn't copied.
 Tensor pixel_major(const Tensor& tensor) { return channels_inside(tensor.flatten(2)); }
 
-// One stride for all positions of the output, or a copy.
+// Gives all output positions a single stride, copying if necessary.
 Tensor over_positions(const Tensor& tensor) { return tensor.flatten(2); }
 
 cuda::GridView view(const Tensor& flat) {
@@ -123,10 +123,10 @@ void contract(const Call& call, const UnfoldParams& p, Tensors& results) {
   }
 }
 
-// Channels of one pixel side by side.
+// Whether a pixel's channels are adjacent.
 bool has_channels_inside(const Tensor& image) { return image.stride(1) == 1 && image.size(1) > 1; }
 
-// The gradients of a pooling, with respect to the input and the positions.
+// Whether the call asks for the gradients of a pooling, with respect to the input and the positions.
 bool is_pooling(const Call& call, const UnfoldParams& p) {
   const auto& wanted = call.wanted;
   return taps_of(p) < int64_t(1) << 31 && call.x[sums::kTaps].defined() && !call.x[sums::kMask].defined() &&

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The sums of windows, by input: NOTE [ Additions ].
+// The sums of windows with respect to the input: NOTE [ Additions ].
 
 #include <algorithm>
 
@@ -12,13 +12,14 @@ namespace ddu::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kLog2Positions = 6;  // of a tile
+constexpr int kLog2Positions = 6;  // per tile
 constexpr int kTilePositions = 1 << kLog2Positions;
-constexpr int kSpots = 3;  // of a thread
+constexpr int kSpots = 3;  // per thread
 constexpr int kMostTaps = kSpots * kThreads / kTilePositions;
 static_assert(kMostTaps <= 1 << (32 - kPositionBits));
 
-// What a tap's position adds to a pixel. The position has kPositionBits, the tap, of those sorted together, the others.
+// What a tap's position adds to a pixel. `source` holds the position in kPositionBits bits; the others hold the tap,
+// among those that are sorted together.
 struct alignas(8) Share {
   unsigned source;
   float weight;
@@ -26,7 +27,7 @@ struct alignas(8) Share {
 
 struct InputShape {
   Tiles tiles;
-  int packets;    // of a group
+  int packets;    // per group
   int taps;       // whose shares are sorted together
   bool one_mask;  // a group's channels all read the same one, so its factors are known before the channel is
 };
@@ -44,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, kAxes == 3 ? 2 : 3) sums_input_kerne
 
   const int thread = static_cast<int>(threadIdx.x);
   const int tiles = shape.tiles.total();
-  const int64_t group = blockIdx.x / tiles;  // of the batch's B * G
+  const int64_t group = blockIdx.x / tiles;  // among the batch's B * G
   const int tile = static_cast<int>(blockIdx.x % tiles);
   const int b = static_cast<int>(group / p.groups);
   const int g = static_cast<int>(group % p.groups);

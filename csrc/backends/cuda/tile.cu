@@ -1,30 +1,30 @@
 // SPDX-License-Identifier: MIT
-// splat and dot, both or either, where they are wanted most: order 0 of splat and order 1 of dot, in float, half and
-// bfloat16.
+// splat and dot, either or both, in the cases that are needed most: order 0 of splat and order 1 of dot, in float, half
+// and bfloat16.
 
 // NOTE [ Tiles ]
-// Each entry of columns is added to four pixels. Done with atomic additions in memory that is all the time a backward
-// takes, so a block adds up what its own entries give to a pixel first, in registers. It has a tile of output positions
-// and, at a time, some taps of them (a pass). A thread owns a slot: a tap of a position.
+// Each entry of columns is added to four pixels. With atomic additions in memory, these would take all the time of a
+// backward. So a block first adds up, in registers, what its own entries contribute to a pixel. It owns a tile of
+// output positions and processes some of their taps at a time (a pass). A thread owns a slot: one tap of one position.
 //
-// A pass begins with a list of its slots, sorted by the pixel northwest of the tap. It is the same for all channels.
-// Then, for each chunk of channels, in turn:
-// - Positions across lanes. A thread multiplies the entries of its slot with the four corners of its tap, read as
-//   packets (NOTE [ Packets ]), and sums over the channels. The derivatives by the rates are combinations of these four
-//   sums, so they cost next to nothing for one rate or two. It leaves the entries in shared memory, a row for a slot.
-// - Channels across lanes. The warps share the list out, and each walks along its part, along the rows of the image
-//   that is, with sums for four pixels: those around the taps that it is at. For each slot it reads the row, 4 bytes to
-//   a lane, and adds it to the four. One pixel to the east, the two sums in the west are added to memory, and those in
-//   the east become those in the west.
+// A pass begins by making a list of its slots, sorted by the pixel northwest of the tap. All channels share it. Then,
+// for each chunk of channels in turn:
+// - Positions across lanes. A thread multiplies the entries of its slot by the four corners of its tap, read as packets
+//   (NOTE [ Packets ]), and sums over the channels. The derivatives with respect to the rates are combinations of these
+//   four sums, so one or two rates cost next to nothing. It leaves the entries in shared memory, one row per slot.
+// - Channels across lanes. The warps divide the list among them. Each walks along its part, that is along the rows of
+//   the image, with sums for the four pixels around its current taps. For each slot it reads the row, 4 bytes per lane,
+//   and adds it to the four sums. When it moves one pixel east, it adds the two western sums to memory, and the eastern
+//   ones become the western ones.
 //
-// Of three axes a tap has eight corners, four in the layer of pixels before it and four in the one after: there is a
-// list for each, with the share of the layer in its weights, and the entries in shared memory serve both.
+// With three axes a tap has eight corners, four in the layer of pixels before it and four in the one after. There is a
+// list for each layer, whose weights include the layer's share, and both use the same entries in shared memory.
 //
-// The list is sorted by counting. Pixels are mapped to buckets, row and column modulo the size of a table, which is
-// larger than what the windows of a tile reach as a rule. Where it is not, pixels share a bucket, and a pixel's sums
-// may go to memory in several parts. Only speed depends on it. Warps count for themselves, in the order of their lanes,
-// so that the list, and what a block adds, is the same in every run. The order in which blocks add is not, unless sums
-// are fixed point (NOTE [ Fixed point ]).
+// The list is made by a counting sort. Pixels are mapped to buckets: row and column modulo the size of a table, which
+// is usually larger than what the windows of a tile reach. If it isn't, pixels share buckets, and a pixel's sums may go
+// to memory in several parts; this only affects speed. Each warp counts for itself, in the order of its lanes, so the
+// list, and what a block adds, is the same in every run. The order in which blocks add is not, unless sums are fixed
+// point (NOTE [ Fixed point ]).
 
 #include <algorithm>
 #include <limits>
@@ -41,40 +41,40 @@ constexpr int kTileW = 16;
 constexpr int kTileH = 2;
 constexpr int kPositions = kTileW * kTileH;
 static_assert(kPositions % kLanes == 0);
-constexpr int kMostTaps = 9;  // of a pass
+constexpr int kMostTaps = 9;  // per pass
 constexpr int kMostSlots = kPositions * kMostTaps;
 constexpr int kMostWarps = kMostSlots / kLanes;
 
-// Blocks that should fit on a multiprocessor together, so that some read while others add.
+// Blocks that should fit on a multiprocessor together, so that some can read while others add.
 template <int kAxes>
 constexpr int kBlocksPerMultiprocessor = kAxes == 3 ? 3 : 4;
 
-// Channels of a chunk: 4 bytes for each lane.
+// Channels per chunk: 4 bytes for each lane.
 template <class scalar_t>
 constexpr int kChunk = kLanes * 4 / sizeof(scalar_t);
 
-// Pixels that the table of buckets has room for. In the middle of it is the middle of the tile.
+// The size of the table of buckets, in pixels. The middle of the tile is in its middle.
 constexpr int kTableW = 32;
 constexpr int kTableH = 16;
 constexpr int kBuckets = kTableW * kTableH;
 
 constexpr int kAtOnce = 4;  // slots of the list that a warp reads ahead
 
-// The slots of a pass that have a neighbour, in the order of their pixels, with two of three axes: those along the
-// height and the width. Of three, there is a list for the layer of pixels before a tap, and one for the layer after it.
+// The slots of a pass that have a neighbour, in the order of their pixels along the height and the width. With three
+// axes there is one list for the layer of pixels before a tap and one for the layer after it.
 struct List {
   alignas(16) float4 weights[kMostSlots];      // of the corners: nw, ne, sw, se
-  alignas(16) int offsets[kMostSlots];         // of the slot in rows, in bytes
-  int pixels[kMostSlots];                      // northwest, in sums
-  alignas(4) unsigned char steps[kMostSlots];  // to the east, to the next slot's pixel: 0, 1, or 2 if it is elsewhere
+  alignas(16) int offsets[kMostSlots];         // the slot's place in rows, in bytes
+  int pixels[kMostSlots];                      // the northwestern pixel's place in sums
+  alignas(4) unsigned char steps[kMostSlots];  // pixels east to the next slot's pixel: 0, 1, or 2 if it is elsewhere
 };
 
 template <int kAxes>
 struct Shared {
-  static constexpr int kRow = kLanes + 1;  // the one spreads the slots over the banks
+  static constexpr int kRow = kLanes + 1;  // the extra one spreads the slots over the banks
   union {
     unsigned rows[kMostSlots][kRow];                          // entries of columns
-    alignas(16) unsigned short counts[kMostWarps][kBuckets];  // while the list is made: of each warp's slots
+    alignas(16) unsigned short counts[kMostWarps][kBuckets];  // each warp's slots, while the list is made
     unsigned pairs[kMostWarps][kBuckets / 2];                 // the same, two buckets at a time
     float dots[kAxes][kMostSlots];                            // at the end
   };
@@ -84,7 +84,7 @@ struct Shared {
 };
 static_assert(kMostSlots % kAtOnce == 0 && kAtOnce == 4);
 
-// A storage type as it is loaded; converted only once it is used.
+// A storage type as it is loaded; it is converted only when it is used.
 template <class scalar_t>
 using Raw = std::conditional_t<std::is_same_v<scalar_t, float>, float, unsigned short>;
 
@@ -99,20 +99,20 @@ __device__ __forceinline__ float from_raw(Raw<scalar_t> raw) {
   }
 }
 
-// A tap of one window, with its weights; [1]: differentiated by the parameter. z: of three axes.
+// A tap of one window, with its weights; [1] is differentiated with respect to the parameter. z is for three axes.
 struct Tap {
   Neighbours<float, int> z, y, x;
   AxisWeights<float> weights_d, weights_h, weights_w;
 };
 
-// The first pixel of a table along an axis, in whose middle is the centre of the window at out_index.
+// The first pixel of a table along an axis. The centre of the window at out_index is in the middle of the table.
 template <Source kSource>
 __device__ __forceinline__ int table_start(const FastAxis& axis, int out_index, int table) {
   return axis.pixel(out_index) + (per_tap(kSource) ? axis.dilation * (axis.kernel - 1) / 2 : 0) - table / 2;
 }
 
-// Makes the list of a pass, for the layer `side` of three axes. Returns how many slots each warp gets, a multiple of
-// kAtOnce, and in `size` how many there are.
+// Makes the list of a pass, with three axes for the layer `side`. Returns the number of slots per warp, a multiple of
+// kAtOnce, and stores the number of slots in `size`.
 template <int kAxes>
 __device__ __forceinline__ int make_list(
     const UnfoldParams& p,
@@ -128,7 +128,7 @@ __device__ __forceinline__ int make_list(
   const int threads = blockDim.x;
   const int warps = threads / kLanes;
 
-  __syncthreads();  // nobody is at the rows
+  __syncthreads();  // nobody uses the rows any more
 #pragma unroll 1
   for (int k = threadIdx.x; k < warps * kBuckets / 8; k += threads) {
     reinterpret_cast<uint4*>(shared.counts)[k] = {0, 0, 0, 0};
@@ -146,7 +146,8 @@ __device__ __forceinline__ int make_list(
   }
   __syncthreads();
 
-  // Sums before each warp of a bucket, and before each bucket. A thread has some pairs of neighbouring buckets.
+  // Sums over the warps before each warp, and over the buckets before each bucket. A thread owns some pairs of adjacent
+  // buckets.
   constexpr int kPairs = kBuckets / 2;
   const int of_thread = ceil_div(kPairs, threads);
   const int first = min(kPairs, static_cast<int>(threadIdx.x) * of_thread);
@@ -208,7 +209,7 @@ __device__ __forceinline__ int make_list(
     list.offsets[at] = static_cast<int>(threadIdx.x) * Shared<kAxes>::kRow * 4;
     list.pixels[at] = pixel;
   }
-  // What fills up the last slots that are read at once is added to sums that go nowhere.
+  // Entries that pad the last slots read at once are added to sums that go nowhere.
   if (const int fill = size + threadIdx.x; threadIdx.x < kAtOnce && fill < kMostSlots) {
     list.offsets[fill] = 0;
     list.steps[fill] = 0;
@@ -224,21 +225,23 @@ __device__ __forceinline__ int make_list(
   return of_warp;
 }
 
-// Where the sums of a chunk's channels are in memory, and which a lane has: one in float, two neighbours in half types.
+// Where a chunk's channels have their sums in memory, and which of them a lane has: one in float, two adjacent ones in
+// half types.
 struct ChunkSums {
   const Sums& sums;
   FixedPoint<float> fixed;
   int64_t first;   // pixel 0 and channel 0 of the chunk
   int64_t stride;  // between blocks of channels
-  int channels;    // that there are
+  int channels;    // how many there are
 
-  // All lanes together.
+  // Called by all lanes together.
   template <int kValues>
   __device__ __forceinline__ void add(int64_t pixel, const float (&values)[kValues]) const {
     const int lane = threadIdx.x % kLanes;
     const int64_t at = first + pixel * kChannelBlock;
     if (sums.largest != nullptr) {
-      // A lane adds to channel `lane` of each block, whichever has its value: 8 bytes from lane to lane, not 16.
+      // A lane adds to channel `lane` of each block, whichever lane has its value: lanes are then 8 bytes apart,
+      // not 16.
 #pragma unroll
       for (int k = 0; k < kValues; ++k) {
         float value = values[0];
@@ -274,7 +277,7 @@ struct ChunkSums {
 };
 static_assert(kChannelBlock == kLanes);
 
-// Walks along [begin, end) of the list, multiples of kAtOnce.
+// Walks along [begin, end) of the list; both are multiples of kAtOnce.
 template <class scalar_t>
 __device__ __forceinline__ void add_list(
     const List& list, const unsigned* first_row, int begin, int end, const ChunkSums& sums, int pitch) {
@@ -325,12 +328,12 @@ __device__ __forceinline__ void add_list(
   }
 }
 
-// Where each tap has parameters of its own, each slot has a product of its own, too. row_t: what entries are kept as in
-// shared memory; float for half types of at most 32 channels, so that each lane has one.
+// If taps have parameters of their own, each slot has its own product. row_t is the type of the entries in shared
+// memory: float for half types of at most 32 channels, so that each lane has one.
 template <class scalar_t, class row_t, int kAxes, bool kSplat, bool kDot, Source kSource, bool kZeros>
 __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) tile_kernel(
     const UnfoldParams p,
-    const FastAxis d,  // of three axes
+    const FastAxis d,  // with three axes
     const FastAxis h,
     const FastAxis w,
     const ColumnsView columns,          // [B, C * kH * kW, L]
@@ -339,7 +342,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
     const uint4* __restrict__ packets,  // [B, G, packets per group, packed_plane]
     const Term dot_term,
     const int dots,
-    const int multiples,          // of an affine map
+    const int multiples,          // for an affine map
     float* __restrict__ partial,  // [splits, B, G, positions_per_group, dots, multiples, L]
     const int tiles_w,
     const int tiles_h,
@@ -357,7 +360,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
   let_next_begin();
   const int tile = static_cast<int>(blockIdx.x % tiles);
   const int split = static_cast<int>(blockIdx.x / tiles % splits);
-  const int64_t group = blockIdx.x / tiles / splits;  // of the batch's B * G
+  const int64_t group = blockIdx.x / tiles / splits;  // among the batch's B * G
   const int64_t b = group / p.groups;
   const int64_t g = group % p.groups;
   const int warp = threadIdx.x / kLanes;
@@ -374,7 +377,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
   const int taps = static_cast<int>(taps_of(p));
   const int taps_of_pass = blockDim.x / kPositions;
 
-  // A position beyond the edge is one with no neighbours at any tap.
+  // A position beyond the edge has no neighbours at any tap.
   float parameter_d = 0;
   float parameter_h = std::numeric_limits<float>::quiet_NaN();
   float parameter_w = parameter_h;
@@ -403,7 +406,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
   [[maybe_unused]] const int64_t plane = packed_plane(p);
   [[maybe_unused]] const uint4* const image = packets + group * packets_per_group<scalar_t>(p) * plane +
       ((kAxes == 3 ? layer : 0) + pitch + 1) * static_cast<int>(kBorderLow);
-  [[maybe_unused]] float dots_of[kAxes] = {};  // by the position along each axis, times its derivative
+  [[maybe_unused]] float dots_of[kAxes] = {};  // w.r.t. the position along each axis, times its derivative
 
   // The sums of a window, or of tap `entry`.
   [[maybe_unused]] const auto write_dots = [&](int entry) {
@@ -470,7 +473,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
         const scalar_t* from = entries + first * channel_stride + tap_index * columns.row;
         [[maybe_unused]] const uint4* corner = image + static_cast<int64_t>(first / kElements) * plane +
             ((kAxes == 3 ? tap.z.pixel * layer : 0) + tap.y.pixel * pitch + tap.x.pixel);
-        [[maybe_unused]] float4 products[kAxes - 1] = {};  // of each layer with the corners nw, ne, sw, se
+        [[maybe_unused]] float4 products[kAxes - 1] = {};  // per layer, with the corners nw, ne, sw, se
         const auto take = [&](int q, const Raw<scalar_t>(&raw)[kElements], bool has_packet) {
           if constexpr (kDot) {
             if (has_packet) {
@@ -532,7 +535,8 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
           }
         }
         if constexpr (kDot) {
-          // The corner weights, differentiated along one axis; what the two corners of a side share is taken out.
+          // The corner weights, differentiated along one axis; the factor that a side's two corners share is pulled
+          // out.
           const auto& y = tap.weights_h;
           const auto& x = tap.weights_w;
           float value[kAxes - 1];
@@ -597,7 +601,7 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
         if (row >= h.out_size || column >= w.out_size) {
           continue;
         }
-        // The axis of the distance that the entry goes with, or kMaxAxes: none.
+        // The axis along which the entry is multiplied by a distance; kMaxAxes: none.
         const int along = entry % multiples == multiples - 1 ? kMaxAxes : entry % multiples + p.first_axis();
         float sum = 0;
         for (int k = 0; k < min(taps_of_pass, taps - first_tap); ++k) {
@@ -646,15 +650,15 @@ __global__ void __launch_bounds__(kMostSlots, kBlocksPerMultiprocessor<kAxes>) t
   }
 }
 
-// Whether there are no more channels than lanes. (Of two axes it makes no difference that would pay for the kernels.)
+// Whether there are no more channels than lanes. (With two axes the gain would not justify more kernels.)
 bool narrow(const UnfoldParams& p) { return fast_axes(p) == 3 && p.channels / p.groups <= kLanes; }
 
 struct Grid {
   int64_t tiles_w, tiles_h, tiles, splits, chunks_of_split;
 };
 
-// Several blocks share the chunks of a tile out where that takes less time, counted in rounds of as many blocks as the
-// GPU has room for, with a list in the time of a quarter of a chunk.
+// Several blocks share the chunks of a tile if that takes less time. Time is counted in rounds of as many blocks as the
+// GPU has room for; making a list takes a quarter of the time of a chunk.
 Grid grid_for(const UnfoldParams& p, c10::ScalarType type) {
   int device = 0;
   int multiprocessors = 0;
@@ -718,7 +722,7 @@ void launch_tiles(
                                  : counted<tile_kernel<scalar_t, row_t, kAxes, true, true, kSource, kZeros>>();
         C10_CUDA_CHECK(cudaFuncSetAttribute(kernel.pointer, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
         const auto launch = [&](const auto&... arguments) {
-          if (packets != nullptr && sums.largest == nullptr) {  // straight after launch_pack
+          if (packets != nullptr && sums.largest == nullptr) {  // directly after launch_pack
             launch_after(kernel.launch(), blocks, threads, kBytes, stream, arguments...);
           } else {
             kernel.launch()<<<blocks, threads, kBytes, stream>>>(arguments...);

@@ -29,7 +29,7 @@ inline PositionsView view_positions(const at::Tensor& positions) {
   return with_strides(PositionsView{positions.const_data_ptr(), positions.scalar_type() == at::kFloat}, positions);
 }
 
-// Whether 32 bits do not hold the offsets of all elements.
+// Whether 32 bits are too few for the offsets of all elements.
 inline bool is_wide(const at::Tensor& tensor) {
   int64_t last = 0;
   for (int64_t d = 0; d < tensor.dim(); ++d) {

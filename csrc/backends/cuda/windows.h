@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Where the taps of an output position lie, for the kernels whose images are pixel-major and whose indices fit 32 bits:
-// the fused convolution and the sums of windows. For nvcc only.
+// Where the taps of an output position lie, for the kernels with pixel-major images and 32-bit indices: the fused
+// convolution and the sums of windows. For nvcc only.
 #pragma once
 
 #include "device.h"
@@ -27,20 +27,20 @@ inline Windows windows_of(const UnfoldParams& p, const PositionsView& positions)
   return w;
 }
 
-// The window of an output position, and the tap of it that was begun last.
+// The window of an output position, and the tap that was begun last.
 template <class scalar_t, int kAxes>
 struct Locator {
   static constexpr int kFirst = kMaxAxes - kAxes;
   static constexpr int kCorners = 1 << kAxes;
 
   const Windows& w;
-  int64_t at;  // in the positions
+  int64_t at;  // the output position's place in the positions
   int pixel[kAxes];
   float parameter[kAxes];
   bool finite;
   int tap[kAxes];
 
-  // Of batch item b.
+  // For batch item b.
   __device__ __forceinline__ Locator(const Windows& w, int b, const int (&index)[kAxes])
       : w(w), at(b * w.positions.batch) {
 #pragma unroll
@@ -69,7 +69,7 @@ struct Locator {
     finite = ddu::cuda::load_parameters<scalar_t>(w.p, w.positions, w.p.source, at, group, number, distance, parameter);
   }
 
-  // Of the tap from the window's centre at rate one.
+  // The tap's distances from the window's centre at rate one.
   __device__ __forceinline__ void distances(float (&distance)[kAxes]) const {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
@@ -104,7 +104,7 @@ struct Locator {
   }
 };
 
-// An output position in row-major order, as indices.
+// The indices of an output position that is numbered in row-major order.
 template <int kAxes>
 __device__ __forceinline__ void index_of(const Windows& w, int position, int (&index)[kAxes]) {
 #pragma unroll
@@ -116,7 +116,7 @@ __device__ __forceinline__ void index_of(const Windows& w, int position, int (&i
   }
 }
 
-// 16 bytes, or zeros if `wanted` is 0. No branch, so that loads can overlap.
+// Loads 16 bytes, or returns zeros if `wanted` is 0. Has no branch, so that loads can overlap.
 __device__ __forceinline__ uint4 load_packet_if(unsigned wanted, const void* from) {
   uint4 r;
   asm("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %5, 0;\n\t"
@@ -127,7 +127,7 @@ __device__ __forceinline__ uint4 load_packet_if(unsigned wanted, const void* fro
   return r;
 }
 
-// Adds four numbers to consecutive ones at an address that is a multiple of 16.
+// Adds four numbers at an address that is a multiple of 16.
 __device__ __forceinline__ void add4(float* to, float a, float b, float c, float d) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(a), "f"(b), "f"(c), "f"(d) : "memory");

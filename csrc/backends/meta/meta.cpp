@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Sizes and types without values: the Meta device, which traces run on.
+// The Meta device, which computes sizes and types but no values. Traces run on it.
 
 #include "../backend.h"
 
@@ -24,8 +24,8 @@ struct Meta {
 
 TORCH_LIBRARY_IMPL(ddu, Meta, m) { register_operators<Meta>(m); }
 
-// Sparse and quantised tensors and the like come to CompositeExplicitAutograd (backends/aten), nested ones do not. No
-// operator takes any of them; the checks say so, with the argument's name.
+// Sparse and quantised tensors and the like reach CompositeExplicitAutograd (backends/aten), nested ones do not. No
+// operator takes any of them; the checks say so and name the argument.
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCPU, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorCUDA, m) { register_operators<Meta>(m); }
 TORCH_LIBRARY_IMPL(ddu, NestedTensorMeta, m) { register_operators<Meta>(m); }

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: MIT
-// ddu_ops from C++: dynamic dilation unfold, fold and convolution, and windows and convolutions from offsets and affine
-// maps.
+// The C++ interface of ddu_ops: unfold, fold and convolution with dynamic dilation, and windows and convolutions with
+// offsets or affine maps.
 //
-// The functions are the operators torch.ops.ddu.dynamic_dilation_*, deform_* and affine_* under shorter names: the same
-// schemas, checks and errors (c10::Error), and, since they go through the dispatcher, the same autograd, autocast and
-// devices. The documentation of the Python functions holds for them word by word. Sizes, in elements, of N axes,
-// slowest first:
+// The functions are the operators torch.ops.ddu.dynamic_dilation_*, deform_* and affine_* under shorter names, with the
+// same schemas, checks and errors (c10::Error). They go through the dispatcher, so they also have the same autograd,
+// autocast and devices. The documentation of the Python functions applies word for word. Sizes, in elements, for N
+// axes, slowest first:
 //
-//   input         [B, C, *size], or [C, *size] with every other tensor without B as well
-//   dilation_map  [B, G, *out], one rate for all axes, or [B, N G, *out], a rate per axis; a batch of 1 is broadcast,
-//                 and so are axes of the output that are all 1
-//   offset        [B, G K N, *out], a displacement for each of the K taps and each axis; broadcast alike
-//   theta         [B, G N (N + 1), *out], for each axis the row of a matrix and a shift in pixels; broadcast alike
-//   columns       [B, C K, L], in the order of torch::nn::functional::unfold, L the product of out
+//   input         [B, C, *size], or [C, *size] if every other tensor lacks B as well
+//   dilation_map  [B, G, *out], one rate for all axes, or [B, N G, *out], one rate per axis; a batch of 1 is broadcast,
+//                 and so is an output grid whose sizes are all 1
+//   offset        [B, G K N, *out], a displacement per tap (there are K) and axis; broadcast likewise
+//   theta         [B, G N (N + 1), *out], for each axis a matrix row and a shift in pixels; broadcast likewise
+//   columns       [B, C K, L], in the order of torch::nn::functional::unfold; L is the product of out
 //
 // with out = (size + 2 * padding - dilation * (kernel_size - 1) - 1) / stride + 1, rounded down, on every axis. Where
-// Python takes an int or one for each axis, so do they: 3 or {3, 5}.
+// Python takes one int or one per axis, so does C++: 3 or {3, 5}.
 //
 //   auto x = torch::randn({1, 8, 16, 16});
 //   auto rate = torch::ones({1, 1, 16, 16}).requires_grad_();
@@ -34,15 +34,15 @@
 
 namespace ddu {
 
-// The sums of windows for N = 1, 2, 3 axes, without columns. Their windows are those of unfold, deform_unfold and
+// Sums of windows for N = 1, 2, 3 axes, without columns. The windows are those of unfold, deform_unfold and
 // affine_unfold below.
 //
-// aggregate: every tap times a factor of its own, added up: mask [B, M * taps, *out], for M groups of channels.
+// aggregate: the sum over the taps, each multiplied by its own factor: mask [B, M * taps, *out], for M channel groups.
 //
-// correlate: every window times a query [B, C, *out], added up over each of mask_groups groups of channels.
+// correlate: every window times a query [B, C, *out], summed over each of mask_groups channel groups.
 //
-// max_pool: the largest sample of every window, and its tap. Without a stride it is the size of the window. With
-// padding_mode "ignore" taps outside the image do not count.
+// max_pool: the largest sample of every window, and its tap. The stride defaults to the size of the window. With
+// padding_mode "ignore", taps outside the image don't count.
 #define DDU_SUMS(N) \
   DDU_API at::Tensor aggregate##N##d( \
       const at::Tensor& input, const at::Tensor& mask, torch::ExpandingArray<N> kernel_size, \
@@ -86,15 +86,15 @@ DDU_SUMS(3)
 
 // For N = 1, 2, 3 axes:
 //
-// unfold: F.unfold in which every output position reads its own dilation rate: columns. Channel c reads the map of
-// group c / (C / groups). `aligned` centres a window where F.unfold centres its own; without, on F.unfold's first tap.
-// `padding_mode` says what lies outside: "zeros", "border" or "reflection".
+// unfold: like F.unfold, but each output position has a dilation rate of its own. Returns columns. Channel c reads the
+// map of group c / (C / groups). If `aligned`, windows are centred where F.unfold's are, otherwise on the first tap of
+// F.unfold's. `padding_mode` says what lies outside the image: "zeros", "border" or "reflection".
 //
-// fold: its adjoint, which sums columns into an image of output_size: [B, C, *size], or without B.
+// fold: the adjoint of unfold. Sums columns into an image of output_size: [B, C, *size], or without B.
 //
-// deform_unfold: the windows of a deformable convolution, in which every tap is moved by an offset of its own.
+// deform_unfold: the windows of a deformable convolution: an offset moves each tap.
 //
-// affine_unfold: windows that are turned, stretched and moved by an affine map each.
+// affine_unfold: windows that are each rotated, stretched and moved by an affine map.
 #define DDU_WINDOWS(N, unfold, fold, deform_unfold, affine_unfold) \
   DDU_API at::Tensor unfold( \
       const at::Tensor& input, torch::ExpandingArray<N> kernel_size, const at::Tensor& dilation_map, \
@@ -123,14 +123,14 @@ DDU_WINDOWS(3, unfold3d, fold3d, deform_unfold3d, affine_unfold3d)
 
 // For N = 1, 2, 3 axes:
 //
-// conv: the convolution with a dilation map: weight [O, C / groups, *kernel], or one per image, [B, O, C / groups,
-// *kernel]; bias [O], or then also [B, O]; mask [B, M K, *out], which the taps are multiplied with, for any number M of
-// groups of channels. The result is [B, O, *out].
+// conv: the convolution with a dilation map. weight [O, C / groups, *kernel], or one per image, [B, O, C / groups,
+// *kernel]; bias [O], or with one weight per image also [B, O]; mask [B, M K, *out], which multiplies the taps, for any
+// number M of channel groups. The result is [B, O, *out].
 //
-// affine_conv: the same with affine maps, for theta_groups groups of channels.
+// affine_conv: with affine maps instead, for theta_groups channel groups.
 //
-// deform_conv: the same with offsets, in the order of torchvision's deform_conv2d. The shapes of weight and offset tell
-// the groups.
+// deform_conv: with offsets instead, in the argument order of torchvision's deform_conv2d. The shapes of weight and
+// offset determine the numbers of groups.
 #define DDU_CONVOLUTIONS(N, conv, deform_conv, affine_conv) \
   DDU_API at::Tensor conv( \
       const at::Tensor& input, const at::Tensor& weight, const at::Tensor& dilation_map, \
