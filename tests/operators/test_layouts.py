@@ -132,6 +132,7 @@ FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 CONTIGUOUS = {  # the results of these, whatever the layout of their arguments
     "fold": "columns have no channels-last layout, nor has what is made of them",
     "to_offsets": "it is called with a map, not with features",
+    "theta_from": "they are called with boxes or a map, not with features",
     "multidilatelocalattention": "its channels come last already",
 }
 
