@@ -2,7 +2,7 @@
 
 An incremental build in the checkout: ``python setup.py build_ext --inplace``.
 
-DDU_WITH_CUDA      1 requires the CUDA kernels, 0 disables them; no GPU has to be visible
+DDU_WITH_CUDA      1 requires the CUDA kernels, 0 disables them
 DDU_RELEASE        1: a wheel for other machines, whose version and requirements name the torch that it is for
 DDU_SANITIZE       names for the compiler's -fsanitize=, set by tools/sanitize.py, which builds into a separate folder
 """
@@ -31,12 +31,17 @@ def switch(name: str) -> bool | None:
 def with_cuda() -> bool:
     """Whether to build for CUDA: if torch and a toolkit support it; DDU_WITH_CUDA=1 requires it, 0 disables it.
 
-    No GPU has to be visible. TORCH_CUDA_ARCH_LIST selects the architectures; by default those of the visible GPUs.
+    TORCH_CUDA_ARCH_LIST selects the architectures, and no GPU has to be visible; by default those of the visible GPUs.
     """
     wish = switch("DDU_WITH_CUDA")
+    architectures = torch.cuda.is_available() or os.environ.get("TORCH_CUDA_ARCH_LIST")
     missing = [
         name
-        for name, found in (("torch built for CUDA", torch.version.cuda), ("nvcc (CUDA_HOME)", CUDA_HOME))
+        for name, found in (
+            ("torch built for CUDA", torch.version.cuda),
+            ("nvcc (CUDA_HOME)", CUDA_HOME),
+            ("visible GPU or TORCH_CUDA_ARCH_LIST", architectures or not torch.version.cuda),
+        )
         if not found
     ]
     if wish and missing:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import sys
 import sysconfig
@@ -26,6 +27,23 @@ pytestmark = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not in
 def python(*arguments: str, package: Path = ROOT) -> str:
     """Another Python, with the package of that folder."""
     return processes.python(*arguments, cwd=package, PYTHONPATH=os.pathsep.join([str(package), *sys.path]))
+
+
+@pytest.mark.parametrize("wish, said", [("", r"CUDA off \(no visible GPU or TORCH_CUDA_ARCH_LIST\)"), ("1", None)])
+def test_a_build_for_cuda_needs_architectures(
+    wish: str, said: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", "/usr/local/cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setenv("DDU_WITH_CUDA", wish)
+    if said is None:
+        with pytest.raises(SystemExit, match=r"^DDU_WITH_CUDA=1 needs visible GPU or TORCH_CUDA_ARCH_LIST$"):
+            runpy.run_path(str(ROOT / "setup.py"))
+    else:
+        runpy.run_path(str(ROOT / "setup.py"))
+        assert re.search(said, capsys.readouterr().out)
 
 
 def test_the_wheel_has_what_it_should_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
