@@ -200,12 +200,14 @@ class PixelLists {
     // The step from one pixel to the next along an axis, in keys and in the image.
     int key_step[kAxes];
     int pixel_step[kAxes];
+    int keys = 1;
+    int pixels = 1;
 #pragma unroll
     for (int a = kAxes - 1; a >= 0; --a) {
-      key_step[a] = a == kAxes - 1 ? 1 : key_step[a == kAxes - 1 ? a : a + 1] * extent[a == kAxes - 1 ? a : a + 1];
-      pixel_step[a] = a == kAxes - 1
-          ? 1
-          : pixel_step[a == kAxes - 1 ? a : a + 1] * w.axis[kFirst + (a == kAxes - 1 ? a : a + 1)].size;
+      key_step[a] = keys;
+      pixel_step[a] = pixels;
+      keys *= extent[a];
+      pixels *= w.axis[kFirst + a].size;
     }
     const auto after = [](int c, int a) { return (c & axis_bit(kFirst + a)) != 0 ? 1 : 0; };
     constexpr int kRankBits = 20;

@@ -79,14 +79,10 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
   const auto fill = [&](int slot) {
     const int channel = ahead.chunk * kDepth<T>;
     const T* const from = matrix + ahead.tap * weight.tap + ahead.run * f.run + channel;
-    for (int e = thread; e < kOutputs * 8; e += kThreads) {
-      const int row = e / 8;
-      const int j = e % 8;
-      const bool valid = first_output + row < f.group_outputs && channel + j * kPacketChannels < f.run;
-      copy_async(
-          ring + slot * kStageBytes + place_in_stage(row, j),
-          valid ? from + row * weight.row + j * kPacketChannels : matrix, valid);
-    }
+    const auto valid = [&](int row, int element) {
+      return first_output + row < f.group_outputs && channel + element < f.run;
+    };
+    fill_stage<kOutputs, kThreads>(ring + slot * kStageBytes, from, weight.row, valid, matrix, thread);
     ahead.next(f.taps, chunks);
   };
 #pragma unroll
@@ -119,53 +115,32 @@ __global__ void __launch_bounds__(kWarp * kTeam * kTeams, kTeams == 1 ? 2 : 1) c
     }
     commit_copies();
 
-    float part[kExact ? 2 : 1][kExact ? kTiles : 1][4] = {};
     const char* const stage = ring + slot * kStageBytes;
     slot = slot == kStages - 1 ? 0 : slot + 1;
+    add_step<kExact>(sum, [&](auto& part) {
 #pragma unroll
-    for (int segment = 0; segment < kSegments; ++segment) {
-      const int channel = step.chunk * kDepth<T> + (segment * kLanes + q) * kPacketChannels;
-      if (step.chunk * kDepth<T> + segment * kLanes * kPacketChannels >= f.run) {
-        break;
-      }
-      const bool present = channel < f.run;
-      const int here = (group * f.group_channels + step.run * f.run + channel) / kPacketChannels;
-      Operand<T, kExact> left[kBlocks];
-#pragma unroll
-      for (int block8 = 0; block8 < kBlocks; ++block8) {
-        const auto tap = sampled[block8 * 8 + g];
-        uint4 corner[1 << kAxes];
-        image.gather(tap.offset + here, present ? tap.inside : 0u, corner);
-        Packet samples = interpolate<T, kAxes>(corner, tap.factor);
-        if (!present) {
-          samples = {};
+      for (int segment = 0; segment < kSegments; ++segment) {
+        const int channel = step.chunk * kDepth<T> + (segment * kLanes + q) * kPacketChannels;
+        if (step.chunk * kDepth<T> + segment * kLanes * kPacketChannels >= f.run) {
+          break;
         }
-        left[block8] = Operand<T, kExact>(samples);
-      }
+        const bool present = channel < f.run;
+        const int here = (group * f.group_channels + step.run * f.run + channel) / kPacketChannels;
+        Operand<T, kExact> left[kBlocks];
 #pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-        const int row = column_of<2 * kTiles>(n, g);
-        const Operand<T, kExact> right(
-            packet_of(*reinterpret_cast<const uint4*>(stage + place_in_stage(row, segment * kLanes + q))));
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          multiply<T, kExact>(
-              kExact ? part[kExact ? m : 0][kExact ? n : 0] : sum[m][n], left[2 * m], left[2 * m + 1], right);
-        }
-      }
-    }
-    if constexpr (kExact) {
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            sum[m][n][i] += part[m][n][i];
+        for (int block8 = 0; block8 < kBlocks; ++block8) {
+          const auto tap = sampled[block8 * 8 + g];
+          uint4 corner[1 << kAxes];
+          image.gather(tap.offset + here, present ? tap.inside : 0u, corner);
+          Packet samples = interpolate<T, kAxes>(corner, tap.factor);
+          if (!present) {
+            samples = {};
           }
+          left[block8] = Operand<T, kExact>(samples);
         }
+        multiply_segment<2 * kTiles>(part, left, stage, segment, g, q);
       }
-    }
+    });
   }
   wait_for_copies<0>();
 

@@ -243,6 +243,66 @@ __device__ __forceinline__ constexpr int column_of(int tile, int n) {
   return tile / kTilesOf * (kLanes * kWidth) + n / 2 * kWidth + 2 * (tile % kTilesOf) + n % 2;
 }
 
+// ---- a step of the product
+
+// Fills a stage, kOfStage rows of 128 bytes, with the elements of a matrix that are valid(row, element), by packets,
+// and with zeros in place of the others. `readable` is any address that may be read.
+template <int kOfStage, int kThreads, class T, class Valid>
+__device__ __forceinline__ void fill_stage(
+    char* stage, const T* from, int64_t row_stride, const Valid& valid, const T* readable, int thread) {
+  constexpr int kPacketElements = 16 / static_cast<int>(sizeof(T));
+  for (int e = thread; e < kOfStage * 8; e += kThreads) {
+    const int row = e / 8;
+    const int j = e % 8;
+    const bool here = valid(row, j * kPacketElements);
+    copy_async(stage + place_in_stage(row, j), here ? from + row * row_stride + j * kPacketElements : readable, here);
+  }
+}
+
+// Adds the product of the left operand, kPairs times 16 rows, and a segment of the stage, whose columns are permuted
+// for kWidth.
+template <int kWidth, class T, bool kExact, int kRowBlocks, int kPairs, int kTiles>
+__device__ __forceinline__ void multiply_segment(
+    float (&sum)[kPairs][kTiles][4],
+    const Operand<T, kExact> (&left)[kRowBlocks],
+    const char* stage,
+    int segment,
+    int g,
+    int q) {
+  static_assert(kRowBlocks == 2 * kPairs);
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    const int row = column_of<kWidth>(n, g);
+    const Operand<T, kExact> right(
+        packet_of(*reinterpret_cast<const uint4*>(stage + place_in_stage(row, segment * kLanes + q))));
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) {
+      multiply<T, kExact>(sum[m][n], left[2 * m], left[2 * m + 1], right);
+    }
+  }
+}
+
+// Calls product(where to add): to the sum itself or, if exact, to a sum of this step, which is then added.
+template <bool kExact, int kPairs, int kTiles, class Product>
+__device__ __forceinline__ void add_step(float (&sum)[kPairs][kTiles][4], const Product& product) {
+  if constexpr (kExact) {
+    float part[kPairs][kTiles][4] = {};
+    product(part);
+#pragma unroll
+    for (int m = 0; m < kPairs; ++m) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[m][n][i] += part[m][n][i];
+        }
+      }
+    }
+  } else {
+    product(sum);
+  }
+}
+
 // ---- the places of a position's taps
 
 // An output position's window, with its mask.

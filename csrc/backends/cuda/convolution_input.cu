@@ -90,14 +90,10 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
   const auto fill = [&](int slot) {
     const int depth = ahead_depth * kDepth<T>;
     const T* const from = matrix + (ahead_start + ahead_tap) * weight.tap + ahead_channel * weight.row + depth;
-    for (int e = thread; e < kChannels * 8; e += kThreads) {
-      const int row = e / 8;
-      const int j = e % 8;
-      const bool valid = ahead_channel + row < ahead_end && depth + j * kPacketChannels < f.group_outputs;
-      copy_async(
-          ring + slot * kStageBytes + place_in_stage(row, j),
-          valid ? from + row * weight.row + j * kPacketChannels : matrix, valid);
-    }
+    const auto valid = [&](int row, int element) {
+      return ahead_channel + row < ahead_end && depth + element < f.group_outputs;
+    };
+    fill_stage<kChannels, kThreads>(ring + slot * kStageBytes, from, weight.row, valid, matrix, thread);
     if (++ahead_depth == depths) {
       ahead_depth = 0;
       if (++ahead_tap == min(kTogether<kAxes>, last_tap - ahead_start)) {
@@ -173,7 +169,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
         });
       }
       for (int t = 0; t < count; ++t) {
-        float sum[kTiles][4] = {};
+        float sum[1][kTiles][4] = {};
         for (int depth = 0; depth < depths; ++depth, ++step_number) {
           wait_for_copies<kStages - 2>();
           __syncthreads();
@@ -181,38 +177,25 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
             fill(slot == 0 ? kStages - 1 : slot - 1);
           }
           commit_copies();
-          float part[kExact ? kTiles : 1][4] = {};
           const char* const stage = ring + slot * kStageBytes;
           slot = slot == kStages - 1 ? 0 : slot + 1;
+          add_step<kExact>(sum, [&](auto& part) {
 #pragma unroll
-          for (int segment = 0; segment < kSegments; ++segment) {
-            const int o = depth * kDepth<T> + (segment * kLanes + q) * kPacketChannels;
-            if (depth * kDepth<T> + segment * kLanes * kPacketChannels >= f.group_outputs) {
-              break;
-            }
-            const auto left = [&](int half) {
-              return Operand<T, kExact>(packet_of(load_packet_if(
-                  row_valid[half] && o < f.group_outputs ? 1u : 0u, row_grad[half] + group * f.group_outputs + o)));
-            };
-            const auto top = left(0);
-            const auto bottom = left(1);
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) {
-              const int row = column_of<kPacketChannels>(n, g);
-              const Operand<T, kExact> right(
-                  packet_of(*reinterpret_cast<const uint4*>(stage + place_in_stage(row, segment * kLanes + q))));
-              multiply<T, kExact>(kExact ? part[kExact ? n : 0] : sum[n], top, bottom, right);
-            }
-          }
-          if constexpr (kExact) {
-#pragma unroll
-            for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-              for (int i = 0; i < 4; ++i) {
-                sum[n][i] += part[n][i];
+            for (int segment = 0; segment < kSegments; ++segment) {
+              const int o = depth * kDepth<T> + (segment * kLanes + q) * kPacketChannels;
+              if (depth * kDepth<T> + segment * kLanes * kPacketChannels >= f.group_outputs) {
+                break;
               }
+              Operand<T, kExact> left[2];
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                const auto packet = load_packet_if(
+                    row_valid[half] && o < f.group_outputs ? 1u : 0u, row_grad[half] + group * f.group_outputs + o);
+                left[half] = Operand<T, kExact>(packet_of(packet));
+              }
+              multiply_segment<kPacketChannels>(part, left, stage, segment, g, q);
             }
-          }
+          });
         }
 
         // sum is the columns' gradient, for rows g and 8 + g. Of every kLanes * kPacketChannels channels, lane q has
@@ -225,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, kResident) convolution_input_kernel(
             auto* const elements = reinterpret_cast<T*>(&rounded);
 #pragma unroll
             for (int k = 0; k < kPacketChannels; ++k) {
-              elements[k] = static_cast<T>(sum[packet * kTilesOfPacket + k / 2][half * 2 + k % 2]);
+              elements[k] = static_cast<T>(sum[0][packet * kTilesOfPacket + k / 2][half * 2 + k % 2]);
             }
             *reinterpret_cast<uint4*>(
                 columns + t * kTapBytes + place_in_stage(warp * 16 + half * 8 + g, packet * kLanes + q)) = rounded;

@@ -80,14 +80,8 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
     const int depth = ahead_depth * kDepth<T>;
     const T* const from =
         matrix + (first_tap + ahead.tap) * weight.tap + (ahead.run * f.run + channel) * weight.row + depth;
-    for (int e = thread; e < kChannels * 8; e += kThreads) {
-      const int row = e / 8;
-      const int j = e % 8;
-      const bool valid = channel + row < f.run && depth + j * kPacketChannels < f.group_outputs;
-      copy_async(
-          memory + slot * kStageBytes + place_in_stage(row, j),
-          valid ? from + row * weight.row + j * kPacketChannels : matrix, valid);
-    }
+    const auto valid = [&](int row, int element) { return channel + row < f.run && depth + element < f.group_outputs; };
+    fill_stage<kChannels, kThreads>(memory + slot * kStageBytes, from, weight.row, valid, matrix, thread);
     if (++ahead_depth == depths) {
       ahead_depth = 0;
       ahead.next(taps, chunks);
@@ -142,52 +136,31 @@ __global__ void __launch_bounds__(kWarp* kTeam, kResident) convolution_positions
             fill(slot == 0 ? kStages - 1 : slot - 1);
           }
           commit_copies();
-          float part[kExact ? 2 : 1][kExact ? kTiles : 1][4] = {};
           const char* const stage = memory + slot * kStageBytes;
           slot = slot == kStages - 1 ? 0 : slot + 1;
+          add_step<kExact>(sum, [&](auto& part) {
 #pragma unroll
-          for (int segment = 0; segment < kSegments; ++segment) {
-            const int o = depth * kDepth<T> + (segment * kLanes + q) * kPacketChannels;
-            if (depth * kDepth<T> + segment * kLanes * kPacketChannels >= f.group_outputs) {
-              break;
-            }
-            Operand<T, kExact> left[kBlocks];
-#pragma unroll
-            for (int block8 = 0; block8 < kBlocks; ++block8) {
-              const int position = first + block8 * 8 + g;
-              uint4 packet = make_uint4(0, 0, 0, 0);
-              if (position < f.length && o < f.group_outputs) {
-                packet = __ldg(
-                    reinterpret_cast<const uint4*>(
-                        grad_output + (static_cast<int64_t>(b) * f.length + position) * f.outputs +
-                        group * f.group_outputs + o));
+            for (int segment = 0; segment < kSegments; ++segment) {
+              const int o = depth * kDepth<T> + (segment * kLanes + q) * kPacketChannels;
+              if (depth * kDepth<T> + segment * kLanes * kPacketChannels >= f.group_outputs) {
+                break;
               }
-              left[block8] = Operand<T, kExact>(packet_of(packet));
-            }
+              Operand<T, kExact> left[kBlocks];
 #pragma unroll
-            for (int n = 0; n < kTiles; ++n) {
-              const int row = column_of<kPacketChannels>(n, g);
-              const Operand<T, kExact> right(
-                  packet_of(*reinterpret_cast<const uint4*>(stage + place_in_stage(row, segment * kLanes + q))));
-#pragma unroll
-              for (int m = 0; m < 2; ++m) {
-                multiply<T, kExact>(
-                    kExact ? part[kExact ? m : 0][kExact ? n : 0] : sum[m][n], left[2 * m], left[2 * m + 1], right);
-              }
-            }
-          }
-          if constexpr (kExact) {
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-#pragma unroll
-              for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                  sum[m][n][i] += part[m][n][i];
+              for (int block8 = 0; block8 < kBlocks; ++block8) {
+                const int position = first + block8 * 8 + g;
+                uint4 packet = make_uint4(0, 0, 0, 0);
+                if (position < f.length && o < f.group_outputs) {
+                  packet = __ldg(
+                      reinterpret_cast<const uint4*>(
+                          grad_output + (static_cast<int64_t>(b) * f.length + position) * f.outputs +
+                          group * f.group_outputs + o));
                 }
+                left[block8] = Operand<T, kExact>(packet_of(packet));
               }
+              multiply_segment<kPacketChannels>(part, left, stage, segment, g, q);
             }
-          }
+          });
         }
 
         // sum is the columns' gradient, for rows 8 * block8 + g. Of every kLanes * kPacketChannels channels, lane q has

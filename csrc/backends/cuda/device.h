@@ -249,6 +249,26 @@ __device__ __forceinline__ bool load_parameters(
   return finite;
 }
 
+// Bit c: whether corner c of a tap lies in the image, of the pixel before the tap and the image's size along axis a.
+template <int kAxes, class Pixel, class Size>
+__device__ __forceinline__ unsigned corners_inside(const Pixel& pixel, const Size& size) {
+  constexpr unsigned kAll = (1u << (1 << kAxes)) - 1;
+  unsigned inside = kAll;
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a) {
+    unsigned after = 0;  // corners after the tap
+#pragma unroll
+    for (int c = 0; c < 1 << kAxes; ++c) {
+      after |= (c & axis_bit(kMaxAxes - kAxes + a)) != 0 ? 1u << c : 0;
+    }
+    const auto first = pixel(a);
+    const bool low = first >= 0;
+    const bool high = first >= -1 && first + 1 < size(a);
+    inside &= (low ? kAll & ~after : 0) | (high ? after : 0);
+  }
+  return inside;
+}
+
 // A window of a problem treated as one with kAxes axes, and the tap that it last moved to. kPlain: the source is known
 // to be rates, and the padding mode zeros.
 template <class scalar_t, class Index, int kAxes, bool kPlain>
@@ -295,21 +315,8 @@ struct Window {
 
   // Bit c: whether corner c of the tap lies in the image.
   __device__ __forceinline__ unsigned corners_inside() const {
-    constexpr unsigned kAll = (1u << (1 << kAxes)) - 1;
-    unsigned inside = kAll;
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      unsigned after = 0;  // corners after the tap
-#pragma unroll
-      for (int c = 0; c < 1 << kAxes; ++c) {
-        after |= (c & axis_bit(kFirst + a)) != 0 ? 1u << c : 0;
-      }
-      const Index first = neighbour[a];
-      const bool low = first >= 0;
-      const bool high = first >= -1 && first + 1 < static_cast<Index>(p.axis[kFirst + a].size);
-      inside &= (low ? kAll & ~after : 0) | (high ? after : 0);
-    }
-    return inside;
+    return ddu::cuda::corners_inside<kAxes>(
+        [&](int a) { return neighbour[a]; }, [&](int a) { return static_cast<Index>(p.axis[kFirst + a].size); });
   }
 
   // The tap's distance from the window's centre at rate one, along every axis.

@@ -31,7 +31,6 @@ inline Windows windows_of(const UnfoldParams& p, const PositionsView& positions)
 template <class scalar_t, int kAxes>
 struct Locator {
   static constexpr int kFirst = kMaxAxes - kAxes;
-  static constexpr int kCorners = 1 << kAxes;
 
   const Windows& w;
   int64_t at;  // the output position's place in the positions
@@ -88,19 +87,8 @@ struct Locator {
 
   // Bit c: whether corner c lies in the image.
   __device__ __forceinline__ unsigned corners_inside(const Neighbours<float, int> (&n)[kAxes]) const {
-    unsigned inside = (1u << kCorners) - 1;
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      unsigned after = 0;  // corners after the tap
-#pragma unroll
-      for (int c = 0; c < kCorners; ++c) {
-        after |= (c & axis_bit(kFirst + a)) != 0 ? 1u << c : 0u;
-      }
-      const bool low = n[a].pixel >= 0;
-      const bool high = n[a].pixel >= -1 && n[a].pixel + 1 < w.axis[kFirst + a].size;
-      inside &= (low ? ~after : 0u) | (high ? after : 0u);
-    }
-    return inside;
+    return ddu::cuda::corners_inside<kAxes>(
+        [&](int a) { return n[a].pixel; }, [&](int a) { return w.axis[kFirst + a].size; });
   }
 };
 
