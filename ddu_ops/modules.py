@@ -688,7 +688,7 @@ class OffsetPredictor(_StartsAtZero):
 
 
 class AffinePredictor(_StartsAtZero):
-    r"""A convolution that predicts the affine maps of windows: the identity, plus what it makes of its input.
+    r"""A convolution that predicts the affine maps of windows: the identity, plus a function of the input.
 
     The weights start at zero, so what reads the maps starts as the plain convolution, and learns from the first step
     on.
@@ -825,6 +825,13 @@ class _Convolution(nn.modules.conv._ConvNd):
         kind = _CONVOLUTIONS[self._axes - 1]
         kind.__init__(self, in_channels, out_channels, *_window(self._axes, name, *window), groups, bias, **options)
         self.padding_mode = mode  # type: ignore[assignment]
+
+    def _require_given(self, name: str, argument: str, given: Tensor | None) -> None:
+        if given is None:
+            raise RuntimeError(
+                f"{name}{self._axes}d(): expected {argument} to be a tensor, because the layer predicts none, but got "
+                "None"
+            )
 
     def reset_parameters(self) -> None:
         """Reset the parameters as torch's convolution does, and the predictor to windows that are not moved."""
@@ -976,11 +983,7 @@ class _DynamicDilationConv(_Convolution):
     def forward(self, input: Tensor, dilation_map: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.rate is None:
-            if dilation_map is None:
-                raise RuntimeError(
-                    f"DynamicDilationConv{self._axes}d(): expected dilation_map to be a tensor, because the layer "
-                    "predicts none, but got None"
-                )
+            self._require_given("DynamicDilationConv", "dilation_map", dilation_map)
         elif dilation_map is None or _may_be_left_out(dilation_map):
             dilation_map = _given_or(dilation_map, self.rate(input))
         return type(self)._function(
@@ -1134,11 +1137,7 @@ class _DeformConv(_Convolution):
     def forward(self, input: Tensor, offset: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.offset is None:
-            if offset is None:
-                raise RuntimeError(
-                    f"DeformConv{self._axes}d(): expected offset to be a tensor, because the layer predicts none, but "
-                    "got None"
-                )
+            self._require_given("DeformConv", "offset", offset)
         else:
             left_out = [argument is None or _may_be_left_out(argument) for argument in (offset, mask)]
             if any(left_out):
@@ -1277,11 +1276,7 @@ class _AffineConv(_Convolution):
     def forward(self, input: Tensor, theta: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         check_input(type(self).__name__, input, self._axes, self.in_channels)
         if self.theta is None:
-            if theta is None:
-                raise RuntimeError(
-                    f"AffineConv{self._axes}d(): expected theta to be a tensor, because the layer predicts none, but "
-                    "got None"
-                )
+            self._require_given("AffineConv", "theta", theta)
         elif theta is None or _may_be_left_out(theta):
             theta = _given_or(theta, self.theta(input))
         return type(self)._function(
@@ -1326,7 +1321,7 @@ class AffineConv2d(_AffineConv, nn.Conv2d):
     Args:
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias: as in
             :class:`torch.nn.Conv2d`.
-        predict: predict the maps where a call brings none. Default: every call brings them.
+        predict: predict the maps of calls that pass none. Default: every call passes them.
         theta_groups: number of channel groups that have maps of their own. Default: 1.
         padding_mode: as in :func:`~ddu_ops.affine_conv2d`, or in the words of :class:`torch.nn.Conv2d`, ``"replicate"``
             and ``"reflect"``. The predictor pads with zeros.

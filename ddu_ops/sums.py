@@ -288,11 +288,11 @@ def affine_aggregate1d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of a signal, placed by an affine map, each multiplied by a factor.
+    r"""Sum the taps of every window of a signal, placed by an affine map, each multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, W)`, ``mask`` :math:`(B, M \, k,
     W_{out})`, the output :math:`(B, C, W_{out})`; ``theta`` is as in :func:`ddu_ops.affine_unfold1d`; unbatched
-    without the :math:`B`. All else, the errors included, is as there.
+    without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 6), torch.rand(2, 6, 6)
@@ -326,11 +326,11 @@ def affine_aggregate2d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of an image, placed by an affine map, each multiplied by a factor.
+    r"""Sum the taps of every window of an image, placed by an affine map, each multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, H, W)`, ``mask`` :math:`(B, M \, k_h k_w,
     H_{out}, W_{out})`, the output :math:`(B, C, H_{out}, W_{out})`; ``theta`` is as in
-    :func:`ddu_ops.affine_unfold2d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    :func:`ddu_ops.affine_unfold2d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 6, 7), torch.rand(2, 18, 6, 7)
@@ -364,11 +364,11 @@ def affine_aggregate3d(
     *,
     padding_mode: str = "zeros",
 ) -> Tensor:
-    r"""Add up the taps of every window of a volume, placed by an affine map, each multiplied by a factor.
+    r"""Sum the taps of every window of a volume, placed by an affine map, each multiplied by a factor.
 
     Like :func:`dynamic_dilation_aggregate2d`: ``input`` is :math:`(B, C, D, H, W)`, ``mask`` :math:`(B, M \, k_d
     k_h k_w, D_{out}, H_{out}, W_{out})`, the output :math:`(B, C, D_{out}, H_{out}, W_{out})`; ``theta`` is as in
-    :func:`ddu_ops.affine_unfold3d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    :func:`ddu_ops.affine_unfold3d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> input, mask = torch.randn(2, 8, 4, 5, 6), torch.rand(2, 54, 4, 5, 6)
@@ -687,7 +687,7 @@ def affine_correlate1d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, W_{out})`, ``input`` :math:`(B, C, W)`,
     the output :math:`(B, M \, k, W_{out})`; ``theta`` is as in :func:`ddu_ops.affine_unfold1d`; unbatched without
-    the :math:`B`. All else, the errors included, is as there.
+    the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 6)
@@ -728,7 +728,7 @@ def affine_correlate2d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, H_{out}, W_{out})`, ``input`` :math:`(B,
     C, H, W)`, the output :math:`(B, M \, k_h k_w, H_{out}, W_{out})`; ``theta`` is as in
-    :func:`ddu_ops.affine_unfold2d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    :func:`ddu_ops.affine_unfold2d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 6, 7)
@@ -769,7 +769,7 @@ def affine_correlate3d(
 
     Like :func:`dynamic_dilation_correlate2d`: ``query`` is :math:`(B, C, D_{out}, H_{out}, W_{out})`, ``input``
     :math:`(B, C, D, H, W)`, the output :math:`(B, M \, k_d k_h k_w, D_{out}, H_{out}, W_{out})`; ``theta`` is as
-    in :func:`ddu_ops.affine_unfold3d`; unbatched without the :math:`B`. All else, the errors included, is as there.
+    in :func:`ddu_ops.affine_unfold3d`; unbatched without the :math:`B`. Everything else, including errors, is the same.
 
     Example:
         >>> query, input = torch.randn(2, 2, 8, 4, 5, 6)
